@@ -1,0 +1,82 @@
+"""The program: options to pipeline to output, and errors to words and exit status."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from conntrack_textfile import exposition, logs, options, snapshot, sysctl, textfile
+from conntrack_textfile.logs import LOG
+from conntrack_textfile.options import Options, UsageError
+from conntrack_textfile.source import SourceError
+from conntrack_textfile.textfile import OutputError
+
+
+def main(argv: list[str]) -> int:
+    """Run a command line (without the program's name). The exit status: 0, 1 failed, 2 usage."""
+    try:
+        opts = options.parse(argv)
+    except UsageError as error:
+        print(f"conntrack-textfile: {error} (see conntrack-textfile --help)", file=sys.stderr)
+        return 2
+    logs.configure(opts.log_level, opts.log_format)
+    if opts.configure_accounting:
+        _enable_accounting(opts.proc_root)
+    try:
+        if opts.serve:
+            _serve(opts)
+        else:
+            _write(opts)
+    except (SourceError, OutputError) as error:
+        LOG.error("%s", error)
+        LOG.debug("failed", exc_info=True)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _write(opts: Options) -> None:
+    taken = snapshot.take(opts.proc_root)
+    for warning in taken.warnings:
+        LOG.warning("%s", warning)
+    pieces = exposition.render(taken)
+    if opts.file == "-":
+        textfile.stream(pieces)
+    else:
+        textfile.replace(opts.file, pieces)
+
+
+def _serve(opts: Options) -> None:
+    # Imported here: one snapshot must not pay for an HTTP server.
+    from conntrack_textfile import server
+    from conntrack_textfile.refresh import Refresher
+
+    # Blocked in every thread, so that only the wait below gets them.
+    stop = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop)
+
+    listeners = [server.listen(address) for address in opts.listen]
+    refresher = Refresher(
+        take=lambda: snapshot.take(opts.proc_root),
+        failure=lambda last: snapshot.failure(opts.proc_root, last),
+        interval=opts.interval,
+    )
+    application = server.Application(
+        refresher.current,
+        telemetry_path=opts.telemetry_path,
+        max_requests=opts.max_requests,
+        exporter_metrics=opts.exporter_metrics,
+    )
+    refresher.start()
+    for listener in listeners:
+        server.start(listener, application)
+        LOG.info("listening on %s", options.Address(*listener.getsockname()[:2]))
+    LOG.info("stopped by %s", signal.Signals(signal.sigwait(stop)).name)
+
+
+def _enable_accounting(proc_root: str) -> None:
+    try:
+        sysctl.enable_accounting(proc_root)
+    except OSError as error:
+        LOG.warning("cannot set net.netfilter.nf_conntrack_acct=1: %s", error.strerror or error)

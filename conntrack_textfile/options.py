@@ -1,0 +1,165 @@
+"""The command line: the usage text, which specifies it, and what it parses to."""
+
+from __future__ import annotations
+
+import re
+from socket import AF_INET6, inet_pton
+from typing import NamedTuple
+
+import docopt
+
+from conntrack_textfile import __version__
+
+USAGE = """\
+Prometheus metrics from the Linux connection tracking table.
+
+Usage:
+  conntrack-textfile write [options] [--web.listen-address=ADDR]... [FILE]
+  conntrack-textfile serve [options] [--web.listen-address=ADDR]...
+  conntrack-textfile -h | --help
+  conntrack-textfile -v | --version
+
+Commands:
+  write  Take one snapshot and write it to FILE, atomically, for the textfile
+         collector of node_exporter. FILE defaults to -, the standard output.
+  serve  Take a snapshot every interval and serve the last one over HTTP.
+
+Options:
+  --collector.interval=SECONDS     Time from snapshot to snapshot in serve
+                                   [default: 60]
+  --configure.nf_conntrack_acct    Try to switch on the kernel's packet and byte
+                                   counters (net.netfilter.nf_conntrack_acct=1)
+                                   at start
+  --path.procfs=DIR                Where procfs is mounted [default: /proc]
+  --web.listen-address=ADDR        HOST:PORT, [IPV6]:PORT, or :PORT for all
+                                   addresses; may be given again [default: :9095]
+  --web.telemetry-path=PATH        Path of the metrics [default: /metrics]
+  --web.disable-exporter-metrics   Leave out the metrics about serve itself
+                                   (process_*, python_*, promhttp_*)
+  --web.max-requests=N             Parallel scrapes, above them status 503;
+                                   0 for no limit [default: 40]
+  --log.level=LEVEL                debug, info, warn or error [default: info]
+  --log.format=FORMAT              logfmt or json [default: logfmt]
+  -h --help                        Show this text
+  -v --version                     Show the version
+"""
+
+
+class UsageError(Exception):
+    """The command line is wrong. The message says which part and what would be right."""
+
+
+class Address(NamedTuple):
+    """Where to listen. An empty host stands for all addresses, IPv4 and IPv6."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Options(NamedTuple):
+    """All that the user asked for."""
+
+    serve: bool
+    file: str
+    interval: float  # seconds
+    configure_accounting: bool
+    proc_root: str
+    listen: tuple[Address, ...]
+    telemetry_path: str
+    exporter_metrics: bool
+    max_requests: int  # 0: no limit
+    log_level: str
+    log_format: str
+
+
+def parse(argv: list[str]) -> Options:
+    """The options of a command line (without the program's name).
+
+    Raises UsageError, and SystemExit after --help and --version, which print.
+    """
+    try:
+        given = docopt.docopt(USAGE, argv, version=f"conntrack-textfile {__version__}")
+    except docopt.DocoptExit as error:
+        raise UsageError(_explain(error)) from None
+    return Options(
+        serve=given["serve"],
+        file=_not_empty("FILE", "-" if given["FILE"] is None else given["FILE"]),
+        interval=_seconds(given, "--collector.interval"),
+        configure_accounting=given["--configure.nf_conntrack_acct"],
+        proc_root=_not_empty("--path.procfs", given["--path.procfs"]),
+        listen=tuple(map(_address, given["--web.listen-address"])),
+        telemetry_path=_path(given, "--web.telemetry-path"),
+        exporter_metrics=not given["--web.disable-exporter-metrics"],
+        max_requests=_count(given, "--web.max-requests"),
+        log_level=_choice(given, "--log.level", ("debug", "info", "warn", "error")),
+        log_format=_choice(given, "--log.format", ("logfmt", "json")),
+    )
+
+
+def _explain(error: docopt.DocoptExit) -> str:
+    """What docopt refused, in a line."""
+    reason = str(error.code).partition("\n")[0]
+    # It names what it could not place as "[Option(None, '--name', …)]" and the like.
+    left = re.search(r"\[(Option|Argument)\(.*?['\"](.*?)['\"]", reason)
+    if left is None:
+        # "--log.level requires argument", or nothing where no command was given
+        return reason if "argument" in reason else "say what to do: write or serve"
+    if left[1] == "Argument":
+        return f"unexpected argument {left[2]!r}"
+    known = re.search(rf"^ +(-\w )?{re.escape(left[2])}\b", USAGE, re.MULTILINE)
+    return f"{left[2]} " + ("may be given only once" if known else "is not an option")
+
+
+def _not_empty(name: str, value: str) -> str:
+    if not value or "\0" in value:
+        raise UsageError(f"{name} must not be empty")
+    return value
+
+
+def _seconds(given: docopt.ParsedOptions, name: str) -> float:
+    value = given[name]
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value, re.ASCII) and float(value) > 0:
+        return float(value)
+    raise UsageError(f"{name} must be a number of seconds above 0, not {value!r}")
+
+
+def _count(given: docopt.ParsedOptions, name: str) -> int:
+    value = given[name]
+    if re.fullmatch(r"[0-9]{1,9}", value):
+        return int(value)
+    raise UsageError(f"{name} must be a whole number, 0 or more, not {value!r}")
+
+
+def _choice(given: docopt.ParsedOptions, name: str, choices: tuple[str, ...]) -> str:
+    value: str = given[name]
+    if value in choices:
+        return value
+    raise UsageError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def _path(given: docopt.ParsedOptions, name: str) -> str:
+    value: str = given[name]
+    if re.fullmatch(r"/[!-~]*", value) and not re.search(r"[?#%]", value):
+        return value
+    raise UsageError(f"{name} must be a path that begins with /, not {value!r}")
+
+
+def _address(value: str) -> Address:
+    match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:\[\]\s]*)):([0-9]{1,5})", value)
+    if match and int(match[3]) <= 65535 and (match[1] is None or _is_ipv6(match[1])):
+        return Address(match[1] or match[2] or "", int(match[3]))
+    raise UsageError(
+        "--web.listen-address must be HOST:PORT, [IPV6]:PORT or :PORT "
+        f"with a port up to 65535, not {value!r}"
+    )
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        inet_pton(AF_INET6, text.partition("%")[0])  # fe80::1%eth0
+    except (OSError, ValueError):
+        return False
+    return True

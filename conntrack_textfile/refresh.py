@@ -1,0 +1,118 @@
+"""The refresh: one finished snapshot after another, for scrapes to read.
+
+A scrape never waits for the table and never reads it: it gets the last
+snapshot, whole, or the news that there is none fresh enough to show.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+from conntrack_textfile import exposition
+from conntrack_textfile.logs import LOG
+from conntrack_textfile.server import EMPTY, Page
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conntrack_textfile.snapshot import Snapshot
+
+# The last good snapshot is shown for this many intervals, then no more.
+_LIFETIME = 3
+
+# How long a scrape waits for the first reading of all to end.
+_PATIENCE = 5.0
+
+
+class _State(NamedTuple):
+    """What scrapes see. Swapped as a whole."""
+
+    snapshot: Snapshot  # without its connections: the page has them
+    page: Page
+    expires: float  # monotonic seconds
+
+
+class Refresher:
+    """Takes a snapshot every interval (seconds), in a thread of its own.
+
+    take() gives a snapshot or raises; failure(last) is the snapshot to show after that.
+    """
+
+    def __init__(
+        self,
+        take: Callable[[], Snapshot],
+        failure: Callable[[Snapshot | None], Snapshot],
+        interval: float,
+    ) -> None:
+        self._take = take
+        self._failure = failure
+        self._interval = interval
+        self._state: _State | None = None
+        self._tried = threading.Event()
+        self._failures = 0
+        self._cause = ""
+        self._warnings: list[str] = []
+
+    def start(self) -> None:
+        """Begin, with a first snapshot at once. It goes on until the process ends."""
+        threading.Thread(target=self._run, name="refresh", daemon=True).start()
+
+    def current(self) -> tuple[bytes, Page] | None:
+        """The status text and the page of connections; None while the first reading lasts."""
+        self._tried.wait(_PATIENCE)
+        state = self._state
+        if state is None:
+            return None
+        if time.monotonic() > state.expires:
+            return exposition.render_status(state.snapshot._replace(success=False)), EMPTY
+        return exposition.render_status(state.snapshot), state.page
+
+    def refresh(self) -> float:
+        """Take one snapshot, show it, and say how many seconds to wait for the next."""
+        started = time.monotonic()
+        try:
+            self._show(self._take())
+        # Whatever it was: a thread that dies would leave the numbers frozen.
+        except Exception as error:  # noqa: BLE001
+            self._fail(error)
+            wait = min(self._interval, 2.0 ** min(self._failures - 1, 30))
+        else:
+            wait = max(0.0, started + self._interval - time.monotonic())
+        self._tried.set()
+        return wait
+
+    def _run(self) -> NoReturn:
+        while True:
+            time.sleep(self.refresh())
+
+    def _show(self, snapshot: Snapshot) -> None:
+        assert snapshot.connections is not None
+        assert snapshot.duration is not None
+        page = Page(exposition.render_connections(snapshot.connections))
+        # A reading that takes longer than the interval is not stale for that.
+        lifetime = _LIFETIME * max(self._interval, snapshot.duration)
+        self._state = _State(snapshot._replace(connections=None), page, time.monotonic() + lifetime)
+        if self._failures:
+            LOG.info("reading the table works again, after %d failures", self._failures)
+        self._failures = 0
+        self._cause = ""
+        for warning in snapshot.warnings:
+            if warning not in self._warnings:
+                LOG.warning("%s", warning)
+        self._warnings = snapshot.warnings
+
+    def _fail(self, error: Exception) -> None:
+        self._failures += 1
+        cause = str(error) or repr(error)
+        if cause != self._cause:
+            LOG.error("%s; trying again", cause)
+            LOG.debug("refresh failed", exc_info=error)
+            self._cause = cause
+        last = self._state
+        self._state = _State(
+            self._failure(last.snapshot if last else None),
+            last.page if last else EMPTY,
+            last.expires if last else 0.0,
+        )

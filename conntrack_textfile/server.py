@@ -1,0 +1,382 @@
+"""HTTP: finished text to whoever asks for it. Knows nothing of connections.
+
+Every request is a thread of the standard library's WSGI server. Threads, time
+and sizes are bounded, since anybody who reaches the port can send anything.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import os
+import socket
+import struct
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable
+from socketserver import ThreadingMixIn
+from typing import IO, TYPE_CHECKING, Any, cast
+from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
+
+import prometheus_client
+
+from conntrack_textfile.logs import LOG
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from types import TracebackType
+
+    from conntrack_textfile.options import Address
+
+    _ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
+
+_Start = Callable[[str, list[tuple[str, str]]], object]  # PEP 3333, as used here
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+# Seconds that a client has to send its request, and to take the answer.
+REQUEST_SECONDS = 10.0
+RESPONSE_SECONDS = 60.0
+
+_MAX_REQUEST_LINE = 65536
+
+# Open connections above which new ones are closed at once.
+MAX_CONNECTIONS = 512
+
+
+class ServerError(Exception):
+    """The server cannot start. The message says what failed and why."""
+
+
+class Page:
+    """A text made ready once, to be sent often: plain and deflated."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        deflate = _deflater()
+        self.plain: list[bytes] = []
+        self.deflated: list[bytes] = []
+        self.size = 0
+        self.crc = 0
+        for piece in pieces:
+            self.plain.append(piece)
+            self.deflated.append(deflate.compress(piece))
+            self.size += len(piece)
+            self.crc = zlib.crc32(piece, self.crc)
+        # Ends on a whole byte and refers to nothing before it: any deflated
+        # text can follow. See gzipped().
+        self.deflated.append(deflate.flush(zlib.Z_FULL_FLUSH))
+
+    def gzipped(self, rest: bytes) -> list[bytes]:
+        """The page and another text as one gzip stream (RFC 1952), in pieces."""
+        deflate = _deflater()
+        size = (self.size + len(rest)) & 0xFFFFFFFF
+        return [
+            b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff",
+            *self.deflated,
+            deflate.compress(rest) + deflate.flush(),
+            struct.pack("<II", zlib.crc32(rest, self.crc), size),
+        ]
+
+
+def _deflater() -> zlib._Compress:
+    return zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+
+
+EMPTY = Page([])
+
+
+class Application:
+    """The WSGI application: the metrics at one path, a short page at the root.
+
+    current() gives a text and a page that together are what to expose, or None
+    while there is nothing yet.
+    """
+
+    def __init__(
+        self,
+        current: Callable[[], tuple[bytes, Page] | None],
+        *,
+        telemetry_path: str,
+        max_requests: int,
+        exporter_metrics: bool,
+    ) -> None:
+        self._current = current
+        self._telemetry_path = telemetry_path
+        self._max_requests = max_requests
+        self._slots = threading.Semaphore(max_requests)
+        self._exporter = _Exporter() if exporter_metrics else None
+
+    def __call__(self, environ: dict[str, Any], start: _Start) -> Iterable[bytes]:
+        """Answer a request: the interface of PEP 3333."""
+        method = environ["REQUEST_METHOD"]
+        path = environ["PATH_INFO"]
+        if method not in ("GET", "HEAD"):
+            return _text(start, "405 Method Not Allowed", "use GET", ("Allow", "GET, HEAD"))
+        if path == self._telemetry_path:
+            scrape = self._scrape(environ.get("HTTP_ACCEPT_ENCODING", ""), start)
+        elif path == "/":
+            page = _ROOT.format(path=html.escape(self._telemetry_path)).encode()
+            scrape = _answer(start, "200 OK", "text/html; charset=utf-8", [page])
+        else:
+            return _text(start, "404 Not Found", f"see {self._telemetry_path}")
+        if method == "HEAD":
+            scrape.pieces = []
+        return scrape
+
+    def _scrape(self, encodings: str, start: _Start) -> _Answer:
+        if self._max_requests and not self._slots.acquire(blocking=False):
+            if self._exporter:
+                self._exporter.requests.labels("503").inc()
+            return _text(
+                start,
+                "503 Service Unavailable",
+                f"{self._max_requests} scrapes are running, as many as --web.max-requests allows",
+            )
+        if self._exporter:
+            self._exporter.in_flight.inc()
+        try:
+            answer = self._metrics(encodings, start)
+        except BaseException:
+            self._done("500")
+            raise
+        answer.done = lambda: self._done(answer.status)
+        return answer
+
+    def _done(self, status: str) -> None:
+        if self._max_requests:
+            self._slots.release()
+        if self._exporter:
+            self._exporter.in_flight.dec()
+            self._exporter.requests.labels(status).inc()
+
+    def _metrics(self, encodings: str, start: _Start) -> _Answer:
+        current = self._current()
+        if current is None:
+            return _text(start, "503 Service Unavailable", "the first snapshot is not finished yet")
+        rest, page = current
+        if self._exporter:
+            rest += prometheus_client.generate_latest(self._exporter.registry)
+        if _accepts_gzip(encodings):
+            pieces, encoding = page.gzipped(rest), "gzip"
+        else:
+            pieces, encoding = [*page.plain, rest], "identity"
+        headers = ("Content-Encoding", encoding), ("Vary", "Accept-Encoding")
+        return _answer(start, "200 OK", CONTENT_TYPE, pieces, *headers)
+
+
+class _Exporter:
+    """The metrics about this process, with the names that promhttp has made common."""
+
+    def __init__(self) -> None:
+        self.registry = prometheus_client.CollectorRegistry()
+        prometheus_client.ProcessCollector(registry=self.registry)
+        prometheus_client.PlatformCollector(registry=self.registry)
+        prometheus_client.GCCollector(registry=self.registry)
+        self.requests = prometheus_client.Counter(
+            "promhttp_metric_handler_requests_total",
+            "Scrapes by HTTP status code.",
+            ["code"],
+            registry=self.registry,
+        )
+        for code in ("200", "500", "503"):
+            self.requests.labels(code)
+        self.in_flight = prometheus_client.Gauge(
+            "promhttp_metric_handler_requests_in_flight",
+            "Scrapes that are being served.",
+            registry=self.registry,
+        )
+
+
+class _Answer:
+    """The body of an answer. WSGI calls close() when it was sent or could not be."""
+
+    def __init__(self, status: str, pieces: list[bytes]) -> None:
+        self.status = status
+        self.pieces = pieces
+        self.done: Callable[[], None] = lambda: None
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.pieces)
+
+    def close(self) -> None:
+        self.done()
+
+
+def _answer(
+    start: _Start,
+    status: str,
+    content_type: str,
+    pieces: list[bytes],
+    *headers: tuple[str, str],
+) -> _Answer:
+    start(
+        status,
+        [
+            ("Content-Type", content_type),
+            ("Content-Length", str(sum(map(len, pieces)))),
+            ("X-Content-Type-Options", "nosniff"),
+            ("Server", "conntrack-textfile"),
+            *headers,
+        ],
+    )
+    return _Answer(status[:3], pieces)
+
+
+def _text(start: _Start, status: str, text: str, *headers: tuple[str, str]) -> _Answer:
+    body = f"{status[4:]}: {text}\n".encode()
+    return _answer(start, status, "text/plain; charset=utf-8", [body], *headers)
+
+
+_ROOT = """\
+<!DOCTYPE html>
+<html lang="en">
+<head><meta charset="utf-8"><title>conntrack-textfile</title></head>
+<body><h1>conntrack-textfile</h1><p><a href="{path}">Metrics</a></p></body>
+</html>
+"""
+
+
+def _accepts_gzip(header: str) -> bool:
+    """Whether an Accept-Encoding header (RFC 9110, 12.5.3) asks for gzip."""
+    for offer in header.lower().split(","):
+        coding, _, weight = offer.partition(";")
+        if coding.strip() == "gzip":
+            return weight.replace(" ", "").rstrip("0").rstrip(".") != "q="
+    return False
+
+
+def listen(address: Address) -> socket.socket:
+    """A listening socket. Raises ServerError.
+
+    No host means all addresses, IPv4 and IPv6. Of a name's addresses it takes
+    the first, IPv4 before IPv6, as exporters written in Go do.
+    """
+    try:
+        if not address.host:
+            if socket.has_dualstack_ipv6():
+                return socket.create_server(
+                    ("", address.port), family=socket.AF_INET6, dualstack_ipv6=True
+                )
+            return socket.create_server(("", address.port))
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        family, _, _, _, where = min(found, key=lambda info: info[0] != socket.AF_INET)
+        return socket.create_server(where, family=family)
+    except socket.gaierror as error:
+        raise ServerError(f"cannot listen on {address}: {error.strerror}") from error
+    except OSError as error:
+        raise ServerError(f"cannot listen on {address}: {os.strerror(error.errno or 0)}") from error
+
+
+def start(listener: socket.socket, application: Application) -> None:
+    """Serve on a listening socket, in threads that end with the process."""
+    server = _Server(listener, application)
+    threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    _slots = threading.Semaphore(MAX_CONNECTIONS)  # of all servers together
+
+    def __init__(self, listener: socket.socket, application: Application) -> None:
+        host, port = listener.getsockname()[:2]
+        super().__init__((host, port), _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        # Not HTTPServer.server_bind(): that asks the DNS for this host's name.
+        self.server_name, self.server_port = host, port
+        self.setup_environ()
+        self.application = application
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._slots.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            LOG.debug("%d connections are open: closed one more", MAX_CONNECTIONS)
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._slots.release()
+
+    def handle_error(self, _request: Any, client_address: Any) -> None:
+        LOG.debug("connection from %s ended", client_address[0], exc_info=True)
+
+
+class _Handler(WSGIRequestHandler):
+    server: _Server
+
+    def setup(self) -> None:
+        self.stream = _TimedStream(self.request, REQUEST_SECONDS)
+        self.rfile = io.BufferedReader(self.stream)
+        self.wfile = io.BufferedWriter(self.stream)
+
+    def finish(self) -> None:
+        self.wfile.flush()
+
+    def handle(self) -> None:
+        self.raw_requestline = self.rfile.readline(_MAX_REQUEST_LINE + 1)
+        if len(self.raw_requestline) > _MAX_REQUEST_LINE:
+            self.requestline = self.request_version = self.command = ""
+            self.send_error(414)
+        elif self.parse_request():
+            self.stream.allow(RESPONSE_SECONDS)
+            handler = _ServerHandler(
+                cast("IO[bytes]", self.rfile), self.wfile, sys.stderr, self.get_environ()
+            )
+            handler.request_handler = self
+            handler.run(self.server.application)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the name it has there
+        LOG.debug(f"%s {format}", self.client_address[0], *args)
+
+
+class _ServerHandler(ServerHandler):
+    request_handler: _Handler
+
+    def log_exception(self, exc_info: _ExcInfo) -> None:
+        error = exc_info[1]
+        if isinstance(error, OSError):  # the client went away or was too slow
+            LOG.debug("answer not taken: %s", error)
+        else:
+            LOG.error("request failed: %r", error)
+            LOG.debug("request failed", exc_info=exc_info)
+
+
+class _TimedStream(io.RawIOBase):
+    """A socket of which all reads and writes together end by a deadline.
+
+    A timeout for each of them would let a client that sends a byte a second stay.
+    """
+
+    def __init__(self, sock: socket.socket, seconds: float) -> None:
+        self._socket = sock
+        self.allow(seconds)
+
+    def allow(self, seconds: float) -> None:
+        """Set the deadline to so many seconds from now."""
+        self._deadline = time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._socket.settimeout(self._left())
+        return self._socket.recv_into(buffer)
+
+    def write(self, data: Any) -> int:
+        self._socket.settimeout(self._left())
+        self._socket.sendall(data)
+        return len(data)
+
+    def _left(self) -> float:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the client is too slow")
+        return left

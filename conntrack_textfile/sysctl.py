@@ -1,0 +1,52 @@
+"""The kernel's own settings and figures of connection tracking, from /proc/sys."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+_DIRECTORY = ("sys", "net", "netfilter")
+
+
+class Conntrack(NamedTuple):
+    """What net.netfilter says; None for what cannot be read."""
+
+    entries: int | None
+    """nf_conntrack_count: entries in the table of this network namespace."""
+
+    entries_limit: int | None
+    """nf_conntrack_max: how many entries fit."""
+
+    accounting: bool | None
+    """nf_conntrack_acct: whether new connections get packet and byte counters."""
+
+
+def read(proc_root: str) -> Conntrack:
+    """Read the figures under a proc root such as /proc."""
+    accounting = _number(proc_root, "nf_conntrack_acct")
+    return Conntrack(
+        entries=_number(proc_root, "nf_conntrack_count"),
+        entries_limit=_number(proc_root, "nf_conntrack_max"),
+        accounting=None if accounting is None else accounting != 0,
+    )
+
+
+def enable_accounting(proc_root: str) -> None:
+    """Set net.netfilter.nf_conntrack_acct=1 and check that it took.
+
+    Raises OSError, also where the kernel took the value and kept another.
+    """
+    path = os.path.join(proc_root, *_DIRECTORY, "nf_conntrack_acct")
+    with open(path, "r+b", buffering=0) as file:
+        file.write(b"1\n")
+    if _number(proc_root, "nf_conntrack_acct") != 1:
+        raise OSError(f"{path} does not keep the value")
+
+
+def _number(proc_root: str, name: str) -> int | None:
+    try:
+        with open(os.path.join(proc_root, *_DIRECTORY, name), "rb", buffering=0) as file:
+            text = file.read(32).strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
