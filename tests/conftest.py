@@ -1,0 +1,43 @@
+"""What all tests share: the captures, the command, and the rule about skips."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DATA = Path(__file__).parent / "data"
+
+
+def need(*programs: str, root: bool = False) -> None:
+    """Skip the calling test, with a reason, where this machine lacks what it needs."""
+    if root and os.geteuid() != 0:
+        pytest.skip("needs root")
+    for program in programs:
+        if shutil.which(program) is None:
+            pytest.skip(f"needs the program {program}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,  # noqa: ARG001  # named by pytest
+    call: pytest.CallInfo[None],  # noqa: ARG001
+) -> Iterator[pytest.TestReport]:
+    """Turn a skip into a failure where everything that tests need is installed."""
+    report: pytest.TestReport = yield
+    if report.skipped and os.environ.get("CONNTRACK_TEXTFILE_NO_SKIPS"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which is not allowed here: {report.longrepr}"
+    return report
+
+
+@pytest.fixture(params=["kernel-6.18", "kernel-6.18-defaults"])
+def capture(request: pytest.FixtureRequest) -> Path:
+    """Each proc root that holds a capture of a real table."""
+    return DATA / str(request.param)
