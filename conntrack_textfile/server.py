@@ -158,11 +158,12 @@ class Application:
         rest, page = current
         if self._exporter:
             rest += prometheus_client.generate_latest(self._exporter.registry)
+        headers = [("Vary", "Accept-Encoding")]
         if _accepts_gzip(encodings):
-            pieces, encoding = page.gzipped(rest), "gzip"
+            headers.append(("Content-Encoding", "gzip"))
+            pieces = page.gzipped(rest)
         else:
-            pieces, encoding = [*page.plain, rest], "identity"
-        headers = ("Content-Encoding", encoding), ("Vary", "Accept-Encoding")
+            pieces = [*page.plain, rest]
         return _answer(start, "200 OK", CONTENT_TYPE, pieces, *headers)
 
 
@@ -170,6 +171,7 @@ class _Exporter:
     """The metrics about this process, with the names that promhttp has made common."""
 
     def __init__(self) -> None:
+        prometheus_client.disable_created_metrics()  # promhttp has none
         self.registry = prometheus_client.CollectorRegistry()
         prometheus_client.ProcessCollector(registry=self.registry)
         prometheus_client.PlatformCollector(registry=self.registry)
@@ -287,7 +289,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         # Not HTTPServer.server_bind(): that asks the DNS for this host's name.
         self.server_name, self.server_port = host, port
         self.setup_environ()
-        self.application = application
+        self.serves = application
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._slots.acquire(blocking=False):
@@ -303,7 +305,8 @@ class _Server(ThreadingMixIn, WSGIServer):
             self._slots.release()
 
     def handle_error(self, _request: Any, client_address: Any) -> None:
-        LOG.debug("connection from %s ended", client_address[0], exc_info=True)
+        # The client's doing, mostly: it went away or was too slow.
+        LOG.debug("connection from %s failed", client_address[0], exc_info=True)
 
 
 class _Handler(WSGIRequestHandler):
@@ -324,11 +327,10 @@ class _Handler(WSGIRequestHandler):
             self.send_error(414)
         elif self.parse_request():
             self.stream.allow(RESPONSE_SECONDS)
-            handler = _ServerHandler(
-                cast("IO[bytes]", self.rfile), self.wfile, sys.stderr, self.get_environ()
-            )
+            read, write = cast("IO[bytes]", self.rfile), cast("IO[bytes]", self.wfile)
+            handler = _ServerHandler(read, write, sys.stderr, self.get_environ())
             handler.request_handler = self
-            handler.run(self.server.application)
+            handler.run(self.server.serves)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the name it has there
         LOG.debug(f"%s {format}", self.client_address[0], *args)

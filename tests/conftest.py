@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 DATA = Path(__file__).parent / "data"
 
@@ -28,9 +28,9 @@ def need(*programs: str, root: bool = False) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item,  # noqa: ARG001  # named by pytest
     call: pytest.CallInfo[None],  # noqa: ARG001
-) -> Iterator[pytest.TestReport]:
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Turn a skip into a failure where everything that tests need is installed."""
-    report: pytest.TestReport = yield
+    report = yield
     if report.skipped and os.environ.get("CONNTRACK_TEXTFILE_NO_SKIPS"):
         report.outcome = "failed"
         report.longrepr = f"skipped, which is not allowed here: {report.longrepr}"
