@@ -171,7 +171,7 @@ class _Exporter:
     """The metrics about this process, with the names that promhttp has made common."""
 
     def __init__(self) -> None:
-        prometheus_client.disable_created_metrics()  # promhttp has none
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = prometheus_client.CollectorRegistry()
         prometheus_client.ProcessCollector(registry=self.registry)
         prometheus_client.PlatformCollector(registry=self.registry)

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from conntrack_textfile import sysctl
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def proc_root(path: Path, **values: str) -> str:
+    directory = path / "sys" / "net" / "netfilter"
+    directory.mkdir(parents=True)
+    for name, text in values.items():
+        (directory / name).write_text(text)
+    return str(path)
+
+
+def test_the_figures_are_read(tmp_path: Path) -> None:
+    root = proc_root(
+        tmp_path, nf_conntrack_count="12\n", nf_conntrack_max="262144\n", nf_conntrack_acct="0\n"
+    )
+    assert sysctl.read(root) == sysctl.Conntrack(12, 262144, accounting=False)
+
+
+@pytest.mark.parametrize("text", ["", "\n", "-1\n", "many\n", "9" * 40])
+def test_what_is_no_number_is_absent(tmp_path: Path, text: str) -> None:
+    conntrack = sysctl.read(proc_root(tmp_path, nf_conntrack_count=text))
+    assert conntrack.entries is None or text.startswith("9")
+
+
+def test_what_is_missing_is_absent(tmp_path: Path) -> None:
+    assert sysctl.read(str(tmp_path)) == sysctl.Conntrack(None, None, None)
+
+
+def test_accounting_is_switched_on(tmp_path: Path) -> None:
+    root = proc_root(tmp_path, nf_conntrack_acct="0\n")
+    sysctl.enable_accounting(root)
+    assert sysctl.read(root).accounting is True
+
+
+def test_a_missing_switch_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        sysctl.enable_accounting(str(tmp_path))
+
+
+def test_a_switch_that_does_not_hold_is_an_error(tmp_path: Path) -> None:
+    root = proc_root(tmp_path)
+    (tmp_path / "sys" / "net" / "netfilter" / "nf_conntrack_acct").symlink_to("/dev/null")
+    with pytest.raises(OSError, match="does not keep the value"):
+        sysctl.enable_accounting(root)
