@@ -23,6 +23,7 @@ from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
 import prometheus_client
 
 from conntrack_textfile.logs import LOG
+from conntrack_textfile.textfile import OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -44,10 +45,6 @@ _MAX_REQUEST_LINE = 65536
 
 # Open connections above which new ones are closed at once.
 MAX_CONNECTIONS = 512
-
-
-class ServerError(Exception):
-    """The server cannot start. The message says what failed and why."""
 
 
 class Page:
@@ -250,7 +247,7 @@ def _accepts_gzip(header: str) -> bool:
 
 
 def listen(address: Address) -> socket.socket:
-    """A listening socket. Raises ServerError.
+    """A listening socket. Raises OutputError.
 
     No host means all addresses, IPv4 and IPv6. Of a name's addresses it takes
     the first, IPv4 before IPv6, as exporters written in Go do.
@@ -266,9 +263,9 @@ def listen(address: Address) -> socket.socket:
         family, _, _, _, where = min(found, key=lambda info: info[0] != socket.AF_INET)
         return socket.create_server(where, family=family)
     except socket.gaierror as error:
-        raise ServerError(f"cannot listen on {address}: {error.strerror}") from error
+        raise OutputError(f"cannot listen on {address}: {error.strerror}") from error
     except OSError as error:
-        raise ServerError(f"cannot listen on {address}: {os.strerror(error.errno or 0)}") from error
+        raise OutputError(f"cannot listen on {address}: {os.strerror(error.errno or 0)}") from error
 
 
 def start(listener: socket.socket, application: Application) -> None:

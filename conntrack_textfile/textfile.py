@@ -22,7 +22,7 @@ STDOUT = 1
 
 
 class OutputError(Exception):
-    """The text cannot be written. The message says what failed and why."""
+    """The text cannot be written or served. The message says what failed and why."""
 
 
 def stream(pieces: Iterable[bytes]) -> None:

@@ -44,7 +44,7 @@ def test_levels_hold_back_what_is_below(
 def test_a_traceback_stays_in_its_event(capsys: pytest.CaptureFixture[str], form: str) -> None:
     logs.configure("debug", form)
     try:
-        raise ValueError(HOSTILE)
+        int(HOSTILE)
     except ValueError:
         LOG.debug("failed", exc_info=True)
     line = capsys.readouterr().err

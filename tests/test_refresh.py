@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from conntrack_textfile import refresh
+from conntrack_textfile.logs import LOG
+from conntrack_textfile.refresh import Refresher
+from conntrack_textfile.snapshot import Connections, Labels, Snapshot
+from conntrack_textfile.source import SourceError
+from conntrack_textfile.sysctl import Conntrack
+from conntrack_textfile.tally import Sums
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CONNTRACK = Conntrack(1, 2, accounting=True)
+LABELS = Labels("a", "b", "ipv4", "tcp", "http", "80")
+
+
+class Table:
+    """A table whose readings the test decides: a number of connections, or an error."""
+
+    def __init__(self, *readings: int | Exception) -> None:
+        self.readings: Iterator[int | Exception] = iter(readings)
+        self.conntrack = CONNTRACK
+
+    def take(self) -> Snapshot:
+        reading = next(self.readings)
+        if isinstance(reading, Exception):
+            raise reading
+        sums = Sums(reading, 0, 0, 0, 0)
+        connections = Connections([(LABELS, sums)], sums, 1, 0, 0)
+        return Snapshot(True, "procfs", "pure", self.conntrack, time.time(), 0.01, connections)
+
+    def failure(self, last: Snapshot | None) -> Snapshot:
+        if last is None:
+            return Snapshot(False, "procfs", "pure", self.conntrack)
+        return last._replace(success=False)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The monotonic time that the refresher sees, for the test to move."""
+    now = [1000.0]
+    monkeypatch.setattr(refresh.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture(autouse=True)
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    LOG.propagate = True
+    LOG.setLevel("INFO")
+    yield
+    caplog.clear()
+
+
+def shown(refresher: Refresher) -> str:
+    current = refresher.current()
+    assert current is not None
+    status, page = current
+    return (status + b"".join(page.plain)).decode()
+
+
+def refresher(table: Table, interval: float = 60.0) -> Refresher:
+    return Refresher(table.take, table.failure, interval)
+
+
+def test_a_snapshot_is_shown_until_the_next(clock: list[float]) -> None:
+    made = refresher(Table(1, 2))
+    assert made.refresh() == 60.0
+    assert "conntrack_total_connections 1\n" in shown(made)
+    clock[0] += 60
+    made.refresh()
+    assert "conntrack_total_connections 2\n" in shown(made)
+
+
+def test_the_time_of_a_reading_is_part_of_the_interval(clock: list[float]) -> None:
+    table = Table(1, 2)
+
+    def slow() -> Snapshot:
+        clock[0] += 13
+        return table.take()
+
+    assert Refresher(slow, table.failure, 60.0).refresh() == 47.0
+    assert Refresher(slow, table.failure, 10.0).refresh() == 0.0
+
+
+def test_a_failure_keeps_the_last_snapshot_for_three_intervals(clock: list[float]) -> None:
+    made = refresher(Table(5, SourceError("gone")))
+    made.refresh()
+    clock[0] += 60
+    made.refresh()
+    text = shown(made)
+    assert "conntrack_snapshot_success 0\n" in text
+    assert "conntrack_total_connections 5\n" in text
+    clock[0] += 120
+    assert "conntrack_total_connections 5\n" in shown(made)
+    clock[0] += 1
+    text = shown(made)
+    assert "conntrack_snapshot_success 0\n" in text
+    assert "conntrack_snapshot_timestamp_seconds" in text
+    assert "conntrack_total_connections" not in text
+    assert "conntrack_connections" not in text
+
+
+def test_a_reading_that_hangs_does_not_freeze_the_numbers(clock: list[float]) -> None:
+    made = refresher(Table(5))
+    made.refresh()
+    clock[0] += 181
+    text = shown(made)
+    assert "conntrack_snapshot_success 0\n" in text
+    assert "conntrack_total_connections" not in text
+
+
+def test_a_reading_longer_than_the_interval_is_not_stale_for_that(clock: list[float]) -> None:
+    table = Table(5)
+    made = Refresher(lambda: table.take()._replace(duration=30.0), table.failure, 1.0)
+    made.refresh()
+    clock[0] += 89
+    assert "conntrack_snapshot_success 1\n" in shown(made)
+
+
+def test_the_wait_after_failures_grows_up_to_the_interval(clock: list[float]) -> None:
+    del clock
+    made = refresher(Table(*[SourceError("gone")] * 9, 1))
+    waits = [made.refresh() for _ in range(10)]
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60, 60]
+
+
+def test_failures_are_logged_when_they_begin_change_and_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    one, two = SourceError("one"), SourceError("two")
+    made = refresher(Table(1, one, one, one, two, two, 1, one))
+    for _ in range(8):
+        made.refresh()
+    assert [record.getMessage() for record in caplog.records] == [
+        "one; trying again",
+        "two; trying again",
+        "reading the table works again, after 5 failures",
+        "one; trying again",
+    ]
+
+
+def test_any_error_is_a_failed_refresh(caplog: pytest.LogCaptureFixture) -> None:
+    made = refresher(Table(MemoryError(), 3))
+    made.refresh()
+    assert "conntrack_snapshot_success 0\n" in shown(made)
+    assert "MemoryError(); trying again" in caplog.text
+    made.refresh()
+    assert "conntrack_total_connections 3\n" in shown(made)
+
+
+def test_a_warning_is_logged_once_until_it_comes_back(caplog: pytest.LogCaptureFixture) -> None:
+    table = Table(1, 1, 1, 1)
+    made = refresher(table)
+    for accounting in (False, False, True, False):
+        table.conntrack = CONNTRACK._replace(accounting=accounting)
+        made.refresh()
+    assert len([r for r in caplog.records if "accounting is off" in r.getMessage()]) == 2
+
+
+def test_nothing_is_shown_before_the_first_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refresh, "_PATIENCE", 0.01)
+    assert refresher(Table()).current() is None
