@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import io
 import os
+import re
 import socket
 import struct
 import sys
@@ -242,7 +243,7 @@ def _accepts_gzip(header: str) -> bool:
     for offer in header.lower().split(","):
         coding, _, weight = offer.partition(";")
         if coding.strip() == "gzip":
-            return weight.replace(" ", "").rstrip("0").rstrip(".") != "q="
+            return not re.fullmatch(r"\s*q=0(\.0*)?\s*", weight)
     return False
 
 

@@ -45,7 +45,7 @@ class Table:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The monotonic time that the refresher sees, for the test to move."""
     now = [1000.0]
-    monkeypatch.setattr(refresh.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
 
 

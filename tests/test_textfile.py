@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import subprocess
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from conntrack_textfile import textfile
 from conntrack_textfile.textfile import OutputError, replace
 from tests.conftest import need
 from tests.program import COMMAND
@@ -113,8 +113,8 @@ def test_the_temporary_file_of_a_live_run_is_left_alone(tmp_path: Path) -> None:
 def test_a_run_that_was_swept_before_it_had_its_lock_starts_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    swept = []
-    lock = textfile.fcntl.flock
+    swept: list[str] = []
+    lock = fcntl.flock
 
     def late(fd: int, operation: int) -> None:
         if not swept:
@@ -123,7 +123,7 @@ def test_a_run_that_was_swept_before_it_had_its_lock_starts_again(
                 (tmp_path / name).unlink()
         lock(fd, operation)
 
-    monkeypatch.setattr(textfile.fcntl, "flock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     replace(str(tmp_path / "a.prom"), [b"text\n"])
     assert len(swept) == 1
     assert files(tmp_path) == ["a.prom"]

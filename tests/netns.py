@@ -1,0 +1,87 @@
+"""Network namespaces of the tests' own: a client, a router that tracks, a server.
+
+client 10.77.1.2 -- 10.77.1.1 router 10.77.2.1 -- 10.77.2.2 server
+client fd77:1::2 -- fd77:1::1 router fd77:2::1 -- fd77:2::2 server
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import subprocess
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_COUNT = itertools.count()
+
+RULES = """
+table inet t {
+    counter sent { }
+    counter reply { }
+    chain c {
+        type filter hook forward priority 0;
+        ct direction original counter name sent
+        ct direction reply counter name reply
+    }
+}
+"""
+
+
+class Network(NamedTuple):
+    client: str
+    router: str
+    server: str
+
+
+def inside(namespace: str) -> list[str]:
+    """What to put before a command that is to run in a namespace."""
+    return ["ip", "netns", "exec", namespace]
+
+
+def check(*argv: str, text: str | None = None) -> str:
+    """Run a program that must succeed; its standard output."""
+    return subprocess.run(
+        argv, input=text, capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+
+
+@contextlib.contextmanager
+def namespaces(*names: str) -> Iterator[list[str]]:
+    """Namespaces with these names, made unique, and a loopback that is up."""
+    unique = [f"ctf-{os.getpid()}-{next(_COUNT)}-{name}" for name in names]
+    try:
+        for name in unique:
+            check("ip", "netns", "add", name)
+            check("ip", "-n", name, "link", "set", "lo", "up")
+        yield unique
+    finally:
+        for name in unique:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def sysctl(namespace: str, **values: int) -> None:
+    for name, value in values.items():
+        check(*inside(namespace), "sysctl", "-q", "-w", f"{name.replace('__', '.')}={value}")
+
+
+@contextlib.contextmanager
+def network(*, accounting: bool = True) -> Iterator[Network]:
+    """Client, router and server; the router counts what it forwards."""
+    with namespaces("c", "r", "s") as (client, router, server):
+        for end, number, host in ((client, 1, "c0"), (server, 2, "s0")):
+            check("ip", "-n", end, "link", "add", host, "type", "veth", "peer", "name", "up0")
+            check("ip", "-n", end, "link", "set", "up0", "netns", router, "name", f"r{number}")
+            for where, device, address in ((end, host, 2), (router, f"r{number}", 1)):
+                add = ["ip", "-n", where, "addr", "add", "dev", device]
+                check(*add, f"10.77.{number}.{address}/24")
+                check(*add, f"fd77:{number}::{address}/64", "nodad")
+                check("ip", "-n", where, "link", "set", device, "up")
+            check("ip", "-n", end, "route", "add", "default", "via", f"10.77.{number}.1")
+            check("ip", "-n", end, "route", "add", "default", "via", f"fd77:{number}::1")
+        sysctl(router, net__ipv4__ip_forward=1, net__netfilter__nf_conntrack_acct=int(accounting))
+        sysctl(router, net__ipv6__conf__all__forwarding=1)
+        check(*inside(router), "nft", "-f", "-", text=RULES)
+        yield Network(client, router, server)

@@ -1,0 +1,235 @@
+"""The real kernel: real traffic through a namespace, counted by others as well."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests import conntrack_l
+from tests.conftest import need
+from tests.netns import Network, check, inside, namespaces, network, sysctl
+from tests.program import run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+FIELDS = ["connections", "sent_packets", "sent_bytes", "reply_packets", "reply_bytes"]
+
+# Answers TCP and UDP on port 7001, and ends after a while by itself.
+SERVER = """
+import socket, threading, time
+def tcp(family, host):
+    listener = socket.create_server((host, 7001), family=family)
+    while True:
+        peer, _ = listener.accept()
+        with peer:
+            size = 0
+            while data := peer.recv(65536):
+                size += len(data)
+            peer.sendall(b"r" * (size // 2))
+def udp(family, host):
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    sock.bind((host, 7001))
+    while True:
+        data, peer = sock.recvfrom(65536)
+        sock.sendto(data * 2, peer)
+for family, host in ((socket.AF_INET, "10.77.2.2"), (socket.AF_INET6, "fd77:2::2")):
+    for serve in (tcp, udp):
+        threading.Thread(target=serve, args=(family, host), daemon=True).start()
+time.sleep(0.3)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+CLIENT = """
+import socket
+for host in ("10.77.2.2", "fd77:2::2"):
+    for size in (10, 100_000, 3_000_000):
+        with socket.create_connection((host, 7001), timeout=20) as sock:
+            sock.sendall(b"x" * size)
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(65536):
+                pass
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for size in (1, 500):
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(20)
+            sock.connect((host, 7001))
+            for _ in range(7):
+                sock.send(b"x" * size)
+                sock.recv(65536)
+"""
+
+
+@contextlib.contextmanager
+def answering(namespace: str) -> Iterator[None]:
+    argv = [*inside(namespace), sys.executable, "-c", SERVER]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
+
+
+def traffic(net: Network) -> None:
+    with answering(net.server):
+        check(*inside(net.client), sys.executable, "-c", CLIENT)
+        for host in ("10.77.2.2", "fd77:2::2"):
+            check(*inside(net.client), "ping", "-q", "-c", "3", "-i", "0.05", "-W", "2", host)
+
+
+def conntrack_prints(namespace: str) -> str:
+    return "".join(
+        check(*inside(namespace), "conntrack", "-L", "-o", "extended", "-f", family)
+        for family in ("ipv4", "ipv6")
+    )
+
+
+def write(namespace: str, *args: str) -> dict[str, dict[tuple[str, ...], int]]:
+    """Family to labels to value, of a run in a namespace."""
+    done = run("write", *args, prefix=inside(namespace))
+    assert done.returncode == 0, done.stderr
+    found: dict[str, dict[tuple[str, ...], int]] = {}
+    for family in text_string_to_metric_families(done.stdout):
+        for sample in family.samples:
+            labels = tuple(sample.labels.values())
+            found.setdefault(sample.name, {})[labels] = int(sample.value)
+    return found
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[Network]:
+    need("ip", "nft", "conntrack", "ping", "sysctl", root=True)
+    with network() as made:
+        traffic(made)
+        yield made
+
+
+def settled(net: Network) -> tuple[dict[str, dict[tuple[str, ...], int]], str]:
+    """Our output and conntrack's of one quiet table."""
+    for _ in range(20):
+        before = conntrack_prints(net.router)
+        ours = write(net.router)
+        after = conntrack_prints(net.router)
+        if conntrack_l.read(before) == conntrack_l.read(after):
+            return ours, before
+        time.sleep(0.1)
+    raise AssertionError("the table does not settle")
+
+
+def test_sums_are_those_of_conntrack(net: Network) -> None:
+    ours, printed = settled(net)
+    expected = conntrack_l.read(printed)
+    assert {key[3] for key in expected.sums} == {"tcp", "udp", "icmp", "icmpv6"}
+    for field, name in enumerate(FIELDS):
+        found = {
+            (src, dst, l3, l4, dport): value
+            for (src, dst, l3, l4, _, dport), value in ours[f"conntrack_{name}"].items()
+        }
+        assert found == {key: sums[field] for key, sums in expected.sums.items()}
+        assert ours[f"conntrack_total_{name}"][()] == expected.totals[field]
+
+
+def test_totals_are_those_of_nftables(net: Network) -> None:
+    ours, _ = settled(net)
+    listed = json.loads(check(*inside(net.router), "nft", "-j", "list", "counters"))
+    counters = {
+        item["counter"]["name"]: item["counter"] for item in listed["nftables"] if "counter" in item
+    }
+    for name in ("sent", "reply"):
+        for unit in ("packets", "bytes"):
+            assert ours[f"conntrack_total_{name}_{unit}"][()] == counters[name][unit]
+    assert counters["sent"]["bytes"] > 6_000_000
+
+
+def test_the_kernels_own_figures(net: Network) -> None:
+    ours, _ = settled(net)
+    count = int(check(*inside(net.router), "conntrack", "-C"))
+    assert ours["conntrack_entries"][()] == count == ours["conntrack_total_connections"][()]
+    limit = check("sysctl", "-n", "net.netfilter.nf_conntrack_max")
+    assert ours["conntrack_entries_limit"][()] == int(limit)
+    assert ours["conntrack_accounting_enabled"][()] == 1
+    assert ours["conntrack_malformed_entries"][()] == 0
+
+
+def test_entries_made_without_accounting_are_told() -> None:
+    need("ip", "nft", "conntrack", "ping", "sysctl", root=True)
+    with network(accounting=False) as net:
+        check(*inside(net.client), "ping", "-q", "-c", "1", "10.77.2.2")
+        ours = write(net.router)
+        assert ours["conntrack_uncounted_entries"][()] == 1
+        assert ours["conntrack_accounting_enabled"][()] == 0
+        done = run("write", "--configure.nf_conntrack_acct", prefix=inside(net.router))
+        assert done.stderr == ""
+        acct = check(*inside(net.router), "sysctl", "-n", "net.netfilter.nf_conntrack_acct")
+        assert acct == "1\n"
+        check(*inside(net.client), "ping", "-q", "-c", "1", "fd77:2::2")
+        ours = write(net.router)
+        assert ours["conntrack_accounting_enabled"][()] == 1
+        assert ours["conntrack_total_connections"][()] == 2
+        assert ours["conntrack_uncounted_entries"][()] == 1
+        # An echo of 56 bytes of data under headers of 40 and 8.
+        assert ours["conntrack_total_sent_bytes"][()] == 104
+
+
+def test_an_empty_table_is_no_error() -> None:
+    need("ip", "sysctl", root=True)
+    with namespaces("empty") as (name,):
+        sysctl(name, net__netfilter__nf_conntrack_acct=1)
+        ours = write(name)
+    for field in FIELDS:
+        assert ours[f"conntrack_total_{field}"] == {(): 0}
+        assert f"conntrack_{field}" not in ours
+
+
+# Becomes another user after all is imported: that user may not be allowed to
+# read this Python.
+AS_NOBODY = """
+import os, sys
+from conntrack_textfile import cli
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+sys.exit(cli.main(["write"]))
+"""
+
+
+def test_without_rights_the_error_says_which_are_missing(net: Network) -> None:
+    argv = [*inside(net.router), sys.executable, "-c", AS_NOBODY]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "run as root or with CAP_DAC_READ_SEARCH" in done.stderr
+
+
+def test_one_capability_is_enough(net: Network) -> None:
+    need("setpriv", root=True)
+    user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    caps = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    done = run("write", prefix=[*inside(net.router), *user, *caps])
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^conntrack_total_connections [1-9]", done.stdout, re.MULTILINE)
+
+
+def test_the_rights_of_the_one_shot_unit_are_enough(net: Network, tmp_path: Path) -> None:
+    need("setpriv", root=True)
+    file = tmp_path / "a.prom"
+    bare = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
+    done = run("write", str(file), prefix=[*inside(net.router), *bare])
+    assert done.returncode == 0, done.stderr
+    assert "conntrack_total_connections" in file.read_text()
