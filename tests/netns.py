@@ -83,5 +83,8 @@ def network(*, accounting: bool = True) -> Iterator[Network]:
             check("ip", "-n", end, "route", "add", "default", "via", f"fd77:{number}::1")
         sysctl(router, net__ipv4__ip_forward=1, net__netfilter__nf_conntrack_acct=int(accounting))
         sysctl(router, net__ipv6__conf__all__forwarding=1)
-        check(*inside(router), "nft", "-f", "-", text=RULES)
+        for host in ("10.77.2.2", "fd77:2::2"):
+            # Neighbours are found only some time after their links are up.
+            check(*inside(client), "ping", "-q", "-c", "1", "-w", "20", "-i", "0.1", host)
+        check(*inside(router), "nft", "-f", "-", text=RULES)  # from here on it tracks
         yield Network(client, router, server)
