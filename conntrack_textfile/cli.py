@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+from typing import NoReturn
 
 from conntrack_textfile import exposition, logs, options, snapshot, sysctl, textfile
 from conntrack_textfile.logs import LOG
@@ -47,7 +49,7 @@ def _write(opts: Options) -> None:
         textfile.replace(opts.file, pieces)
 
 
-def _serve(opts: Options) -> None:
+def _serve(opts: Options) -> NoReturn:
     # Imported here: one snapshot must not pay for an HTTP server.
     from conntrack_textfile import server
     from conntrack_textfile.refresh import Refresher
@@ -73,6 +75,10 @@ def _serve(opts: Options) -> None:
         server.start(listener, application)
         LOG.info("listening on %s", options.Address(*listener.getsockname()[:2]))
     LOG.info("stopped by %s", signal.Signals(signal.sigwait(stop)).name)
+    # At once: to tidy up after a refresh that is under way would take seconds
+    # on a large table, and nothing is left to save.
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _enable_accounting(proc_root: str) -> None:

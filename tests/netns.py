@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 import subprocess
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -67,6 +68,14 @@ def sysctl(namespace: str, **values: int) -> None:
         check(*inside(namespace), "sysctl", "-q", "-w", f"{name.replace('__', '.')}={value}")
 
 
+def wait_for_answer(namespace: str, host: str) -> None:
+    """Neighbours find each other only some time after their links are up."""
+    ping = [*inside(namespace), "ping", "-q", "-c", "1", "-W", "1", host]
+    end = time.monotonic() + 30
+    while subprocess.run(ping, capture_output=True, check=False).returncode:
+        assert time.monotonic() < end, f"{host} does not answer"
+
+
 @contextlib.contextmanager
 def network(*, accounting: bool = True) -> Iterator[Network]:
     """Client, router and server; the router counts what it forwards."""
@@ -83,8 +92,7 @@ def network(*, accounting: bool = True) -> Iterator[Network]:
             check("ip", "-n", end, "route", "add", "default", "via", f"fd77:{number}::1")
         sysctl(router, net__ipv4__ip_forward=1, net__netfilter__nf_conntrack_acct=int(accounting))
         sysctl(router, net__ipv6__conf__all__forwarding=1)
-        for host in ("10.77.2.2", "fd77:2::2"):
-            # Neighbours are found only some time after their links are up.
-            check(*inside(client), "ping", "-q", "-c", "1", "-w", "20", "-i", "0.1", host)
+        wait_for_answer(client, "10.77.2.2")
+        wait_for_answer(client, "fd77:2::2")
         check(*inside(router), "nft", "-f", "-", text=RULES)  # from here on it tracks
         yield Network(client, router, server)
