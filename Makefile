@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint format clean
+.PHONY: run test lint format bench fuzz asan clean
 
 # One snapshot to standard output: of the live table where this user can read
 # it, else of the sample that ships with the project.
@@ -27,10 +27,29 @@ format: .venv/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Figures of the README: takes minutes, and as root a table of a million entries.
+bench: .venv/.ready
+	$(BIN)/python tests/bench.py
+
+# Both engines on mutated input, a minute guided by coverage.
+fuzz: .venv/.ready
+	$(BIN)/pip install --quiet atheris
+	$(BIN)/python tests/fuzz_engines.py --atheris -max_total_time=60 -max_len=2000 -print_final_stats=1
+
+# The compiled engine under AddressSanitizer, on the captures and damage done to them.
+asan: .venv/.ready
+	rm -rf build/asan
+	CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g" \
+		$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/asan .
+	grep -q __asan_init build/asan/conntrack_textfile/_speedups.*.so
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH=build/asan \
+		$(BIN)/python tests/fuzz_engines.py --seconds=20
+
 clean:
 	rm -rf .venv
 
-.venv/.ready: pyproject.toml
+.venv/.ready: pyproject.toml conntrack_textfile/_speedups.pyx
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@

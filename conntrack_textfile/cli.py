@@ -7,10 +7,11 @@ import signal
 import sys
 from typing import NoReturn
 
-from conntrack_textfile import exposition, logs, options, snapshot, sysctl, textfile
+from conntrack_textfile import exposition, logs, options, snapshot, sysctl, tally, textfile
 from conntrack_textfile.logs import LOG
 from conntrack_textfile.options import Options, UsageError
 from conntrack_textfile.source import SourceError
+from conntrack_textfile.tally import Engine, EngineError
 from conntrack_textfile.textfile import OutputError
 
 
@@ -25,11 +26,12 @@ def main(argv: list[str]) -> int:
     if opts.configure_accounting:
         _enable_accounting(opts.proc_root)
     try:
+        engine = tally.engine()
         if opts.serve:
-            _serve(opts)
+            _serve(opts, engine)
         else:
-            _write(opts)
-    except (SourceError, OutputError) as error:
+            _write(opts, engine)
+    except (EngineError, SourceError, OutputError) as error:
         LOG.error("%s", error)
         LOG.debug("failed", exc_info=True)
         return 1
@@ -38,8 +40,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _write(opts: Options) -> None:
-    taken = snapshot.take(opts.proc_root)
+def _write(opts: Options, engine: Engine) -> None:
+    taken = snapshot.take(opts, engine)
     for warning in taken.warnings:
         LOG.warning("%s", warning)
     pieces = exposition.render(taken)
@@ -49,7 +51,7 @@ def _write(opts: Options) -> None:
         textfile.replace(opts.file, pieces)
 
 
-def _serve(opts: Options) -> NoReturn:
+def _serve(opts: Options, engine: Engine) -> NoReturn:
     # Imported here: one snapshot must not pay for an HTTP server.
     from conntrack_textfile import server
     from conntrack_textfile.refresh import Refresher
@@ -60,8 +62,8 @@ def _serve(opts: Options) -> NoReturn:
 
     listeners = [server.listen(address) for address in opts.listen]
     refresher = Refresher(
-        take=lambda: snapshot.take(opts.proc_root),
-        failure=lambda last: snapshot.failure(opts.proc_root, last),
+        take=lambda: snapshot.take(opts, engine),
+        failure=lambda last: snapshot.failure(opts, engine, last),
         interval=opts.interval,
     )
     application = server.Application(

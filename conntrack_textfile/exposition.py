@@ -7,6 +7,7 @@ labels. Format: https://prometheus.io/docs/instrumenting/exposition_formats/
 
 from __future__ import annotations
 
+import itertools
 import platform
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from conntrack_textfile import __version__
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from conntrack_textfile.snapshot import Connections, Snapshot
+    from conntrack_textfile.snapshot import Connections, Labels, Snapshot
 
 # Name and help of the family of each field of tally.Sums, with labels and in total.
 _SUMS = (
@@ -81,12 +82,8 @@ def _about_the_snapshot(snapshot: Snapshot) -> Iterator[str]:
         "conntrack_textfile_build_info",
         "Always 1; the labels say what made these numbers.",
         1,
-        _labels(
-            version=__version__,
-            python=platform.python_version(),
-            engine=snapshot.engine,
-            source=snapshot.source,
-        ),
+        f'{{version="{__version__}",python="{platform.python_version()}",'
+        f'engine="{snapshot.engine}",source="{snapshot.source}"}}',
     )
     yield _gauge(
         "conntrack_snapshot_success",
@@ -145,18 +142,25 @@ def _about_the_connections(connections: Connections) -> Iterator[str]:
 
 
 def _series(connections: Connections) -> Iterator[bytes]:
-    series = connections.series
-    if not series:
+    if not connections.labels:
         return
-    labels = [_labels(**values._asdict()) for values, _ in series]
-    for field, (name, text, _, _) in enumerate(_SUMS):
+    # The one thing that is kept for every series, since five families share it.
+    labels = [_labels(values) for values in connections.labels]
+    for (name, text, _, _), column in zip(_SUMS, connections.columns, strict=True):
         yield _head(name, text).encode()
-        for start in range(0, len(series), _LINES):
-            piece = slice(start, start + _LINES)
-            yield "".join(
-                f"{name}{label} {sums[field]}\n"
-                for label, (_, sums) in zip(labels[piece], series[piece], strict=True)
-            ).encode()
+        samples = zip(labels, column, strict=True)
+        while piece := "".join(
+            [f"{name}{label} {value}\n" for label, value in itertools.islice(samples, _LINES)]
+        ):
+            yield piece.encode()
+
+
+def _labels(labels: Labels) -> str:
+    src, dst, l3protocol, l4protocol, l7protocol, dport = map(_escaped, labels)
+    return (
+        f'{{src="{src}",dst="{dst}",l3protocol="{l3protocol}",'
+        f'l4protocol="{l4protocol}",l7protocol="{l7protocol}",dport="{dport}"}}'
+    )
 
 
 def _gauge(name: str, text: str, value: float | None, labels: str = "") -> str:
@@ -168,6 +172,5 @@ def _head(name: str, text: str) -> str:
     return f"# HELP {name} {text}\n# TYPE {name} gauge\n"
 
 
-def _labels(**values: str) -> str:
-    pairs = ",".join(f'{name}="{value.translate(_ESCAPES)}"' for name, value in values.items())
-    return f"{{{pairs}}}"
+def _escaped(value: str) -> str:
+    return value if value.isalnum() else value.translate(_ESCAPES)

@@ -27,6 +27,9 @@ Commands:
 Options:
   --collector.interval=SECONDS     Time from snapshot to snapshot in serve
                                    [default: 60]
+  --collector.source=SOURCE        Where the table is read: netlink, procfs, or
+                                   auto, which is netlink where the proc root is
+                                   /proc and it is permitted [default: auto]
   --configure.nf_conntrack_acct    Try to switch on the kernel's packet and byte
                                    counters (net.netfilter.nf_conntrack_acct=1)
                                    at start
@@ -65,6 +68,7 @@ class Options(NamedTuple):
     serve: bool
     file: str
     interval: float  # seconds
+    source: str
     configure_accounting: bool
     proc_root: str
     listen: tuple[Address, ...]
@@ -88,6 +92,7 @@ def parse(argv: list[str]) -> Options:
         serve=given["serve"],
         file=_not_empty("FILE", "-" if given["FILE"] is None else given["FILE"]),
         interval=_seconds(given, "--collector.interval"),
+        source=_source(given),
         configure_accounting=given["--configure.nf_conntrack_acct"],
         proc_root=_not_empty("--path.procfs", given["--path.procfs"]),
         listen=tuple(map(_address, given["--web.listen-address"])),
@@ -138,6 +143,13 @@ def _choice(given: docopt.ParsedOptions, name: str, choices: tuple[str, ...]) ->
     if value in choices:
         return value
     raise UsageError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def _source(given: docopt.ParsedOptions) -> str:
+    source = _choice(given, "--collector.source", ("auto", "procfs", "netlink"))
+    if source == "netlink" and given["--path.procfs"] != "/proc":
+        raise UsageError("--collector.source=netlink reads no file: it excludes --path.procfs")
+    return source
 
 
 def _path(given: docopt.ParsedOptions, name: str) -> str:

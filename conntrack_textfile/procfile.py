@@ -20,7 +20,7 @@ import re
 from socket import AF_INET, AF_INET6, inet_pton
 from typing import TYPE_CHECKING
 
-from conntrack_textfile.tally import Key, Tally
+from conntrack_textfile.tally import Key, Tally, tally
 
 if TYPE_CHECKING:
     from socket import AddressFamily
@@ -50,9 +50,9 @@ class Counter:
         self._tail = b""
         self._skipping = False  # inside a line that is already too long
 
-    def feed(self, block: bytes) -> None:
+    def feed(self, block: bytes | memoryview) -> None:
         """Count the lines that end in this block of the file, and keep the rest for the next."""
-        lines = (self._tail + block).split(b"\n")
+        lines = (self._tail + bytes(block)).split(b"\n")
         self._tail = lines.pop()
         if self._skipping and lines:
             del lines[0]
@@ -69,7 +69,7 @@ class Counter:
         """The tally of all that was fed. A last line needs no newline."""
         self._count([self._tail])
         self._tail = b""
-        return Tally(self._sums, self._malformed, self._uncounted)
+        return tally(self._sums, self._malformed, self._uncounted)
 
     def _count(self, lines: list[bytes]) -> None:
         for line in lines:

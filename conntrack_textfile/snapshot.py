@@ -13,9 +13,10 @@ from conntrack_textfile import names, source, sysctl
 from conntrack_textfile.tally import Sums
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterator
 
-    from conntrack_textfile.tally import Key, Tally
+    from conntrack_textfile.options import Options
+    from conntrack_textfile.tally import Engine, Key
 
 ACCOUNTING_OFF = (
     "accounting is off, so packets and bytes are not counted: set "
@@ -35,10 +36,13 @@ class Labels(NamedTuple):
 
 
 class Connections(NamedTuple):
-    """What the table held."""
+    """What the table held, by columns."""
 
-    series: Sequence[tuple[Labels, Sequence[int]]]
-    """Labels and sums (the fields of Sums, in their order) of each key, sorted by labels."""
+    labels: Collection[Labels]
+    """The labels of each series, in the order of the keys; made as they are asked for."""
+
+    columns: tuple[Collection[int], ...]
+    """Five, one for each field of Sums: a number for each series."""
 
     totals: Sums
     """The sums over all keys."""
@@ -72,35 +76,54 @@ class Snapshot(NamedTuple):
         return [ACCOUNTING_OFF] if self.conntrack.accounting is False else []
 
 
-def take(proc_root: str) -> Snapshot:
-    """Read the table under a proc root such as /proc. Raises source.SourceError."""
+def take(options: Options, engine: Engine) -> Snapshot:
+    """Read the table that the options name. Raises source.SourceError."""
     started = time.monotonic()
-    tally = source.read(proc_root)
-    connections = _name(tally)
+    used, tally = source.read(options.source, options.proc_root, engine)
+    totals = Sums(*map(sum, tally.columns))
+    connections = Connections(
+        _Named(tally.keys),
+        tally.columns,
+        totals,
+        len(tally.keys),
+        tally.malformed,
+        tally.uncounted,
+    )
     return Snapshot(
         success=True,
-        source="procfs",
-        engine="pure",
-        conntrack=sysctl.read(proc_root),
+        source=used,
+        engine=engine.name,
+        conntrack=sysctl.read(options.proc_root),
         timestamp=time.time(),
         duration=time.monotonic() - started,
         connections=connections,
     )
 
 
-def failure(proc_root: str, last: Snapshot | None) -> Snapshot:
+def failure(options: Options, engine: Engine, last: Snapshot | None) -> Snapshot:
     """The snapshot after a reading that failed: what was last shown, marked as such."""
-    conntrack = sysctl.read(proc_root)
+    conntrack = sysctl.read(options.proc_root)
     if last is None:
-        return Snapshot(success=False, source="procfs", engine="pure", conntrack=conntrack)
+        return Snapshot(
+            success=False, source=options.source, engine=engine.name, conntrack=conntrack
+        )
     return last._replace(success=False, conntrack=conntrack)
 
 
-def _name(tally: Tally) -> Connections:
-    """Put a tally into words."""
-    series = sorted((_labels(key), sums) for key, sums in tally.sums.items())
-    totals = Sums(*(sum(sums[i] for sums in tally.sums.values()) for i in range(5)))
-    return Connections(series, totals, len(tally.sums), tally.malformed, tally.uncounted)
+class _Named:
+    """The labels of keys, without keeping them: there may be very many."""
+
+    def __init__(self, keys: Collection[Key]) -> None:
+        self._keys = keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __iter__(self) -> Iterator[Labels]:
+        return map(_labels, self._keys)
+
+    def __contains__(self, labels: object) -> bool:
+        return any(labels == other for other in self)
 
 
 def _labels(key: Key) -> Labels:

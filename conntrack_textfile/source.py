@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
+import struct
 from typing import TYPE_CHECKING
 
-from conntrack_textfile import procfile
+from conntrack_textfile import ctnetlink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from conntrack_textfile.tally import Tally
+    from conntrack_textfile.tally import Engine, Tally
 
 # Bytes asked for at once. The kernel's seq_file gives at most a page or so.
 BLOCK = 1 << 18
 
-_TRANSIENT = {errno.EINTR, errno.EAGAIN, errno.EIO}
+# The kernel makes the datagrams of a dump as large as what is asked for, up to 32 KiB.
+_BUFFER = memoryview(bytearray(1 << 16))
+_RECEIVE_BUFFER = 1 << 22
+_NETFILTER = 12  # NETLINK_NETFILTER
+_SILENCE = 10.0  # seconds
+
+# ENOBUFS: a datagram was lost. EINTR: the table changed under the dump.
+_TRANSIENT = {errno.EINTR, errno.EAGAIN, errno.EIO, errno.ENOBUFS}
 _ATTEMPTS = 5
 _SECONDS = 5.0
 
@@ -29,14 +38,46 @@ class SourceError(Exception):
     """The table cannot be read. The message says what failed, why, and what to do."""
 
 
-def read(proc_root: str) -> Tally:
-    """Read and count the whole table under a proc root such as /proc.
+def read(wanted: str, proc_root: str, engine: Engine) -> tuple[str, Tally]:
+    """Read and count the whole table; also the source that was used.
 
+    "netlink" asks the kernel, "procfs" reads the file under a proc root such as
+    /proc, and "auto" tries netlink first where that root is the live /proc.
     Raises SourceError.
     """
-    path = os.path.join(proc_root, "net", "nf_conntrack")
+    if wanted == "netlink":
+        return wanted, _read_netlink(engine)
+    if wanted == "procfs" or not _is_live(proc_root):
+        return "procfs", _read_procfs(proc_root, engine)
     try:
-        return retrying(lambda: _count(path))
+        return "netlink", _read_netlink(engine)
+    except SourceError as error:
+        netlink = error
+    try:
+        return "procfs", _read_procfs(proc_root, engine)
+    except SourceError as procfs:
+        raise SourceError(f"{netlink}; and {procfs}") from procfs
+
+
+def _is_live(proc_root: str) -> bool:
+    """Whether a proc root shows the processes of this kernel: the caller among them."""
+    try:
+        return os.path.samefile(proc_root, "/proc")
+    except OSError:
+        return False
+
+
+def _read_procfs(proc_root: str, engine: Engine) -> Tally:
+    path = os.path.join(proc_root, "net", "nf_conntrack")
+
+    def attempt() -> Tally:
+        counter = engine.text()
+        for block in _blocks(path):
+            counter.feed(block)
+        return counter.finish()
+
+    try:
+        return retrying(attempt)
     except FileNotFoundError:
         if not os.path.isdir(proc_root):
             raise SourceError(f"there is no proc root {proc_root}: see --path.procfs") from None
@@ -53,8 +94,30 @@ def read(proc_root: str) -> Tally:
         raise SourceError(f"cannot read {path}: {error.strerror}") from error
 
 
+def _read_netlink(engine: Engine) -> Tally:
+    def attempt() -> Tally:
+        counter = engine.netlink()
+        with _dump() as dump:
+            while not counter.feed(_datagram(dump)):
+                pass
+        return counter.finish()
+
+    try:
+        return retrying(attempt)
+    except PermissionError:
+        raise SourceError(
+            "no permission to dump the table by netlink: run as root or with CAP_NET_ADMIN"
+        ) from None
+    except TimeoutError:
+        raise SourceError(
+            f"the kernel was silent for {_SILENCE:.0f} seconds in a dump of the table by netlink"
+        ) from None
+    except OSError as error:
+        raise SourceError(f"cannot dump the table by netlink: {error.strerror}") from error
+
+
 def retrying(attempt: Callable[[], Tally]) -> Tally:
-    """The result of attempt(), called again after errors that pass: EINTR, EAGAIN, EIO.
+    """The result of attempt(), called again after errors that pass: EINTR and the like.
 
     Bounded by count and time; the last error is raised as it came.
     """
@@ -76,13 +139,6 @@ def retrying(attempt: Callable[[], Tally]) -> Tally:
     )(attempt)
 
 
-def _count(path: str) -> Tally:
-    counter = procfile.Counter()
-    for block in _blocks(path):
-        counter.feed(block)
-    return counter.finish()
-
-
 def _blocks(path: str) -> Iterator[bytes]:
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -91,3 +147,34 @@ def _blocks(path: str) -> Iterator[bytes]:
             yield block
     finally:
         os.close(file)
+
+
+def _dump() -> socket.socket:
+    """A netlink socket on which the kernel sends the table of both families."""
+    request = struct.pack(
+        "=IHHII4x",  # nlmsghdr, and nfgenmsg: AF_UNSPEC, NFNETLINK_V0, 0
+        20,
+        ctnetlink.IPCTNL_MSG_CT_GET,
+        ctnetlink.NLM_F_REQUEST | ctnetlink.NLM_F_DUMP,
+        1,
+        0,
+    )
+    dump = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETFILTER)
+    try:
+        dump.settimeout(_SILENCE)
+        dump.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        dump.sendto(request, (0, 0))
+    except BaseException:
+        dump.close()
+        raise
+    return dump
+
+
+def _datagram(dump: socket.socket) -> memoryview:
+    """The next datagram. It is gone with the next call."""
+    size, _, flags, sender = dump.recvmsg_into([_BUFFER])
+    if sender[0] != 0:  # only the kernel has port 0
+        return _BUFFER[:0]
+    if flags & socket.MSG_TRUNC:
+        raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+    return _BUFFER[:size]

@@ -19,7 +19,8 @@ LABELS = Labels("10.0.0.1", "2001:db8::1", "ipv4", "tcp", "https", "443")
 
 
 def snapshot(series: Sequence[tuple[Labels, Sequence[int]]] = ()) -> Snapshot:
-    totals = Sums(*(sum(sums[i] for _, sums in series) for i in range(5)))
+    columns = tuple([sums[i] for _, sums in series] for i in range(5))
+    labels = [labels for labels, _ in series]
     return Snapshot(
         success=True,
         source="procfs",
@@ -27,7 +28,9 @@ def snapshot(series: Sequence[tuple[Labels, Sequence[int]]] = ()) -> Snapshot:
         conntrack=Conntrack(7, 1024, accounting=True),
         timestamp=1700000000.25,
         duration=0.5,
-        connections=Connections(series, totals, len(series), malformed=2, uncounted=3),
+        connections=Connections(
+            labels, columns, Sums(*map(sum, columns)), len(series), malformed=2, uncounted=3
+        ),
     )
 
 

@@ -32,7 +32,7 @@ class Table:
         if isinstance(reading, Exception):
             raise reading
         sums = Sums(reading, 0, 0, 0, 0)
-        connections = Connections([(LABELS, sums)], sums, 1, 0, 0)
+        connections = Connections([LABELS], tuple([number] for number in sums), sums, 1, 0, 0)
         return Snapshot(True, "procfs", "pure", self.conntrack, time.time(), 0.01, connections)
 
     def failure(self, last: Snapshot | None) -> Snapshot:

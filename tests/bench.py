@@ -1,0 +1,325 @@
+"""Benchmarks: ratios first, medians of five or more, all in one run.
+
+    make bench
+
+As root it also makes a table of a million live entries, in a network namespace
+of its own, and for that time raises the limit of the kernel's table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import platform
+import random
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+RUNS = 5
+ENTRIES = 1_000_000
+KEYS = 140_000
+COMMAND = [sys.executable, "-m", "conntrack_textfile"]
+LIMIT = Path("/proc/sys/net/netfilter/nf_conntrack_max")
+
+NUMBERS = {"tcp": 6, "udp": 17, "icmp": 1, "icmpv6": 58, "sctp": 132, "gre": 47}
+AFTER = {
+    "tcp": "431999 ESTABLISHED ",
+    "sctp": "208 ESTABLISHED ",
+    "gre": "28 timeout=30, stream_timeout=180 ",
+}
+
+ENGINE = """
+import resource, sys, time
+from conntrack_textfile.tally import engine
+counter = engine().text()
+with open(sys.argv[1], "rb", buffering=0) as file:
+    while block := file.read(1 << 18):
+        before = time.process_time()
+        counter.feed(block)
+        used = globals().get("used", 0) + time.process_time() - before
+before = time.process_time()
+tally = counter.finish()
+print(used + time.process_time() - before)
+"""
+
+BARE_DUMP = """
+import socket, struct
+sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+sock.sendto(struct.pack("=IHHII4x", 20, 0x101, 0x301, 1, 0), (0, 0))
+buffer = bytearray(1 << 16)
+while True:
+    size = sock.recv_into(buffer)
+    if buffer[4] == 3 or buffer[size - 16] == 3 and size > 36 and buffer[size - 20] == 20:
+        break
+"""
+
+
+class Cost(NamedTuple):
+    wall: float
+    cpu: float
+    memory: float  # MiB, the most at any time
+
+
+def once(argv: Sequence[str]) -> Cost:
+    started = time.perf_counter()
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, argv
+    wall = time.perf_counter() - started
+    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+
+
+def measure(*commands: Sequence[str], runs: int = RUNS) -> list[Cost]:
+    """The medians of each command's costs, the commands taken in turn."""
+    costs: list[list[Cost]] = [[] for _ in commands]
+    for run in range(runs + 1):
+        for command, kept in zip(commands, costs, strict=True):
+            cost = once(command)
+            if run:  # the first warms up
+                kept.append(cost)
+    return [Cost(*map(statistics.median, zip(*kept, strict=True))) for kept in costs]
+
+
+def report(what: str, figure: str) -> None:
+    print(f"| {what} | {figure} |", flush=True)
+
+
+def make_table(path: Path, entries: int, keys: int) -> None:
+    """Write a proc file of both families and several protocols, as the kernel prints it."""
+    rand = random.Random(1)
+    made = []
+    for _ in range(keys):
+        kind = rand.choices(["tcp", "udp", "icmp", "sctp", "gre"], [70, 24, 3, 2, 1])[0]
+        port = rand.choice([443, 80, 53, 22, 8080, 9200, rand.randrange(1, 65536)])
+        made.append((rand.random() < 0.3, kind, rand.getrandbits(16), rand.getrandbits(20), port))
+    with path.open("w") as file:
+        for i in range(entries):
+            v6, kind, a, b, port = made[i] if i < keys else rand.choice(made)
+            if v6:
+                src = f"fd77:0001:0000:0000:0000:0000:{a >> 8:04x}:{a & 255:04x}"
+                dst = f"2001:0db8:0000:0000:0000:{b >> 16:04x}:{b >> 8 & 255:04x}:{b & 255:04x}"
+                kind = "icmpv6" if kind == "icmp" else kind
+            else:
+                src = f"10.1.{a >> 8}.{a & 255}"
+                dst = f"100.{b >> 16}.{b >> 8 & 255}.{b & 255}"
+            l3, sport, n = "ipv6     10" if v6 else "ipv4     2", rand.randrange(1024, 65536), i % 1999
+            if kind in ("tcp", "udp", "sctp"):
+                there, back = f"sport={sport} dport={port}", f"sport={port} dport={sport}"
+            elif kind == "gre":
+                there = back = "srckey=0x0 dstkey=0x0"
+            else:
+                there = back = f"type=8 code=0 id={sport}"
+            file.write(
+                f"{l3} {kind:8} {NUMBERS[kind]} {AFTER.get(kind, '29 ')}src={src} dst={dst} {there} "
+                f"packets={n} bytes={n * 700} src={dst} dst={src} {back} "
+                f"packets={n} bytes={n * 300} [ASSURED] mark=0 zone=0 use=2\n"
+            )
+
+
+def proc_root(directory: Path, entries: int, keys: int) -> Path:
+    root = directory / f"{entries}-{keys}"
+    (root / "net").mkdir(parents=True)
+    make_table(root / "net" / "nf_conntrack", entries, keys)
+    return root
+
+
+def engines(root: Path) -> None:
+    argv = [sys.executable, "-c", ENGINE, str(root / "net" / "nf_conntrack")]
+
+    def cpu(engine: str) -> float:
+        env = {**os.environ, "CONNTRACK_TEXTFILE_ENGINE": engine}
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
+        return float(done.stdout)
+
+    pairs = [(cpu("pure"), cpu("compiled")) for _ in range(RUNS)]
+    pure, compiled = (statistics.median(times) for times in zip(*pairs, strict=True))
+    report(
+        "pure against compiled engine, CPU, 1,000,000 entries, 140,000 keys",
+        f"**{pure / compiled:.1f}** ({pure:.2f} s, {compiled:.2f} s)",
+    )
+
+
+def whole_write(root: Path, directory: Path) -> None:
+    write = [*COMMAND, "write", f"--path.procfs={root}", str(directory / "out.prom")]
+    cat = ["cat", str(root / "net" / "nf_conntrack")]
+    python = [sys.executable, "-c", "pass"]
+    whole, reading, bare = measure(write, cat, python)
+    report(
+        "whole `write` of that file against `cat` of it and `python3 -c pass`, wall",
+        f"**{whole.wall / (reading.wall + bare.wall):.1f}** "
+        f"({whole.wall:.2f} s, {reading.wall:.2f} + {bare.wall:.3f} s)",
+    )
+    report("peak memory of that `write`", f"**{whole.memory:.0f} MiB**")
+
+
+def small(directory: Path) -> None:
+    root = proc_root(directory, 10_000, 1_400)
+    write = [*COMMAND, "write", f"--path.procfs={root}", str(directory / "out.prom")]
+    whole, bare = measure(write, [sys.executable, "-c", "pass"], runs=15)
+    report(
+        "`write` of 10,000 entries (1,400 keys) against `python3 -c pass`, CPU",
+        f"**{whole.cpu / bare.cpu:.2f}** ({whole.cpu * 1000:.0f} ms, {bare.cpu * 1000:.0f} ms)",
+    )
+
+
+def growth(directory: Path, large: Path) -> None:
+    roots = [proc_root(directory, 10**n, 14 * 10 ** (n - 2)) for n in (4, 5)]
+    costs = measure(
+        *[
+            [*COMMAND, "write", f"--path.procfs={root}", str(directory / "out.prom")]
+            for root in [*roots, large]
+        ]
+    )
+    for before, after, size in ((0, 1, "10,000 to 100,000"), (1, 2, "100,000 to 1,000,000")):
+        report(
+            f"whole `write`, {size} entries, wall",
+            f"**{costs[after].wall / costs[before].wall:.1f}** times "
+            f"({costs[before].wall:.2f} s, {costs[after].wall:.2f} s)",
+        )
+
+
+def scrapes(root: Path) -> None:
+    argv = [*COMMAND, "serve", f"--path.procfs={root}", "--web.listen-address=127.0.0.1:0"]
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        port = int(process.stderr.readline().rpartition(":")[2].strip(' "\n'))
+
+        def scrape(encoding: str) -> float:
+            started = time.perf_counter()
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as client:
+                client.request("GET", "/metrics", headers={"Accept-Encoding": encoding})
+                answer = client.getresponse()
+                assert answer.status == 200
+                while answer.read(1 << 20):
+                    pass
+            return (time.perf_counter() - started) * 1000
+
+        while True:
+            with contextlib.suppress(AssertionError):
+                scrape("gzip")
+                break
+        for encoding, name in (("identity", "plain"), ("gzip", "gzip")):
+            alone = sorted(scrape(encoding) for _ in range(50))
+            with ThreadPoolExecutor(40) as pool:
+                crowd = sorted(pool.map(scrape, [encoding] * 120))
+            report(
+                f"a scrape of 140,000 keys, {name}: p50 and p99, alone; 40 at once",
+                f"{alone[25]:.0f} ms, {alone[49]:.0f} ms; {crowd[60]:.0f} ms, {crowd[118]:.0f} ms",
+            )
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        (most,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+        report("peak memory of that `serve`", f"{int(most) / 1024:.0f} MiB")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def fill_live_table(entries: int, keys: int) -> None:
+    """Make entries by ctnetlink in the namespace of this process."""
+
+    def attribute(kind: int, payload: bytes) -> bytes:
+        return struct.pack("=HH", 4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
+
+    def nested(kind: int, *inner: bytes) -> bytes:
+        return attribute(kind | 0x8000, b"".join(inner))
+
+    def tuple_(kind: int, src: bytes, dst: bytes, sport: int, dport: int) -> bytes:
+        return nested(
+            kind,
+            nested(1, attribute(1, src), attribute(2, dst)),
+            nested(
+                2,
+                attribute(1, b"\x11"),
+                attribute(2, struct.pack("!H", sport)),
+                attribute(3, struct.pack("!H", dport)),
+            ),
+        )
+
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
+    with sock:
+        for i in range(entries):
+            key, sport = i % keys, 1024 + i // keys
+            src, dst = struct.pack("!I", 0x0A000000 + key), bytes([192, 0, 2, key % 250])
+            payload = (
+                struct.pack("!BBH", socket.AF_INET, 0, 0)
+                + tuple_(1, src, dst, sport, 53)
+                + tuple_(2, dst, src, 53, sport)
+                + attribute(7, struct.pack("!I", 36000))  # CTA_TIMEOUT
+                + attribute(3, struct.pack("!I", 0xE))  # CTA_STATUS: seen, assured, confirmed
+            )
+            # NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL: an answer comes only on failure.
+            sock.send(struct.pack("=IHHII", 16 + len(payload), 0x100, 0x601, i, 0) + payload)
+
+
+def live(directory: Path) -> None:
+    name = f"ctf-bench-{os.getpid()}"
+    inside = ["ip", "netns", "exec", name]
+    limit = LIMIT.read_text()
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        LIMIT.write_text("1200000")
+        subprocess.run([*inside, "sysctl", "-qw", "net.netfilter.nf_conntrack_acct=1"], check=True)
+        subprocess.run([*inside, sys.executable, __file__, "--fill"], check=True)
+        proc = Path("/proc/sys/net/netfilter/nf_conntrack_count")
+        count = subprocess.run([*inside, "cat", proc], capture_output=True, check=True)
+        assert int(count.stdout) == ENTRIES, count.stdout
+        for source, bare in (
+            ("procfs", ["cat", "/proc/net/nf_conntrack"]),
+            ("netlink", [sys.executable, "-c", BARE_DUMP]),
+        ):
+            write = [*COMMAND, "write", f"--collector.source={source}", str(directory / "live.prom")]
+            ours, theirs = measure([*inside, *write], [*inside, *bare])
+            report(
+                f"live table, 1,000,000 entries, 10,000 keys: `write` from {source} against "
+                + ("`cat`" if source == "procfs" else "a bare receive loop")
+                + ", wall",
+                f"**{ours.wall / theirs.wall:.2f}** ({ours.wall:.2f} s, {theirs.wall:.2f} s)",
+            )
+            text = (directory / "live.prom").read_text()
+            assert f"conntrack_total_connections {ENTRIES}\n" in text
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=False)
+        LIMIT.write_text(limit)
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+def main() -> None:
+    if "--fill" in sys.argv:
+        fill_live_table(ENTRIES, 10_000)
+        return
+    cores = os.cpu_count()
+    print(f"Linux {platform.release()}, {cores} cores, Python {platform.python_version()}")
+    print("\n| what | measured |\n|---|---|")
+    with scratch() as directory:
+        root = proc_root(directory, ENTRIES, KEYS)
+        engines(root)
+        whole_write(root, directory)
+        if os.geteuid() == 0:
+            live(directory)
+        small(directory / "small")
+        growth(directory / "growth", root)
+        scrapes(root)
+
+
+if __name__ == "__main__":
+    main()
