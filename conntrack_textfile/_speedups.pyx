@@ -17,19 +17,15 @@ from conntrack_textfile.tally import Tally
 
 cdef extern from *:
     """
-    #define _GNU_SOURCE_MEMMEM
     #include <arpa/inet.h>
     #include <stdint.h>
     #include <string.h>
-
-    extern void *memmem(const void *, size_t, const void *, size_t);
 
     static inline uint64_t ctf_mix(uint64_t a, uint64_t b) {
         unsigned __int128 product = (unsigned __int128)a * b;
         return (uint64_t)product ^ (uint64_t)(product >> 64);
     }
     """
-    void *memmem(const void *, size_t, const void *, size_t) nogil
     int inet_pton(int, const char *, void *) nogil
     uint64_t ctf_mix(uint64_t, uint64_t) nogil
     enum: AF_INET
@@ -220,7 +216,14 @@ cdef class _Column:
 
 
 cdef inline const char *find(const char *start, const char *end, const char *what, size_t size) noexcept nogil:
-    return <const char *>memmem(start, end - start, what, size)
+    """Where a text that begins with a space first stands, or NULL."""
+    while True:
+        start = <const char *>memchr(start, c' ', end - start)
+        if start == NULL or <size_t>(end - start) < size:
+            return NULL
+        if memcmp(start, what, size) == 0:
+            return start
+        start += 1
 
 
 cdef inline const char *token_end(const char *start, const char *end) noexcept nogil:
@@ -480,9 +483,8 @@ DEF NLA_HDRLEN = 4
 DEF NLA_TYPE_MASK = 0x3FFF
 
 cdef struct Span:
-    const uint8_t *start
+    const uint8_t *start        # NULL where there is no such attribute
     size_t size
-    bint there
 
 
 cdef bint attributes(Span data, uint16_t most, Span *found) noexcept nogil:
@@ -501,7 +503,6 @@ cdef bint attributes(Span data, uint16_t most, Span *found) noexcept nogil:
         if kind <= most:
             found[kind].start = data.start + NLA_HDRLEN
             found[kind].size = length - NLA_HDRLEN
-            found[kind].there = True
         step = (<size_t>length + 3) & ~<size_t>3
         if step >= data.size:
             break
@@ -542,15 +543,15 @@ cdef bint message_to_entry(Span message, Row *entry, bint *counted) noexcept nog
         return False
     message.start += NFGENMSG
     message.size -= NFGENMSG
-    if not attributes(message, 10, top) or not top[1].there:
+    if not attributes(message, 10, top) or top[1].start == NULL:
         return False
     memset(entry.low, 0, sizeof(entry.low))
-    counted[0] = top[9].there or top[10].there
-    if top[9].there and not counters(top[9], &entry.low[0]):
+    counted[0] = top[9].start != NULL or top[10].start != NULL
+    if top[9].start != NULL and not counters(top[9], &entry.low[0]):
         return False
-    if top[10].there and not counters(top[10], &entry.low[2]):
+    if top[10].start != NULL and not counters(top[10], &entry.low[2]):
         return False
-    if not attributes(top[1], 2, tuple_) or not tuple_[1].there or not tuple_[2].there:
+    if not attributes(top[1], 2, tuple_) or tuple_[1].start == NULL or tuple_[2].start == NULL:
         return False
     if not attributes(tuple_[1], 4, address) or not attributes(tuple_[2], 3, protocol):
         return False
@@ -561,7 +562,7 @@ cdef bint message_to_entry(Span message, Row *entry, bint *counted) noexcept nog
     memcpy(entry.dst, address[src + 1].start, size)
     entry.l4 = protocol[1].start[0]
     entry.dport[0] = entry.dport[1] = 0
-    if protocol[3].there and entry.l4 in (6, 17, 33, 132, 136):
+    if protocol[3].start != NULL and entry.l4 in (6, 17, 33, 132, 136):
         if protocol[3].size != 2:
             return False
         memcpy(entry.dport, protocol[3].start, 2)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from conntrack_textfile import exposition, logs, options, snapshot, sysctl, tally, textfile
-from conntrack_textfile.logs import LOG
+from conntrack_textfile import exposition, options, snapshot, sysctl, tally, textfile
 from conntrack_textfile.options import Options, UsageError
 from conntrack_textfile.source import SourceError
 from conntrack_textfile.tally import Engine, EngineError
 from conntrack_textfile.textfile import OutputError
+
+if TYPE_CHECKING:
+    from logging import Logger
 
 
 def main(argv: list[str]) -> int:
@@ -22,28 +23,34 @@ def main(argv: list[str]) -> int:
     except UsageError as error:
         print(f"conntrack-textfile: {error} (see conntrack-textfile --help)", file=sys.stderr)
         return 2
-    logs.configure(opts.log_level, opts.log_format)
-    if opts.configure_accounting:
-        _enable_accounting(opts.proc_root)
     try:
+        if opts.configure_accounting:
+            _enable_accounting(opts)
         engine = tally.engine()
         if opts.serve:
             _serve(opts, engine)
         else:
             _write(opts, engine)
     except (EngineError, SourceError, OutputError) as error:
-        LOG.error("%s", error)
-        LOG.debug("failed", exc_info=True)
+        _log(opts).error("%s", error)
+        _log(opts).debug("failed", exc_info=True)
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
 
 
+def _log(opts: Options) -> Logger:
+    # Imported here: most runs of write have nothing to say.
+    from conntrack_textfile import logs
+
+    return logs.configure(opts.log_level, opts.log_format)
+
+
 def _write(opts: Options, engine: Engine) -> None:
     taken = snapshot.take(opts, engine)
     for warning in taken.warnings:
-        LOG.warning("%s", warning)
+        _log(opts).warning("%s", warning)
     pieces = exposition.render(taken)
     if opts.file == "-":
         textfile.stream(pieces)
@@ -53,8 +60,12 @@ def _write(opts: Options, engine: Engine) -> None:
 
 def _serve(opts: Options, engine: Engine) -> NoReturn:
     # Imported here: one snapshot must not pay for an HTTP server.
+    import signal
+
     from conntrack_textfile import server
     from conntrack_textfile.refresh import Refresher
+
+    log = _log(opts)
 
     # Blocked in every thread, so that only the wait below gets them.
     stop = {signal.SIGTERM, signal.SIGINT}
@@ -75,16 +86,17 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
     refresher.start()
     for listener in listeners:
         server.start(listener, application)
-        LOG.info("listening on %s", options.Address(*listener.getsockname()[:2]))
-    LOG.info("stopped by %s", signal.Signals(signal.sigwait(stop)).name)
+        log.info("listening on %s", options.Address(*listener.getsockname()[:2]))
+    log.info("stopped by %s", signal.Signals(signal.sigwait(stop)).name)
     # At once: to tidy up after a refresh that is under way would take seconds
     # on a large table, and nothing is left to save.
     sys.stderr.flush()
     os._exit(0)
 
 
-def _enable_accounting(proc_root: str) -> None:
+def _enable_accounting(opts: Options) -> None:
     try:
-        sysctl.enable_accounting(proc_root)
+        sysctl.enable_accounting(opts.proc_root)
     except OSError as error:
-        LOG.warning("cannot set net.netfilter.nf_conntrack_acct=1: %s", error.strerror or error)
+        reason = error.strerror or error
+        _log(opts).warning("cannot set net.netfilter.nf_conntrack_acct=1: %s", reason)

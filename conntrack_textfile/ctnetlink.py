@@ -44,6 +44,10 @@ _NFGENMSG = 4  # bytes: family, version, resource
 _NLATTR = struct.Struct("=HH")  # length, type
 _ERRNO = struct.Struct("=i")
 
+# Both families, and no change to the counters: IPCTNL_MSG_CT_GET_CTRZERO would
+# zero them for everybody.
+DUMP_REQUEST = _NLMSGHDR.pack(20, IPCTNL_MSG_CT_GET, NLM_F_REQUEST | NLM_F_DUMP, 1, 0) + bytes(4)
+
 _Attributes = dict[int, bytes]
 
 

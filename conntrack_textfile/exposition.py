@@ -8,7 +8,7 @@ labels. Format: https://prometheus.io/docs/instrumenting/exposition_formats/
 from __future__ import annotations
 
 import itertools
-import platform
+import sys
 from typing import TYPE_CHECKING
 
 from conntrack_textfile import __version__
@@ -52,6 +52,8 @@ _SUMS = (
     ),
 )
 
+_PYTHON = sys.version.partition(" ")[0]
+
 # Lines joined to one piece of output: large enough to be cheap to write, small
 # enough that the whole text is never in memory.
 _LINES = 1024
@@ -82,7 +84,7 @@ def _about_the_snapshot(snapshot: Snapshot) -> Iterator[str]:
         "conntrack_textfile_build_info",
         "Always 1; the labels say what made these numbers.",
         1,
-        f'{{version="{__version__}",python="{platform.python_version()}",'
+        f'{{version="{__version__}",python="{_PYTHON}",'
         f'engine="{snapshot.engine}",source="{snapshot.source}"}}',
     )
     yield _gauge(

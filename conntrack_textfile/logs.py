@@ -17,7 +17,7 @@ _LEVELS = {
 }
 
 
-def configure(level: str, form: str) -> None:
+def configure(level: str, form: str) -> logging.Logger:
     """Send what is at least of this level to standard error, as "logfmt" or "json"."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter(form))
@@ -25,6 +25,7 @@ def configure(level: str, form: str) -> None:
     LOG.setLevel(_LEVELS[level])
     LOG.propagate = False
     logging.raiseExceptions = False  # nobody to tell when standard error is gone
+    return LOG
 
 
 class _Formatter(logging.Formatter):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from socket import AF_INET6, inet_pton
 from typing import NamedTuple
 
 import docopt
@@ -170,6 +169,9 @@ def _address(value: str) -> Address:
 
 
 def _is_ipv6(text: str) -> bool:
+    # Imported here: the default address has no need of it.
+    from socket import AF_INET6, inet_pton
+
     try:
         inet_pton(AF_INET6, text.partition("%")[0])  # fe80::1%eth0
     except (OSError, ValueError):

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
-import struct
 from typing import TYPE_CHECKING
 
-from conntrack_textfile import ctnetlink
-
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator
 
     from conntrack_textfile.tally import Engine, Tally
@@ -26,7 +23,8 @@ BLOCK = 1 << 18
 _BUFFER = memoryview(bytearray(1 << 16))
 _RECEIVE_BUFFER = 1 << 22
 _NETFILTER = 12  # NETLINK_NETFILTER
-_SILENCE = 10.0  # seconds
+_MSG_TRUNC = 0x20
+_SILENCE = 10  # seconds
 
 # ENOBUFS: a datagram was lost. EINTR: the table changed under the dump.
 _TRANSIENT = {errno.EINTR, errno.EAGAIN, errno.EIO, errno.ENOBUFS}
@@ -110,7 +108,7 @@ def _read_netlink(engine: Engine) -> Tally:
         ) from None
     except TimeoutError:
         raise SourceError(
-            f"the kernel was silent for {_SILENCE:.0f} seconds in a dump of the table by netlink"
+            f"the kernel was silent for {_SILENCE} seconds in a dump of the table by netlink"
         ) from None
     except OSError as error:
         raise SourceError(f"cannot dump the table by netlink: {error.strerror}") from error
@@ -151,19 +149,19 @@ def _blocks(path: str) -> Iterator[bytes]:
 
 def _dump() -> socket.socket:
     """A netlink socket on which the kernel sends the table of both families."""
-    request = struct.pack(
-        "=IHHII4x",  # nlmsghdr, and nfgenmsg: AF_UNSPEC, NFNETLINK_V0, 0
-        20,
-        ctnetlink.IPCTNL_MSG_CT_GET,
-        ctnetlink.NLM_F_REQUEST | ctnetlink.NLM_F_DUMP,
-        1,
-        0,
-    )
+    # Imported here, as what reads a file need not pay for it.
+    import socket
+    import struct
+
+    from conntrack_textfile.ctnetlink import DUMP_REQUEST
+
     dump = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETFILTER)
     try:
-        dump.settimeout(_SILENCE)
+        # Not settimeout(): that would poll(2) before every datagram.
+        silence = struct.pack("ll", _SILENCE, 0)
+        dump.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, silence)
         dump.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
-        dump.sendto(request, (0, 0))
+        dump.sendto(DUMP_REQUEST, (0, 0))
     except BaseException:
         dump.close()
         raise
@@ -172,9 +170,12 @@ def _dump() -> socket.socket:
 
 def _datagram(dump: socket.socket) -> memoryview:
     """The next datagram. It is gone with the next call."""
-    size, _, flags, sender = dump.recvmsg_into([_BUFFER])
+    try:
+        size, _, flags, sender = dump.recvmsg_into([_BUFFER])
+    except BlockingIOError:
+        raise TimeoutError from None
     if sender[0] != 0:  # only the kernel has port 0
         return _BUFFER[:0]
-    if flags & socket.MSG_TRUNC:
+    if flags & _MSG_TRUNC:
         raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
     return _BUFFER[:size]

@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import os
 import re
-import secrets
 import stat
 from typing import TYPE_CHECKING
 
@@ -92,7 +91,7 @@ def _temporary(directory: str, name: str) -> Iterator[tuple[str, int]]:
 def _create(directory: str, name: str) -> tuple[str, int]:
     """A new file under a lock, which says to _sweep() that its writer lives."""
     while True:
-        path = os.path.join(directory, f".{name}.{secrets.token_hex(8)}.tmp")
+        path = os.path.join(directory, f".{name}.{os.urandom(8).hex()}.tmp")
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(fd, fcntl.LOCK_EX)

@@ -116,7 +116,8 @@ def make_table(path: Path, entries: int, keys: int) -> None:
             else:
                 src = f"10.1.{a >> 8}.{a & 255}"
                 dst = f"100.{b >> 16}.{b >> 8 & 255}.{b & 255}"
-            l3, sport, n = "ipv6     10" if v6 else "ipv4     2", rand.randrange(1024, 65536), i % 1999
+            l3, sport, n = "ipv6     10" if v6 else "ipv4     2", rand.randrange(1024, 1 << 16), i
+            l4 = f"{kind:8} {NUMBERS[kind]} {AFTER.get(kind, '29 ')}"
             if kind in ("tcp", "udp", "sctp"):
                 there, back = f"sport={sport} dport={port}", f"sport={port} dport={sport}"
             elif kind == "gre":
@@ -124,7 +125,7 @@ def make_table(path: Path, entries: int, keys: int) -> None:
             else:
                 there = back = f"type=8 code=0 id={sport}"
             file.write(
-                f"{l3} {kind:8} {NUMBERS[kind]} {AFTER.get(kind, '29 ')}src={src} dst={dst} {there} "
+                f"{l3} {l4}src={src} dst={dst} {there} "
                 f"packets={n} bytes={n * 700} src={dst} dst={src} {back} "
                 f"packets={n} bytes={n * 300} [ASSURED] mark=0 zone=0 use=2\n"
             )
@@ -194,6 +195,7 @@ def growth(directory: Path, large: Path) -> None:
 
 def scrapes(root: Path) -> None:
     argv = [*COMMAND, "serve", f"--path.procfs={root}", "--web.listen-address=127.0.0.1:0"]
+    argv.append("--web.max-requests=0")
     process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
@@ -282,7 +284,7 @@ def live(directory: Path) -> None:
             ("procfs", ["cat", "/proc/net/nf_conntrack"]),
             ("netlink", [sys.executable, "-c", BARE_DUMP]),
         ):
-            write = [*COMMAND, "write", f"--collector.source={source}", str(directory / "live.prom")]
+            write = [*COMMAND, "write", f"--collector.source={source}", f"{directory}/live.prom"]
             ours, theirs = measure([*inside, *write], [*inside, *bare])
             report(
                 f"live table, 1,000,000 entries, 10,000 keys: `write` from {source} against "

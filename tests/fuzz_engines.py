@@ -1,7 +1,7 @@
 """One invariant: both engines give the same outcome for the same bytes, and neither crashes.
 
-    python tests/fuzz_engines.py --seconds=60            random damage to real input
-    python tests/fuzz_engines.py --atheris -max_total_time=60   guided by coverage
+python tests/fuzz_engines.py --seconds=60            random damage to real input
+python tests/fuzz_engines.py --atheris -max_total_time=60   guided by coverage
 """
 
 from __future__ import annotations

@@ -85,9 +85,7 @@ def agree_on_text(blocks: list[bytes]) -> None:
 def agree_on_netlink(datagrams: list[bytes]) -> None:
     from conntrack_textfile import _speedups
 
-    assert outcome(_speedups.NetlinkCounter(), datagrams) == outcome(
-        ctnetlink.Counter(), datagrams
-    )
+    assert outcome(_speedups.NetlinkCounter(), datagrams) == outcome(ctnetlink.Counter(), datagrams)
 
 
 def test_the_corpora_are_there() -> None:

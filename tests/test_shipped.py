@@ -52,6 +52,24 @@ def test_the_units_run_commands_that_we_take() -> None:
     assert options.parse(argv).serve
 
 
+def test_the_one_shot_may_write_where_it_writes() -> None:
+    text = (ROOT / "systemd" / "conntrack-textfile.service").read_text()
+    (writable,) = re.findall(r"^ReadWritePaths=-?(.*)$", text, re.MULTILINE)
+    assert Path(TEXTFILE).parent == Path(writable)
+    assert "Condition" not in text  # a unit that is skipped is silent
+
+
+def test_the_units_hold_few_rights(tmp_path: Path) -> None:
+    need("systemd-analyze")
+    for unit in UNITS:
+        if unit.suffix == ".service":
+            file = tmp_path / unit.name
+            file.write_text(unit.read_text().replace(PROGRAM, "/bin/true"))
+            argv = ["systemd-analyze", "security", "--offline=true", "--threshold=15", file]
+            done = subprocess.run(argv, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout
+
+
 def test_the_cron_line_runs_a_command_that_we_take() -> None:
     text = (ROOT / "cron" / "conntrack-textfile").read_text()
     assert text.endswith("\n")

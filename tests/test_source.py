@@ -182,7 +182,7 @@ def test_a_broken_dump_starts_again_and_nothing_of_it_counts(
         (Dump(message(2, payload=struct.pack("=i", -95))), "Operation not supported"),
         (Dump(DUMP[:284], message(3, payload=struct.pack("=i", -22))), "Invalid argument"),
         (Dump((DUMP[:100], socket.MSG_TRUNC, KERNEL)), "Message too long"),
-        (Dump(TimeoutError("timed out")), "silent for 10 seconds"),
+        (Dump(BlockingIOError(errno.EAGAIN, "would block")), "silent for 10 seconds"),
         (OSError(errno.EPROTONOSUPPORT, "Protocol not supported"), "Protocol not supported"),
     ],
 )
