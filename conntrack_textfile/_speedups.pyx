@@ -8,7 +8,7 @@ hash is keyed, so that nobody can choose addresses that collide.
 
 import os
 
-from libc.errno cimport EINTR
+from libc.errno cimport EINTR, EPROTO
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, qsort, realloc
 from libc.string cimport memchr, memcmp, memcpy, memset
@@ -481,6 +481,7 @@ DEF NLMSG_HDRLEN = 16
 DEF NFGENMSG = 4
 DEF NLA_HDRLEN = 4
 DEF NLA_TYPE_MASK = 0x3FFF
+DEF MAX_ERRNO = 4095
 
 cdef struct Span:
     const uint8_t *start        # NULL where there is no such attribute
@@ -584,10 +585,10 @@ cdef class NetlinkCounter:
         if datagram.shape[0]:
             with nogil:
                 done = self.count(&datagram[0], datagram.shape[0], &error)
-        if error == -EINTR:
-            raise InterruptedError(EINTR, os.strerror(EINTR))
         if error:
-            raise OSError(-<object>error, os.strerror(-<object>error))
+            if not -MAX_ERRNO <= error < 0:
+                error = -EPROTO
+            raise OSError(-error, os.strerror(-error))
         return done
 
     def finish(self):

@@ -21,7 +21,8 @@ def main(argv: list[str]) -> int:
     try:
         opts = options.parse(argv)
     except UsageError as error:
-        print(f"conntrack-textfile: {error} (see conntrack-textfile --help)", file=sys.stderr)
+        if sys.stderr is not None:  # closed by the caller
+            print(f"conntrack-textfile: {error} (see conntrack-textfile --help)", file=sys.stderr)
         return 2
     try:
         if opts.configure_accounting:
@@ -67,11 +68,11 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
 
     log = _log(opts)
 
+    listeners = [server.listen(address) for address in opts.listen]
     # Blocked in every thread, so that only the wait below gets them.
     stop = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, stop)
 
-    listeners = [server.listen(address) for address in opts.listen]
     refresher = Refresher(
         take=lambda: snapshot.take(opts, engine),
         failure=lambda last: snapshot.failure(opts, engine, last),
@@ -90,7 +91,6 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
     log.info("stopped by %s", signal.Signals(signal.sigwait(stop)).name)
     # At once: to tidy up after a refresh that is under way would take seconds
     # on a large table, and nothing is left to save.
-    sys.stderr.flush()
     os._exit(0)
 
 

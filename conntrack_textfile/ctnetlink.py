@@ -10,6 +10,7 @@ comes twice, the last one counts, as for the kernel.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from socket import AF_INET, AF_INET6
@@ -43,6 +44,7 @@ _NLMSGHDR = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _NFGENMSG = 4  # bytes: family, version, resource
 _NLATTR = struct.Struct("=HH")  # length, type
 _ERRNO = struct.Struct("=i")
+_MAX_ERRNO = 4095
 
 # Both families, and no change to the counters: IPCTNL_MSG_CT_GET_CTRZERO would
 # zero them for everybody.
@@ -76,7 +78,7 @@ class Counter:
                 return False
             message = data[start + _NLMSGHDR.size : start + length]
             if flags & NLM_F_DUMP_INTR or kind == NLMSG_OVERRUN:
-                raise InterruptedError(4, os.strerror(4))
+                raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
             if kind == IPCTNL_MSG_CT_NEW:
                 try:
                     self._add(message)
@@ -85,6 +87,8 @@ class Counter:
             elif kind in (NLMSG_DONE, NLMSG_ERROR):
                 number = -_ERRNO.unpack_from(message)[0] if len(message) >= _ERRNO.size else 0
                 if number:
+                    if not 0 < number <= _MAX_ERRNO:
+                        number = errno.EPROTO
                     raise OSError(number, os.strerror(number))
                 if kind == NLMSG_DONE:
                     return True

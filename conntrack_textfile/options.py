@@ -113,7 +113,7 @@ def _explain(error: docopt.DocoptExit) -> str:
         return reason if "argument" in reason else "say what to do: write or serve"
     if left[1] == "Argument":
         return f"unexpected argument {left[2]!r}"
-    known = re.search(rf"^ +(-\w )?{re.escape(left[2])}\b", USAGE, re.MULTILINE)
+    known = re.search(rf"^ +(-\w )?{re.escape(left[2])}(?=[= ])", USAGE, re.MULTILINE)
     return f"{left[2]} " + ("may be given only once" if known else "is not an option")
 
 
@@ -153,7 +153,7 @@ def _source(given: docopt.ParsedOptions) -> str:
 
 def _path(given: docopt.ParsedOptions, name: str) -> str:
     value: str = given[name]
-    if re.fullmatch(r"/[!-~]*", value) and not re.search(r"[?#%]", value):
+    if re.fullmatch(r"/(?!/)[!-~]*", value) and not re.search(r"[?#%]", value):
         return value
     raise UsageError(f"{name} must be a path that begins with /, not {value!r}")
 

@@ -42,6 +42,10 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 REQUEST_SECONDS = 10.0
 RESPONSE_SECONDS = 60.0
 
+# A client has its answer a moment before the place that it held is free. One
+# that comes right after it must not be turned away for that.
+_PATIENCE = 0.25
+
 _MAX_REQUEST_LINE = 65536
 
 # Open connections above which new ones are closed at once.
@@ -118,13 +122,13 @@ class Application:
             page = _ROOT.format(path=html.escape(self._telemetry_path)).encode()
             scrape = _answer(start, "200 OK", "text/html; charset=utf-8", [page])
         else:
-            return _text(start, "404 Not Found", f"see {self._telemetry_path}")
+            scrape = _text(start, "404 Not Found", f"see {self._telemetry_path}")
         if method == "HEAD":
             scrape.pieces = []
         return scrape
 
     def _scrape(self, encodings: str, start: _Start) -> _Answer:
-        if self._max_requests and not self._slots.acquire(blocking=False):
+        if self._max_requests and not self._slots.acquire(timeout=_PATIENCE):
             if self._exporter:
                 self._exporter.requests.labels("503").inc()
             return _text(
@@ -265,14 +269,17 @@ def listen(address: Address) -> socket.socket:
         return socket.create_server(where, family=family)
     except socket.gaierror as error:
         raise OutputError(f"cannot listen on {address}: {error.strerror}") from error
+    except UnicodeError:
+        raise OutputError(f"cannot listen on {address}: not a host name") from None
     except OSError as error:
         raise OutputError(f"cannot listen on {address}: {os.strerror(error.errno or 0)}") from error
 
 
-def start(listener: socket.socket, application: Application) -> None:
+def start(listener: socket.socket, application: Application) -> WSGIServer:
     """Serve on a listening socket, in threads that end with the process."""
     server = _Server(listener, application)
     threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
+    return server
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -291,7 +298,11 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._slots.acquire(blocking=False):
-            super().process_request(request, client_address)
+            try:
+                super().process_request(request, client_address)
+            except BaseException:  # no thread to be had
+                self._slots.release()
+                raise
         else:
             LOG.debug("%d connections are open: closed one more", MAX_CONNECTIONS)
             self.shutdown_request(request)
@@ -329,6 +340,9 @@ class _Handler(WSGIRequestHandler):
             handler = _ServerHandler(read, write, sys.stderr, self.get_environ())
             handler.request_handler = self
             handler.run(self.server.serves)
+
+    def version_string(self) -> str:
+        return "conntrack-textfile"
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the name it has there
         LOG.debug(f"%s {format}", self.client_address[0], *args)

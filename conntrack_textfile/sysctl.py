@@ -37,6 +37,8 @@ def enable_accounting(proc_root: str) -> None:
     Raises OSError, also where the kernel took the value and kept another.
     """
     path = os.path.join(proc_root, *_DIRECTORY, "nf_conntrack_acct")
+    if _number(proc_root, "nf_conntrack_acct") == 1:
+        return  # where it is set, it need not be writable
     with open(path, "r+b", buffering=0) as file:
         file.write(b"1\n")
     if _number(proc_root, "nf_conntrack_acct") != 1:

@@ -46,6 +46,8 @@ def replace(file: str, pieces: Iterable[bytes]) -> None:
     """
     path = os.path.realpath(file)
     directory, name = os.path.split(path)
+    if file.endswith("/") and not os.path.isdir(path):
+        raise OutputError(f"cannot write {file}: there is no directory {path}")
     try:
         _check(path, file)
         _sweep(directory, name)
@@ -107,7 +109,7 @@ def _sweep(directory: str, name: str) -> None:
         for entry in filter(temporary.fullmatch, os.listdir(directory)):
             path = os.path.join(directory, entry)
             with contextlib.suppress(OSError):
-                fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     os.unlink(path)

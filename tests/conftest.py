@@ -7,10 +7,14 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+hypothesis.settings.register_profile("unhurried", deadline=None)  # on a busy machine
+hypothesis.settings.load_profile("unhurried")
 
 DATA = Path(__file__).parent / "data"
 

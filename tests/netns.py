@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_EXPIRING = ("icmp", "icmpv6", "udp", "generic")
 _COUNT = itertools.count()
 
 RULES = """
@@ -92,6 +93,9 @@ def network(*, accounting: bool = True) -> Iterator[Network]:
             check("ip", "-n", end, "route", "add", "default", "via", f"fd77:{number}::1")
         sysctl(router, net__ipv4__ip_forward=1, net__netfilter__nf_conntrack_acct=int(accounting))
         sysctl(router, net__ipv6__conf__all__forwarding=1)
+        # Longer than any test, since what expires is gone from the table alone.
+        timeouts = {f"net__netfilter__nf_conntrack_{name}_timeout": 600 for name in _EXPIRING}
+        sysctl(router, **timeouts)
         wait_for_answer(client, "10.77.2.2")
         wait_for_answer(client, "fd77:2::2")
         check(*inside(router), "nft", "-f", "-", text=RULES)  # from here on it tracks

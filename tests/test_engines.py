@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -113,6 +114,12 @@ def test_engines_agree_on_more_damaged_lines(random: fuzz_engines.Random) -> Non
 @settings(max_examples=1500)
 def test_engines_agree_on_damaged_messages(random: fuzz_engines.Random) -> None:
     agree_on_netlink(fuzz_engines.damaged_datagrams(random))
+
+
+@pytest.mark.parametrize("error", [-1, -4, -4095, -4096, 1, 2**31 - 1, -(2**31), 0])
+@pytest.mark.parametrize("kind", [2, 3])
+def test_engines_agree_on_errors_of_the_kernel(error: int, kind: int) -> None:
+    agree_on_netlink([struct.pack("=IHHIIi", 20, kind, 2, 1, 0, error)])
 
 
 @given(st.binary(max_size=300))

@@ -261,8 +261,8 @@ def test_an_empty_table_is_no_error() -> None:
 # Becomes another user after all is imported: that user may not be allowed to
 # read this Python.
 AS_NOBODY = """
-import os, sys
-from conntrack_textfile import cli
+import os, socket, sys
+from conntrack_textfile import cli, ctnetlink, logs, source
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)
 os.setresuid(65534, 65534, 65534)

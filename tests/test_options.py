@@ -105,6 +105,8 @@ def test_addresses(text: str, host: str, port: int) -> None:
         (["--log.level=info", "--log.level=info"], "--log.level may be given only once"),
         (["--log.level"], "--log.level requires argument"),
         (["--web.disable-exporter-metrics=1"], "--web.disable-exporter-metrics"),
+        (["--web."], "--web. is not an option"),
+        (["--web.telemetry-path=//m"], "--web.telemetry-path"),
         (["--nope"], "--nope is not an option"),
         (["--nope=1"], "--nope is not an option"),
         (["-x"], "-x is not an option"),

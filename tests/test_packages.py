@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from tests.conftest import DATA, need
 
 ROOT = Path(__file__).parent.parent
+SAMPLE = f"--path.procfs={DATA / 'kernel-6.18'}"
 NOT_OURS = shutil.ignore_patterns(".*", "build", "*.egg-info", "*.so", "*.c", "__pycache__")
 
 
@@ -44,9 +46,10 @@ def write_with(wheel: Path, where: Path) -> str:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(where)
     done = subprocess.run(
-        [sys.executable, "-m", "conntrack_textfile", "write", f"--path.procfs={DATA}/kernel-6.18"],
+        # -S: without the finder of an editable installation.
+        [sys.executable, "-S", "-m", "conntrack_textfile", "write", SAMPLE],
         cwd=where,
-        env={**os.environ, "PYTHONPATH": str(where)},
+        env={**os.environ, "PYTHONPATH": f"{where}:{sysconfig.get_path('purelib')}"},
         capture_output=True,
         text=True,
         check=True,

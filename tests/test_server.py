@@ -48,8 +48,11 @@ def get(url: str, method: str = "GET", **headers: str) -> tuple[int, bytes, dict
 @contextlib.contextmanager
 def listening(application: Application) -> Iterator[int]:
     with server.listen(Address("127.0.0.1", 0)) as listener:
-        server.start(listener, application)
-        yield listener.getsockname()[1]
+        running = server.start(listener, application)
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            running.shutdown()
 
 
 def application(current: Callable[[], tuple[bytes, Page] | None], **more: int) -> Application:
@@ -111,6 +114,7 @@ def test_paths_and_methods() -> None:
         assert status == 200
         assert b'href="/metrics"' in body
         assert get(f"{base}/other")[0] == 404
+        assert get(f"{base}/other", method="HEAD")[:2] == (404, b"")
         for method in ("POST", "PUT", "DELETE", "OPTIONS", "BREW"):
             status, _, headers = get(f"{base}/metrics", method=method)
             assert (status, headers["Allow"]) == (405, "GET, HEAD")
@@ -156,6 +160,7 @@ def test_an_error_in_an_answer_is_500_and_gives_back_its_place() -> None:
         url = f"http://127.0.0.1:{port}/metrics"
         assert get(url)[0] == 500
         assert get(url)[0] == 200
+        time.sleep(0.2)  # a scrape is counted after its answer was taken
         text = get(url)[1].decode()
         counts = re.findall(r'requests_total{code="(\d+)"} (\S+)', text)
         assert dict(counts) == {"200": "1.0", "500": "1.0", "503": "0.0"}
@@ -206,24 +211,48 @@ def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert clients[0].recv(100).startswith(b"HTTP/1.0 200 OK")
 
 
-def test_requests_without_end_are_refused() -> None:
+@pytest.mark.parametrize(
+    "request_", [b"GET /" + b"a" * (65537 - 5), b"GET / HTTP/1.0\r\n" + b"A: b\r\n" * 101]
+)
+def test_requests_without_end_are_refused(request_: bytes) -> None:
+    with (
+        listening(application(lambda: (b"", EMPTY))) as port,
+        socket.create_connection(("127.0.0.1", port), timeout=5) as client,
+    ):
+        client.sendall(request_)
+        assert re.match(rb"HTTP/1.0 4(14|31) ", client.recv(100))
+
+
+def test_a_thread_that_cannot_start_holds_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server._Server, "_slots", threading.Semaphore(2))
     with listening(application(lambda: (b"", EMPTY))) as port:
-        for request in (b"GET /" + b"a" * 70000, b"GET / HTTP/1.0\r\n" + b"A: b\r\n" * 200):
-            with socket.create_connection(("127.0.0.1", port)) as client:
-                client.settimeout(10)
-                with contextlib.suppress(OSError):
-                    client.sendall(request + b"\r\n\r\n")
-                    assert re.match(rb"HTTP/1.0 4\d\d", client.recv(100))
+
+        def no_thread(_thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(threading.Thread, "start", no_thread)
+            for _ in range(3):
+                with pytest.raises((http.client.HTTPException, OSError), match=r"closed|reset"):
+                    get(f"http://127.0.0.1:{port}/metrics")
+        assert get(f"http://127.0.0.1:{port}/metrics")[0] == 200
+
+
+def test_scrapes_one_after_the_other_are_never_too_many() -> None:
+    with listening(application(lambda: (b"", EMPTY), max_requests=1)) as port:
+        url = f"http://127.0.0.1:{port}/metrics"
+        assert {get(url)[0] for _ in range(300)} == {200}
 
 
 def test_all_addresses_means_ipv4_and_ipv6() -> None:
     with server.listen(Address("", 0)) as listener:
-        server.start(listener, application(lambda: (b"", EMPTY)))
+        running = server.start(listener, application(lambda: (b"", EMPTY)))
         port = listener.getsockname()[1]
         for host in ("127.0.0.1", "::1"):
             with contextlib.closing(http.client.HTTPConnection(host, port, timeout=5)) as client:
                 client.request("GET", "/metrics")
                 assert client.getresponse().status == 200
+        running.shutdown()
 
 
 def test_a_name_is_looked_up() -> None:
@@ -231,6 +260,8 @@ def test_a_name_is_looked_up() -> None:
         assert listener.getsockname()[0] == "127.0.0.1"
     with pytest.raises(OutputError, match=r"cannot listen on nowhere.invalid:1: "):
         server.listen(Address("nowhere.invalid", 1))
+    with pytest.raises(OutputError, match=r"cannot listen on a..b:1: not a host name"):
+        server.listen(Address("a..b", 1))
 
 
 # The program
@@ -243,6 +274,7 @@ def test_serve_answers_with_the_snapshot_and_its_own_metrics() -> None:
         families = {f.name: f for f in text_string_to_metric_families(body.decode())}
         assert families["conntrack_total_connections"].samples[0].value == 91
         assert {"process_open_fds", "python_info"} <= set(families)
+        time.sleep(0.2)  # it is counted after its answer was taken
         status, packed, headers = get(f"{program.url}/metrics", **{"Accept-Encoding": "gzip"})
         assert headers["Content-Encoding"] == "gzip"
         unpacked = gzip.decompress(packed).decode()

@@ -41,6 +41,14 @@ def test_accounting_is_switched_on(tmp_path: Path) -> None:
     assert sysctl.read(root).accounting is True
 
 
+def test_accounting_that_is_on_need_not_be_writable(tmp_path: Path) -> None:
+    root = proc_root(tmp_path)
+    acct = tmp_path / "sys" / "net" / "netfilter" / "nf_conntrack_acct"
+    acct.write_text("1 \n")  # which a write would change
+    sysctl.enable_accounting(root)
+    assert acct.read_text() == "1 \n"
+
+
 def test_a_missing_switch_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         sysctl.enable_accounting(str(tmp_path))

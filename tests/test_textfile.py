@@ -64,6 +64,7 @@ def test_a_link_is_followed_and_stays(tmp_path: Path) -> None:
     [
         ("", "it is a directory"),
         ("missing/a.prom", "there is no directory"),
+        ("missing/", "there is no directory"),
         ("fifo", "not a regular file"),
         ("null", "not a regular file"),
         ("loop", "symbolic links"),
@@ -75,7 +76,7 @@ def test_what_cannot_be_replaced_is_refused(tmp_path: Path, name: str, reason: s
     (tmp_path / "loop").symlink_to("loop")
     before = files(tmp_path)
     with pytest.raises(OutputError, match=reason):
-        replace(str(tmp_path / name), [b"text\n"])
+        replace(f"{tmp_path}/{name}", [b"text\n"])
     assert files(tmp_path) == before
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
 
@@ -95,6 +96,8 @@ def test_temporary_files_of_killed_runs_are_removed_and_no_others(tmp_path: Path
     others = [".a.prom.notes.tmp", ".b.prom.0123456789abcdef.tmp", "a.prom.tmp"]
     for path in (stale, *(tmp_path / name for name in others)):
         path.touch()
+    os.mkfifo(tmp_path / ".a.prom.fedcba9876543210.tmp")  # must not be waited for
+    others.append(".a.prom.fedcba9876543210.tmp")
     replace(str(tmp_path / "a.prom"), [b"text\n"])
     assert files(tmp_path) == sorted([*others, "a.prom"])
 
