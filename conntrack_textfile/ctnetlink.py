@@ -85,11 +85,7 @@ class Counter:
                 except ValueError:
                     self._malformed += 1
             elif kind in (NLMSG_DONE, NLMSG_ERROR):
-                number = -_ERRNO.unpack_from(message)[0] if len(message) >= _ERRNO.size else 0
-                if number:
-                    if not 0 < number <= _MAX_ERRNO:
-                        number = errno.EPROTO
-                    raise OSError(number, os.strerror(number))
+                _raise_error(message)
                 if kind == NLMSG_DONE:
                     return True
             start += _aligned(length)
@@ -112,6 +108,15 @@ class Counter:
             sums[field] += value
         if sent is None and reply is None:
             self._uncounted += 1
+
+
+def _raise_error(message: bytes) -> None:
+    """Raise the error that a control message begins with, if it is one."""
+    number = -_ERRNO.unpack_from(message)[0] if len(message) >= _ERRNO.size else 0
+    if number:
+        if not 0 < number <= _MAX_ERRNO:
+            number = errno.EPROTO
+        raise OSError(number, os.strerror(number))
 
 
 def _key(family: int, original: _Attributes) -> Key:

@@ -6,7 +6,9 @@ Both modes take their numbers here and nowhere else.
 from __future__ import annotations
 
 import time
-from socket import AF_INET, AF_INET6, inet_ntop
+
+# Not from socket: to import that costs more than to read a small table.
+from _socket import AF_INET, AF_INET6, inet_ntop
 from typing import TYPE_CHECKING, NamedTuple
 
 from conntrack_textfile import names, source, sysctl

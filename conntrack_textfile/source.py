@@ -16,10 +16,8 @@ if TYPE_CHECKING:
 
     from conntrack_textfile.tally import Engine, Tally
 
-# Bytes asked for at once. The kernel's seq_file gives at most a page or so.
-BLOCK = 1 << 18
-
-# The kernel makes the datagrams of a dump as large as what is asked for, up to 32 KiB.
+# What is read at once. The kernel gives a page or so of the proc file, and
+# datagrams of up to 32 KiB where there is room for them.
 _BUFFER = memoryview(bytearray(1 << 16))
 _RECEIVE_BUFFER = 1 << 22
 _NETFILTER = 12  # NETLINK_NETFILTER
@@ -137,12 +135,13 @@ def retrying(attempt: Callable[[], Tally]) -> Tally:
     )(attempt)
 
 
-def _blocks(path: str) -> Iterator[bytes]:
+def _blocks(path: str) -> Iterator[memoryview]:
+    """The file in blocks. Each is gone with the next."""
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        # Not FileIO.read(): that takes EAGAIN for an end of file.
-        while block := os.read(file, BLOCK):
-            yield block
+        # Into one buffer, and not by FileIO, which takes EAGAIN for an end of file.
+        while size := os.readv(file, [_BUFFER]):
+            yield _BUFFER[:size]
     finally:
         os.close(file)
 

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
+    from typing import Protocol
+
+    class TextCounter(Protocol):
+        """Counts the lines of the proc file. See procfile.Counter."""
+
+        def feed(self, block: bytes | memoryview) -> None: ...  # noqa: D102
+        def finish(self) -> Tally: ...  # noqa: D102
+
+    class NetlinkCounter(Protocol):
+        """Counts the messages of a ctnetlink dump. See ctnetlink.Counter."""
+
+        def feed(self, datagram: bytes | memoryview) -> bool: ...  # noqa: D102
+        def finish(self) -> Tally: ...  # noqa: D102
+
 
 # What entries are summed by: source and destination address of the original
 # direction (packed, 4 bytes for IPv4 and 16 for IPv6, network order), the IP
@@ -56,20 +70,6 @@ def tally(sums: dict[Key, list[int]], malformed: int, uncounted: int) -> Tally:
     keys = sorted(sums, key=lambda key: (len(key[0]), key))
     columns = tuple([sums[key][field] for key in keys] for field in range(5))
     return Tally(keys, columns, malformed, uncounted)
-
-
-class TextCounter(Protocol):
-    """Counts the lines of the proc file. See procfile.Counter."""
-
-    def feed(self, block: bytes | memoryview) -> None: ...  # noqa: D102
-    def finish(self) -> Tally: ...  # noqa: D102
-
-
-class NetlinkCounter(Protocol):
-    """Counts the messages of a ctnetlink dump. See ctnetlink.Counter."""
-
-    def feed(self, datagram: bytes | memoryview) -> bool: ...  # noqa: D102
-    def finish(self) -> Tally: ...  # noqa: D102
 
 
 class Engine(NamedTuple):

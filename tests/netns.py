@@ -7,8 +7,7 @@ client fd77:1::2 -- fd77:1::1 router fd77:2::1 -- fd77:2::2 server
 from __future__ import annotations
 
 import contextlib
-import itertools
-import os
+import secrets
 import subprocess
 import time
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _EXPIRING = ("icmp", "icmpv6", "udp", "generic")
-_COUNT = itertools.count()
 
 RULES = """
 table inet t {
@@ -53,15 +51,14 @@ def check(*argv: str, text: str | None = None) -> str:
 @contextlib.contextmanager
 def namespaces(*names: str) -> Iterator[list[str]]:
     """Namespaces with these names, made unique, and a loopback that is up."""
-    unique = [f"ctf-{os.getpid()}-{next(_COUNT)}-{name}" for name in names]
-    try:
+    unique = [f"ctf-{secrets.token_hex(4)}-{name}" for name in names]
+    with contextlib.ExitStack() as made:
         for name in unique:
             check("ip", "netns", "add", name)
+            # Only now: a name that could not be added belongs to somebody else.
+            made.callback(check, "ip", "netns", "del", name)
             check("ip", "-n", name, "link", "set", "lo", "up")
         yield unique
-    finally:
-        for name in unique:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
 def sysctl(namespace: str, **values: int) -> None:
@@ -81,13 +78,17 @@ def wait_for_answer(namespace: str, host: str) -> None:
 def network(*, accounting: bool = True) -> Iterator[Network]:
     """Client, router and server; the router counts what it forwards."""
     with namespaces("c", "r", "s") as (client, router, server):
+        for name in (client, router, server):
+            # Until its link-local address is known to be its own, which takes
+            # a second or two, the router cannot ask for neighbours.
+            sysctl(name, net__ipv6__conf__default__accept_dad=0)
         for end, number, host in ((client, 1, "c0"), (server, 2, "s0")):
             check("ip", "-n", end, "link", "add", host, "type", "veth", "peer", "name", "up0")
             check("ip", "-n", end, "link", "set", "up0", "netns", router, "name", f"r{number}")
             for where, device, address in ((end, host, 2), (router, f"r{number}", 1)):
                 add = ["ip", "-n", where, "addr", "add", "dev", device]
                 check(*add, f"10.77.{number}.{address}/24")
-                check(*add, f"fd77:{number}::{address}/64", "nodad")
+                check(*add, f"fd77:{number}::{address}/64")
                 check("ip", "-n", where, "link", "set", device, "up")
             check("ip", "-n", end, "route", "add", "default", "via", f"10.77.{number}.1")
             check("ip", "-n", end, "route", "add", "default", "via", f"fd77:{number}::1")

@@ -60,7 +60,12 @@ def running(*argv: str) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait(20)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
 
 
 def samples(text: str) -> set[tuple[str, frozenset[tuple[str, str]], float]]:

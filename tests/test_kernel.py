@@ -27,8 +27,7 @@ FIELDS = ["connections", "sent_packets", "sent_bytes", "reply_packets", "reply_b
 # Answers TCP and UDP on port 7001, and ends after a while by itself.
 SERVER = """
 import socket, threading, time
-def tcp(family, host):
-    listener = socket.create_server((host, 7001), family=family)
+def tcp(listener):
     while True:
         peer, _ = listener.accept()
         with peer:
@@ -36,16 +35,16 @@ def tcp(family, host):
             while data := peer.recv(65536):
                 size += len(data)
             peer.sendall(b"r" * (size // 2))
-def udp(family, host):
-    sock = socket.socket(family, socket.SOCK_DGRAM)
-    sock.bind((host, 7001))
+def udp(sock):
     while True:
         data, peer = sock.recvfrom(65536)
         sock.sendto(data * 2, peer)
 for family, host in ((socket.AF_INET, "10.77.2.2"), (socket.AF_INET6, "fd77:2::2")):
-    for serve in (tcp, udp):
-        threading.Thread(target=serve, args=(family, host), daemon=True).start()
-time.sleep(0.3)
+    listener = socket.create_server((host, 7001), family=family)
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    sock.bind((host, 7001))
+    threading.Thread(target=tcp, args=(listener,), daemon=True).start()
+    threading.Thread(target=udp, args=(sock,), daemon=True).start()
 print("ready", flush=True)
 time.sleep(60)
 """
@@ -235,6 +234,8 @@ def test_entries_made_without_accounting_are_told() -> None:
         ours = write(net.router)
         assert ours["conntrack_uncounted_entries"][()] == 1
         assert ours["conntrack_accounting_enabled"][()] == 0
+        warned = run("write", prefix=inside(net.router)).stderr
+        assert warned.count("\n") == warned.count("accounting is off") == 1
         done = run("write", "--configure.nf_conntrack_acct", prefix=inside(net.router))
         assert done.stderr == ""
         acct = check(*inside(net.router), "sysctl", "-n", "net.netfilter.nf_conntrack_acct")

@@ -85,16 +85,16 @@ def test_a_reading_that_fails_in_the_middle_starts_again(
     monkeypatch: pytest.MonkeyPatch, capture: Path
 ) -> None:
     whole = source.read("procfs", str(capture), engine())[1].sums
-    read = os.read
+    readv = os.readv
     left = [2]
 
-    def stumbling(fd: int, size: int) -> bytes:
+    def stumbling(fd: int, buffers: list[memoryview]) -> int:
         if left[0] and os.lseek(fd, 0, os.SEEK_CUR) > 500:
             left[0] -= 1
             raise OSError(errno.EIO, "Input/output error")
-        return read(fd, min(size, 300))
+        return readv(fd, [buffers[0][:300]])
 
-    monkeypatch.setattr(os, "read", stumbling)
+    monkeypatch.setattr(os, "readv", stumbling)
     assert source.read("procfs", str(capture), engine())[1].sums == whole
     assert left == [0]
 
