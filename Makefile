@@ -7,11 +7,12 @@ BIN := .venv/bin
 # One snapshot to standard output: of the live table where this user can read
 # it, else of the sample that ships with the project.
 run: .venv/.ready
-	@if [ -r /proc/net/nf_conntrack ]; then \
-		echo "make: the live table, /proc/net/nf_conntrack" >&2; \
-		$(BIN)/conntrack-textfile write; \
+	@if $(BIN)/conntrack-textfile write 2>.venv/run.log; then \
+		cat .venv/run.log >&2; \
+		echo "make: this is the live table" >&2; \
 	else \
-		echo "make: /proc/net/nf_conntrack cannot be read: the sample, tests/data/kernel-6.18" >&2; \
+		cat .venv/run.log >&2; \
+		echo "make: so this is the sample, tests/data/kernel-6.18" >&2; \
 		$(BIN)/conntrack-textfile write --path.procfs=tests/data/kernel-6.18; \
 	fi
 
