@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
@@ -49,6 +50,7 @@ def _log(opts: Options) -> Logger:
 
 
 def _write(opts: Options, engine: Engine) -> None:
+    gc.disable()  # it ends before there is garbage worth looking for
     taken = snapshot.take(opts, engine)
     for warning in taken.warnings:
         _log(opts).warning("%s", warning)

@@ -125,16 +125,21 @@ def _not_empty(name: str, value: str) -> str:
 
 def _seconds(given: docopt.ParsedOptions, name: str) -> float:
     value = given[name]
-    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value, re.ASCII) and float(value) > 0:
+    whole, point, part = value.partition(".")
+    if _is_number(whole) and (_is_number(part) or not point) and float(value) > 0:
         return float(value)
     raise UsageError(f"{name} must be a number of seconds above 0, not {value!r}")
 
 
 def _count(given: docopt.ParsedOptions, name: str) -> int:
     value = given[name]
-    if re.fullmatch(r"[0-9]{1,9}", value):
+    if _is_number(value):
         return int(value)
     raise UsageError(f"{name} must be a whole number, 0 or more, not {value!r}")
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 9
 
 
 def _choice(given: docopt.ParsedOptions, name: str, choices: tuple[str, ...]) -> str:
@@ -153,7 +158,8 @@ def _source(given: docopt.ParsedOptions) -> str:
 
 def _path(given: docopt.ParsedOptions, name: str) -> str:
     value: str = given[name]
-    if re.fullmatch(r"/(?!/)[!-~]*", value) and not re.search(r"[?#%]", value):
+    plain = all("!" <= letter <= "~" and letter not in "?#%" for letter in value)
+    if plain and value.startswith("/") and not value.startswith("//"):
         return value
     raise UsageError(f"{name} must be a path that begins with /, not {value!r}")
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from conntrack_textfile.tally import Engine, Tally
 
-# What is read at once. The kernel gives a page or so of the proc file, and
-# datagrams of up to 32 KiB where there is room for them.
-_BUFFER = memoryview(bytearray(1 << 16))
+# What is read at once. Of the proc file the kernel gives a page or so at a time;
+# datagrams it makes as large as there is room for, up to 32 KiB.
+_BUFFER = memoryview(bytearray(1 << 17))
 _RECEIVE_BUFFER = 1 << 22
 _NETFILTER = 12  # NETLINK_NETFILTER
 _MSG_TRUNC = 0x20
@@ -137,13 +137,12 @@ def retrying(attempt: Callable[[], Tally]) -> Tally:
 
 def _blocks(path: str) -> Iterator[memoryview]:
     """The file in blocks. Each is gone with the next."""
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        # Into one buffer, and not by FileIO, which takes EAGAIN for an end of file.
-        while size := os.readv(file, [_BUFFER]):
+    with open(path, "rb") as file:
+        # Fills the buffer, with many small reads of what the kernel gives.
+        while size := file.readinto(_BUFFER):
             yield _BUFFER[:size]
-    finally:
-        os.close(file)
+        if size is None:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
 def _dump() -> socket.socket:

@@ -14,6 +14,7 @@ from conntrack_textfile.tally import Tally, engine
 from tests.conftest import DATA
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 EMPTY = Tally([], ([],) * 5, 0, 0)
@@ -81,22 +82,43 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
         source.read("procfs", str(tmp_path), engine())
 
 
+@pytest.mark.parametrize(
+    "stumble", [OSError(errno.EIO, "Input/output error"), BlockingIOError(errno.EAGAIN, "again")]
+)
 def test_a_reading_that_fails_in_the_middle_starts_again(
-    monkeypatch: pytest.MonkeyPatch, capture: Path
+    monkeypatch: pytest.MonkeyPatch, capture: Path, stumble: OSError
 ) -> None:
     whole = source.read("procfs", str(capture), engine())[1].sums
-    readv = os.readv
+    blocks = source._blocks
     left = [2]
 
-    def stumbling(fd: int, buffers: list[memoryview]) -> int:
-        if left[0] and os.lseek(fd, 0, os.SEEK_CUR) > 500:
-            left[0] -= 1
-            raise OSError(errno.EIO, "Input/output error")
-        return readv(fd, [buffers[0][:300]])
+    def stumbling(path: str) -> Iterator[memoryview]:
+        for block in blocks(path):
+            if left[0]:
+                left[0] -= 1
+                yield block[:500]
+                raise stumble
+            yield block
 
-    monkeypatch.setattr(os, "readv", stumbling)
+    monkeypatch.setattr(source, "_blocks", stumbling)
     assert source.read("procfs", str(capture), engine())[1].sums == whole
     assert left == [0]
+
+
+def test_nothing_to_read_yet_is_not_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    with open(fifo, "wb") as writer:
+        writer.write(b"half an entry")
+        writer.flush()
+        monkeypatch.setattr("builtins.open", lambda _path, _mode: os.fdopen(reader, "rb"))
+        blocks = source._blocks(str(fifo))
+        assert next(blocks) == b"half an entry"
+        with pytest.raises(BlockingIOError):
+            next(blocks)
 
 
 # The netlink source
