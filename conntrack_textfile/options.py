@@ -91,7 +91,7 @@ def parse(argv: list[str]) -> Options:
         serve=given["serve"],
         file=_not_empty("FILE", "-" if given["FILE"] is None else given["FILE"]),
         interval=_seconds(given, "--collector.interval"),
-        source=_source(given),
+        source=_choice(given, "--collector.source", ("auto", "procfs", "netlink")),
         configure_accounting=given["--configure.nf_conntrack_acct"],
         proc_root=_not_empty("--path.procfs", given["--path.procfs"]),
         listen=tuple(map(_address, given["--web.listen-address"])),
@@ -147,13 +147,6 @@ def _choice(given: docopt.ParsedOptions, name: str, choices: tuple[str, ...]) ->
     if value in choices:
         return value
     raise UsageError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
-
-
-def _source(given: docopt.ParsedOptions) -> str:
-    source = _choice(given, "--collector.source", ("auto", "procfs", "netlink"))
-    if source == "netlink" and given["--path.procfs"] != "/proc":
-        raise UsageError("--collector.source=netlink reads no file: it excludes --path.procfs")
-    return source
 
 
 def _path(given: docopt.ParsedOptions, name: str) -> str:

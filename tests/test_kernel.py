@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import docopt
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import conntrack_textfile
 from tests import conntrack_l
 from tests.conftest import need
 from tests.netns import Network, check, inside, namespaces, network, sysctl
@@ -20,7 +26,6 @@ from tests.program import run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 FIELDS = ["connections", "sent_packets", "sent_bytes", "reply_packets", "reply_bytes"]
 
@@ -293,6 +298,31 @@ def test_one_capability_is_enough(net: Network, capabilities: str, source: str) 
     done = run("write", prefix=[*inside(net.router), *user, *caps])
     assert done.returncode == 0, done.stderr
     assert f'source="{source}"' in done.stdout
+    assert re.search(r"^conntrack_total_connections [1-9]", done.stdout, re.MULTILINE)
+
+
+def test_net_admin_alone_is_enough_for_netlink(net: Network) -> None:
+    need("/usr/bin/python3", "setpriv", root=True)
+    # A Python and a copy of the code that every user may read.
+    with tempfile.TemporaryDirectory() as directory:
+        site = Path(directory)
+        site.chmod(0o755)
+        for module in (conntrack_textfile, docopt):
+            assert module.__file__
+            shutil.copytree(Path(module.__file__).parent, site / module.__name__)
+        user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        caps = ["--inh-caps=-all,+net_admin", "--ambient-caps=+net_admin"]
+        python = ["/usr/bin/python3", "-S", "-m", "conntrack_textfile"]
+        done = subprocess.run(
+            [*inside(net.router), *user, *caps, *python, "write", "--collector.source=netlink"],
+            cwd=site,
+            env={**os.environ, "PYTHONPATH": directory},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert 'source="netlink"' in done.stdout
     assert re.search(r"^conntrack_total_connections [1-9]", done.stdout, re.MULTILINE)
 
 

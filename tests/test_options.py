@@ -85,7 +85,6 @@ def test_addresses(text: str, host: str, port: int) -> None:
         (["--collector.interval=1\n"], "--collector.interval"),
         (["--collector.interval=" + "9" * 400], "--collector.interval"),
         (["--collector.source=file"], "--collector.source"),
-        (["--collector.source=netlink", "--path.procfs=/x"], "--collector.source"),
         (["--log.level=loud"], "--log.level"),
         (["--log.format=xml"], "--log.format"),
         (["--web.listen-address=:70000"], "--web.listen-address"),

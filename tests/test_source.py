@@ -116,7 +116,7 @@ def test_nothing_to_read_yet_is_not_the_end(
         writer.flush()
         monkeypatch.setattr("builtins.open", lambda _path, _mode: os.fdopen(reader, "rb"))
         blocks = source._blocks(str(fifo))
-        assert next(blocks) == b"half an entry"
+        assert bytes(next(blocks)) == b"half an entry"
         with pytest.raises(BlockingIOError):
             next(blocks)
 
