@@ -51,6 +51,7 @@ clean:
 	rm -rf .venv
 
 .venv/.ready: pyproject.toml conntrack_textfile/_speedups.pyx
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[dev]'
-	touch $@
+	@# Silent, since standard output is that of what is run.
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --editable '.[dev]' >&2
+	@touch $@

@@ -143,6 +143,10 @@ cdef class _Table:
                 row.carry[i] += 1
         return 0
 
+    cdef check_open(self):
+        if self.index == NULL:
+            raise ValueError("fed after it was finished")
+
     cdef tally(self):
         """The tally. Sorts the rows, so that nothing can be added after it."""
         free(self.index)
@@ -422,6 +426,7 @@ cdef class TextCounter:
     def feed(self, const uint8_t[::1] block not None):
         """Count the lines that end in this block of the file, and keep the rest for the next."""
         if block.shape[0]:
+            self.table.check_open()
             with nogil:
                 self.count(<const char *>&block[0], <const char *>&block[0] + block.shape[0])
 
@@ -583,6 +588,7 @@ cdef class NetlinkCounter:
         cdef int32_t error = 0
         cdef bint done = False
         if datagram.shape[0]:
+            self.table.check_open()
             with nogil:
                 done = self.count(&datagram[0], datagram.shape[0], &error)
         if error:

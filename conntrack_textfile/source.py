@@ -56,7 +56,7 @@ def read(wanted: str, proc_root: str, engine: Engine) -> tuple[str, Tally]:
 
 
 def _is_live(proc_root: str) -> bool:
-    """Whether a proc root shows the processes of this kernel: the caller among them."""
+    """Whether a proc root is the live /proc, by whatever name."""
     try:
         return os.path.samefile(proc_root, "/proc")
     except OSError:

@@ -156,6 +156,18 @@ def test_sums_of_many_large_numbers_do_not_wrap() -> None:
         assert sums == (1000, 1000 * (2**64 - 1), 1000 * 2**63, 1000 * (2**64 - 2), 0)
 
 
+def test_a_finished_counter_takes_no_more() -> None:
+    from conntrack_textfile import _speedups
+
+    text, netlink = _speedups.TextCounter(), _speedups.NetlinkCounter()
+    text.finish()
+    netlink.finish()
+    with pytest.raises(ValueError, match="finished"):
+        text.feed(LINES[0])
+    with pytest.raises(ValueError, match="finished"):
+        netlink.feed(MESSAGES[0])
+
+
 def test_engines_agree_on_many_keys() -> None:
     line = (
         "ipv4 2 udp 17 src=10.{}.{}.1 dst=10.0.0.2 sport=1 dport={} packets=1 bytes={} "
