@@ -7,13 +7,14 @@ hash is keyed, so that nobody can choose addresses that collide.
 """
 
 import os
+from itertools import product
 
 from libc.errno cimport EINTR, EPROTO
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, qsort, realloc
-from libc.string cimport memchr, memcmp, memcpy, memset
+from libc.string cimport memchr, memcmp, memcpy, memset, strlen
 
-from conntrack_textfile.tally import Tally
+from conntrack_textfile.tally import FLAGS, STATES, UNKNOWN_STATE, Sums, Tally
 
 cdef extern from *:
     """
@@ -34,8 +35,45 @@ cdef extern from *:
 # Must be procfile.MAX_LINE.
 DEF MAX_LINE = 16384
 DEF KEY = 36
+DEF FLAG_COUNT = 4
+DEF STATE_COUNT = 12        # one more than any protocol has names
+DEF NAME_SIZE = 20
 
 MAX_LINE_BYTES = MAX_LINE
+
+# tally.STATES and tally.FLAGS as numbers: the protocols with states are 1, 2 and
+# 3, and the states of each have the kernel's numbers. The last is UNKNOWN_STATE.
+cdef uint8_t stateful[256]
+cdef uint8_t state_numbers[4]           # how many states it has
+cdef char state_names[4][STATE_COUNT][NAME_SIZE]
+DEF NO_STATE = 255
+DEF UNREPLIED = 1
+DEF ASSURED = 2
+DEF OFFLOAD = 4
+DEF HW_OFFLOAD = 8
+
+
+cdef fill_states():
+    cdef int i, j
+    assert FLAGS == ("unreplied", "assured", "offload", "hw_offload")
+    for i, (l4, names) in enumerate(STATES.items(), 1):
+        assert len(names) < STATE_COUNT and len(STATES) < 4
+        stateful[l4] = i
+        state_numbers[i] = len(names)
+        for j, name in enumerate(names):
+            text = name.encode()
+            assert len(text) < NAME_SIZE
+            memcpy(state_names[i][j], <const char *>text, len(text))
+
+
+fill_states()
+
+cdef struct Marks:
+    # What is counted of an entry besides its sums.
+    bint counted                # it has packet and byte counters
+    uint8_t state
+    uint8_t flags
+
 
 cdef struct Row:
     # The key, in the order by which keys are sorted.
@@ -65,6 +103,8 @@ cdef class _Table:
     cdef uint64_t secret[2]
     cdef uint64_t malformed
     cdef uint64_t uncounted
+    cdef uint64_t states[2][4][STATE_COUNT]     # IPv4 and IPv6
+    cdef uint64_t flags[2][256][FLAG_COUNT]
 
     def __cinit__(self):
         self.capacity = 256
@@ -121,26 +161,36 @@ cdef class _Table:
                 self.index[self.place(&self.rows[i])] = i + 1
         return 0
 
-    cdef int add(self, const Row *entry) except -1 nogil:
-        """Add one entry: a row of one connection, its counters in low."""
-        cdef uint32_t at = self.place(entry)
+    cdef Row *row(self, const Row *key) except NULL nogil:
+        """The row of a key, new where it has none."""
+        cdef uint32_t at = self.place(key)
         cdef Row *row
-        cdef int i
         if not self.index[at]:
             if self.count == self.capacity or self.count * 2 > self.mask:
                 self.grow()
-                at = self.place(entry)
+                at = self.place(key)
             row = &self.rows[self.count]
             memset(row, 0, sizeof(Row))
-            memcpy(row, entry, KEY)
+            memcpy(row, key, KEY)
             self.count += 1
             self.index[at] = self.count
-        row = &self.rows[self.index[at] - 1]
+        return &self.rows[self.index[at] - 1]
+
+    cdef int add(self, const Row *entry, const Marks *marks) except -1 nogil:
+        """Add one entry: a row of one connection, its counters in low."""
+        cdef Row *row = self.row(entry)
+        cdef int i
         row.connections += 1
         for i in range(4):
             row.low[i] += entry.low[i]
             if row.low[i] < entry.low[i]:
                 row.carry[i] += 1
+        cdef int v6 = entry.l3 == 6
+        self.uncounted += not marks.counted
+        if marks.state != NO_STATE:
+            self.states[v6][stateful[entry.l4]][marks.state] += 1
+        for i in range(FLAG_COUNT):
+            self.flags[v6][entry.l4][i] += marks.flags >> i & 1
         return 0
 
     cdef check_open(self):
@@ -153,8 +203,54 @@ cdef class _Table:
         self.index = NULL
         with nogil:
             qsort(self.rows, self.count, sizeof(Row), compare)
-        columns = tuple([_Column(self, field) for field in range(5)])
-        return Tally(_Keys(self), columns, self.malformed, self.uncounted)
+        return Tally(
+            _Keys(self),
+            tuple([_Column(self, field) for field in range(5)]),
+            self.subtotals(),
+            self.malformed,
+            self.uncounted,
+            self.state_counts(),
+            self.flag_counts(),
+        )
+
+    cdef subtotals(self):
+        cdef _Table sums = _Table()
+        cdef Row at
+        cdef Row *row
+        cdef uint32_t i
+        cdef int field
+        memset(&at, 0, sizeof(Row))
+        for i in range(self.count):
+            at.l3, at.l4 = self.rows[i].l3, self.rows[i].l4
+            row = sums.row(&at)
+            row.connections += self.rows[i].connections
+            for field in range(4):
+                row.low[field] += self.rows[i].low[field]
+                row.carry[field] += self.rows[i].carry[field]
+                if row.low[field] < self.rows[i].low[field]:
+                    row.carry[field] += 1
+        qsort(sums.rows, sums.count, sizeof(Row), compare)
+        columns = [_Column(sums, field) for field in range(5)]
+        return {
+            (4 if sums.rows[i].l3 == 4 else 6, sums.rows[i].l4): Sums(*[column[i] for column in columns])
+            for i in range(sums.count)
+        }
+
+    cdef state_counts(self):
+        counts = {}
+        for v6, l4 in product(range(2), STATES):
+            for i, name in enumerate((*STATES[l4], UNKNOWN_STATE)):
+                if self.states[v6][stateful[l4]][i]:
+                    counts[6 if v6 else 4, l4, name] = self.states[v6][stateful[l4]][i]
+        return dict(sorted(counts.items()))
+
+    cdef flag_counts(self):
+        counts = {}
+        for v6, l4 in product(range(2), range(256)):
+            for i, name in enumerate(FLAGS):
+                if self.flags[v6][l4][i]:
+                    counts[6 if v6 else 4, l4, name] = self.flags[v6][l4][i]
+        return dict(sorted(counts.items()))
 
 
 cdef class _Keys:
@@ -168,22 +264,25 @@ cdef class _Keys:
     def __len__(self):
         return self.table.count
 
+    def __getitem__(self, uint32_t i):
+        if i >= self.table.count:
+            raise IndexError
+        return self.key(i)
+
+    cdef key(self, uint32_t i):
+        cdef Row *row = &self.table.rows[i]
+        cdef int size = 4 if row.l3 == 4 else 16
+        return (
+            (<char *>row.src)[:size],
+            (<char *>row.dst)[:size],
+            row.l4,
+            row.dport[0] << 8 | row.dport[1],
+        )
+
     def __iter__(self):
         cdef uint32_t i
-        cdef Row *row
-        cdef int size
         for i in range(self.table.count):
-            row = &self.table.rows[i]
-            size = 4 if row.l3 == 4 else 16
-            yield (
-                (<char *>row.src)[:size],
-                (<char *>row.dst)[:size],
-                row.l4,
-                row.dport[0] << 8 | row.dport[1],
-            )
-
-    def __contains__(self, key):
-        return any(key == other for other in self)
+            yield self.key(i)
 
 
 cdef class _Column:
@@ -194,26 +293,28 @@ cdef class _Column:
 
     def __init__(self, _Table table, int field):
         self.table = table
-        self.field = field
+        self.field = field - 1  # of low and carry
 
     def __len__(self):
         return self.table.count
 
+    def __getitem__(self, uint32_t i):
+        if i >= self.table.count:
+            raise IndexError
+        return self.number(i)
+
+    cdef number(self, uint32_t i):
+        cdef Row *row = &self.table.rows[i]
+        if self.field < 0:
+            return row.connections
+        if row.carry[self.field]:
+            return (<object>row.carry[self.field] << 64) | <object>row.low[self.field]
+        return row.low[self.field]
+
     def __iter__(self):
         cdef uint32_t i
-        cdef int field = self.field - 1
-        cdef Row *row
         for i in range(self.table.count):
-            row = &self.table.rows[i]
-            if field < 0:
-                yield row.connections
-            elif row.carry[field]:
-                yield (<object>row.carry[field] << 64) | <object>row.low[field]
-            else:
-                yield row.low[field]
-
-    def __contains__(self, number):
-        return any(number == other for other in self)
+            yield self.number(i)
 
 
 # The text of the proc file: see procfile.py.
@@ -318,8 +419,50 @@ cdef inline const char *skip_spaces(const char *p, const char *end) noexcept nog
     return p
 
 
-cdef inline bint head(const char *p, const char *end, Row *entry) noexcept nogil:
-    """The first four columns: layer 3 and layer 4, name and number each."""
+cdef uint8_t state_of(const char *p, const char *end, uint8_t l4) noexcept nogil:
+    """The number of the state that ends a text, which begins after the fourth column."""
+    cdef const char *start = end
+    cdef int i
+    while start > p and start[-1] != c' ':
+        start -= 1
+    if start == p or start == end or c'0' <= start[0] <= c'9':
+        return NO_STATE
+    cdef const char *name
+    cdef size_t size = end - start
+    cdef int protocol = stateful[l4]
+    for i in range(state_numbers[protocol]):
+        name = state_names[protocol][i]
+        # A name is followed by zeros, and what is compared may hold some.
+        if size < NAME_SIZE and memcmp(name, start, size) == 0 and strlen(name) == size:
+            return i
+    return state_numbers[protocol]
+
+
+cdef uint8_t flags_of(const char *first, const char *second, const char *end) noexcept nogil:
+    """The flags in the two halves of a line."""
+    cdef uint8_t flags = 0
+    if second - first >= 12 and memcmp(second - 12, b" [UNREPLIED]", 12) == 0:
+        flags = UNREPLIED
+    cdef const char *p = second
+    while True:
+        p = <const char *>memchr(p, c'[', end - p)
+        if p == NULL:
+            return flags
+        if p[-1] == c' ':
+            break
+        p += 1
+    cdef size_t size = token_end(p, end) - p
+    if size == 9 and memcmp(p, b"[ASSURED]", 9) == 0:
+        flags |= ASSURED
+    elif size == 9 and memcmp(p, b"[OFFLOAD]", 9) == 0:
+        flags |= OFFLOAD
+    elif size == 12 and memcmp(p, b"[HW_OFFLOAD]", 12) == 0:
+        flags |= HW_OFFLOAD
+    return flags
+
+
+cdef inline bint head(const char *p, const char *end, Row *entry, Marks *marks) noexcept nogil:
+    """What precedes the original tuple: four columns of layer 3 and 4, timeout, state."""
     cdef uint64_t l4
     if end - p < 4:
         return False
@@ -350,6 +493,7 @@ cdef inline bint head(const char *p, const char *end, Row *entry) noexcept nogil
     if p == NULL or (p < end and p[0] != c' ') or l4 > 255:
         return False
     entry.l4 = <uint8_t>l4
+    marks.state = state_of(p, end, entry.l4) if stateful[l4] else NO_STATE
     return True
 
 
@@ -362,8 +506,8 @@ cdef inline bint pair(const char *p, const char *end, uint64_t *values) noexcept
     return p != NULL and (p == end or p[0] == c' ')
 
 
-cdef inline bint line_to_entry(const char *line, const char *end, Row *entry, bint *counted) noexcept nogil:
-    """One line as a row; whether it is what the kernel writes."""
+cdef inline bint line_to_entry(const char *line, const char *end, Row *entry, Marks *marks) noexcept nogil:
+    """One line as a row and its marks; whether it is what the kernel writes."""
     cdef const char *original = find(line, end, b" src=", 5)
     cdef const char *reply
     cdef const char *p
@@ -372,20 +516,21 @@ cdef inline bint line_to_entry(const char *line, const char *end, Row *entry, bi
     if original == NULL:
         return False
     reply = find(original + 5, end, b" src=", 5)
-    if reply == NULL or not head(line, original, entry):
+    if reply == NULL or not head(line, original, entry, marks):
         return False
     original += 5
-    counted[0] = False
+    marks.flags = flags_of(original, reply, end)
+    marks.counted = False
     memset(entry.low, 0, sizeof(entry.low))
     p = find(reply + 5, end, b" packets=", 9)
     if p != NULL:
-        counted[0] = True
+        marks.counted = True
         if not pair(p + 9, end, &entry.low[2]):
             return False
     end = reply
     p = find(original, end, b" packets=", 9)
     if p != NULL:
-        counted[0] = True
+        marks.counted = True
         if not pair(p + 9, end, &entry.low[0]):
             return False
         end = p
@@ -464,14 +609,13 @@ cdef class TextCounter:
 
     cdef int add(self, const char *line, const char *end) except -1 nogil:
         cdef Row entry
-        cdef bint counted
+        cdef Marks marks
         if line == end:
             return 0
-        if not line_to_entry(line, end, &entry, &counted):
+        if line_to_entry(line, end, &entry, &marks):
+            self.table.add(&entry, &marks)
+        else:
             self.table.malformed += 1
-            return 0
-        self.table.add(&entry)
-        self.table.uncounted += not counted
         return 0
 
 
@@ -487,6 +631,10 @@ DEF NFGENMSG = 4
 DEF NLA_HDRLEN = 4
 DEF NLA_TYPE_MASK = 0x3FFF
 DEF MAX_ERRNO = 4095
+DEF IPS_SEEN_REPLY = 1 << 1
+DEF IPS_ASSURED = 1 << 2
+DEF IPS_OFFLOAD = 1 << 14
+DEF IPS_HW_OFFLOAD = 1 << 15
 
 cdef struct Span:
     const uint8_t *start        # NULL where there is no such attribute
@@ -532,13 +680,29 @@ cdef bint counters(Span data, uint64_t *values) noexcept nogil:
     return True
 
 
-cdef bint message_to_entry(Span message, Row *entry, bint *counted) noexcept nogil:
-    """One message as a row; whether it is what the kernel sends."""
+cdef bint state_in(Span data, uint8_t protocol, uint8_t *state) noexcept nogil:
+    """CTA_PROTOINFO_TCP_STATE and its like; whether the attributes are well formed."""
+    cdef Span found[4]
+    cdef Span info[2]
+    cdef uint8_t kind = 1 if protocol == 6 else 2 if protocol == 33 else 3
+    if not attributes(data, 3, found):
+        return False
+    if found[kind].start == NULL:
+        return True
+    if not attributes(found[kind], 1, info) or info[1].size != 1:
+        return False
+    state[0] = min(info[1].start[0], state_numbers[stateful[protocol]])
+    return True
+
+
+cdef bint message_to_entry(Span message, Row *entry, Marks *marks) noexcept nogil:
+    """One message as a row and its marks; whether it is what the kernel sends."""
     cdef Span top[11]
     cdef Span tuple_[3]
     cdef Span address[5]
     cdef Span protocol[4]
     cdef int src, size
+    cdef uint16_t status
     if message.size < NFGENMSG:
         return False
     if message.start[0] == AF_INET:
@@ -552,7 +716,7 @@ cdef bint message_to_entry(Span message, Row *entry, bint *counted) noexcept nog
     if not attributes(message, 10, top) or top[1].start == NULL:
         return False
     memset(entry.low, 0, sizeof(entry.low))
-    counted[0] = top[9].start != NULL or top[10].start != NULL
+    marks.counted = top[9].start != NULL or top[10].start != NULL
     if top[9].start != NULL and not counters(top[9], &entry.low[0]):
         return False
     if top[10].start != NULL and not counters(top[10], &entry.low[2]):
@@ -572,6 +736,22 @@ cdef bint message_to_entry(Span message, Row *entry, bint *counted) noexcept nog
         if protocol[3].size != 2:
             return False
         memcpy(entry.dport, protocol[3].start, 2)
+    marks.state = NO_STATE
+    if top[4].start != NULL and stateful[entry.l4] and not state_in(top[4], entry.l4, &marks.state):
+        return False
+    marks.flags = 0
+    if top[3].start != NULL:
+        if top[3].size != 4:
+            return False
+        status = top[3].start[2] << 8 | top[3].start[3]
+        if not status & IPS_SEEN_REPLY:
+            marks.flags = UNREPLIED
+        if status & IPS_HW_OFFLOAD:
+            marks.flags |= HW_OFFLOAD
+        elif status & IPS_OFFLOAD:
+            marks.flags |= OFFLOAD
+        elif status & IPS_ASSURED:
+            marks.flags |= ASSURED
     return True
 
 
@@ -604,7 +784,7 @@ cdef class NetlinkCounter:
     cdef bint count(self, const uint8_t *p, size_t size, int32_t *error) except? -1 nogil:
         cdef Span message
         cdef Row entry
-        cdef bint counted
+        cdef Marks marks
         cdef uint32_t length
         cdef uint16_t kind, flags
         cdef size_t step
@@ -622,9 +802,8 @@ cdef class NetlinkCounter:
                 error[0] = -EINTR
                 return False
             if kind == IPCTNL_MSG_CT_NEW:
-                if message_to_entry(message, &entry, &counted):
-                    self.table.add(&entry)
-                    self.table.uncounted += not counted
+                if message_to_entry(message, &entry, &marks):
+                    self.table.add(&entry, &marks)
                 else:
                     self.table.malformed += 1
             elif kind == NLMSG_DONE or kind == NLMSG_ERROR:

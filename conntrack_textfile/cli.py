@@ -52,7 +52,7 @@ def _log(opts: Options) -> Logger:
 def _write(opts: Options, engine: Engine) -> None:
     gc.disable()  # it ends before there is garbage worth looking for
     taken = snapshot.take(opts, engine)
-    for warning in taken.warnings:
+    for warning in taken.warnings.values():
         _log(opts).warning("%s", warning)
     pieces = exposition.render(taken)
     if opts.file == "-":

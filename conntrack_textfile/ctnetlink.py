@@ -15,7 +15,7 @@ import os
 import struct
 from socket import AF_INET, AF_INET6
 
-from conntrack_textfile.tally import WITH_PORTS, Key, Tally, tally
+from conntrack_textfile.tally import STATES, UNKNOWN_STATE, WITH_PORTS, Gathered, Key, Tally
 
 NLMSG_ERROR = 2
 NLMSG_DONE = 3
@@ -30,6 +30,8 @@ NLM_F_DUMP = 0x300
 _NLA_TYPE_MASK = 0x3FFF
 
 _CTA_TUPLE_ORIG = 1
+_CTA_STATUS = 3
+_CTA_PROTOINFO = 4
 _CTA_COUNTERS_ORIG = 9
 _CTA_COUNTERS_REPLY = 10
 _CTA_TUPLE_IP = 1
@@ -39,6 +41,14 @@ _CTA_PROTO_NUM = 1
 _CTA_PROTO_DST_PORT = 3
 _CTA_COUNTERS_PACKETS = 1
 _CTA_COUNTERS_BYTES = 2
+
+_CTA_PROTOINFO_OF = {6: 1, 33: 2, 132: 3}  # CTA_PROTOINFO_TCP, _DCCP, _SCTP
+_CTA_PROTOINFO_STATE = 1  # in each of these
+
+_IPS_SEEN_REPLY = 1 << 1
+_IPS_ASSURED = 1 << 2
+_IPS_OFFLOAD = 1 << 14
+_IPS_HW_OFFLOAD = 1 << 15
 
 _NLMSGHDR = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _NFGENMSG = 4  # bytes: family, version, resource
@@ -57,9 +67,7 @@ class Counter:
     """Counts the entries of one dump: feed() it datagrams, then finish() it."""
 
     def __init__(self) -> None:
-        self._sums: dict[Key, list[int]] = {}
-        self._malformed = 0
-        self._uncounted = 0
+        self._gathered = Gathered()
 
     def feed(self, datagram: bytes | memoryview) -> bool:
         """Count the entries of a datagram; whether the dump ends with it.
@@ -74,7 +82,7 @@ class Counter:
             if size >= _NLMSGHDR.size:
                 length, kind, flags, _, _ = _NLMSGHDR.unpack_from(data, start)
             if size < _NLMSGHDR.size or not _NLMSGHDR.size <= length <= size:
-                self._malformed += 1  # and where the next message begins is unknown
+                self._gathered.malformed += 1  # and where the next message begins is unknown
                 return False
             message = data[start + _NLMSGHDR.size : start + length]
             if flags & NLM_F_DUMP_INTR or kind == NLMSG_OVERRUN:
@@ -83,7 +91,7 @@ class Counter:
                 try:
                     self._add(message)
                 except ValueError:
-                    self._malformed += 1
+                    self._gathered.malformed += 1
             elif kind in (NLMSG_DONE, NLMSG_ERROR):
                 _raise_error(message)
                 if kind == NLMSG_DONE:
@@ -93,7 +101,7 @@ class Counter:
 
     def finish(self) -> Tally:
         """The tally of all that was fed."""
-        return tally(self._sums, self._malformed, self._uncounted)
+        return self._gathered.tally()
 
     def _add(self, message: bytes) -> None:
         """Count one entry. Raises ValueError where it is not what the kernel sends."""
@@ -103,11 +111,14 @@ class Counter:
         sent = _pair(entry, _CTA_COUNTERS_ORIG)
         reply = _pair(entry, _CTA_COUNTERS_REPLY)
         key = _key(message[0], _nested(entry, _CTA_TUPLE_ORIG))
-        sums = self._sums.setdefault(key, [0, 0, 0, 0, 0])
+        state = _state(entry, key[2])
+        flags = _flags(entry)
+        sums = self._gathered.sums.setdefault(key, [0, 0, 0, 0, 0])
         for field, value in enumerate((1, *(sent or (0, 0)), *(reply or (0, 0)))):
             sums[field] += value
         if sent is None and reply is None:
-            self._uncounted += 1
+            self._gathered.uncounted += 1
+        self._gathered.count(4 if message[0] == AF_INET else 6, key[2], state, flags)
 
 
 def _raise_error(message: bytes) -> None:
@@ -139,6 +150,32 @@ def _pair(entry: _Attributes, kind: int) -> tuple[int, int] | None:
         return None
     counters = _attributes(entry[kind])
     return _number(counters, _CTA_COUNTERS_PACKETS, 8), _number(counters, _CTA_COUNTERS_BYTES, 8)
+
+
+def _state(entry: _Attributes, l4: int) -> str:
+    """The state of an entry, "" where it has none: the kernel sends none of what is offloaded."""
+    if _CTA_PROTOINFO not in entry or l4 not in STATES:
+        return ""
+    info = _attributes(entry[_CTA_PROTOINFO])
+    if _CTA_PROTOINFO_OF[l4] not in info:
+        return ""
+    number = _number(_attributes(info[_CTA_PROTOINFO_OF[l4]]), _CTA_PROTOINFO_STATE, 1)
+    return STATES[l4][number] if number < len(STATES[l4]) else UNKNOWN_STATE
+
+
+def _flags(entry: _Attributes) -> list[str]:
+    if _CTA_STATUS not in entry:
+        return []
+    status = _number(entry, _CTA_STATUS, 4)
+    flags = [] if status & _IPS_SEEN_REPLY else ["unreplied"]
+    # In this order, since the proc file says no more of an entry than the first.
+    if status & _IPS_HW_OFFLOAD:
+        flags.append("hw_offload")
+    elif status & _IPS_OFFLOAD:
+        flags.append("offload")
+    elif status & _IPS_ASSURED:
+        flags.append("assured")
+    return flags
 
 
 def _attributes(data: bytes) -> _Attributes:

@@ -16,7 +16,8 @@ from conntrack_textfile import __version__
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from conntrack_textfile.snapshot import Connections, Labels, Snapshot
+    from conntrack_textfile.policy import Connections
+    from conntrack_textfile.snapshot import Snapshot
 
 # Name and help of the family of each field of tally.Sums, with labels and in total.
 _SUMS = (
@@ -131,13 +132,43 @@ def _about_the_connections(connections: Connections) -> Iterator[str]:
     )
     yield _gauge(
         "conntrack_uncounted_entries",
-        "Entries without packet and byte counters: they were made while accounting was off.",
+        "Entries without packet and byte counters, made while accounting was off, "
+        "in the whole table.",
         connections.uncounted,
+    )
+    yield _counts(
+        "conntrack_state_connections",
+        "Connections by the kernel's name of their state, in the whole table: "
+        "filters and limits leave them alone.",
+        "state",
+        connections.states,
+    )
+    yield _counts(
+        "conntrack_flag_connections",
+        "Connections that are unreplied, assured, offload or hw_offload, in the whole table: "
+        "filters and limits leave them alone.",
+        "flag",
+        connections.flags,
+    )
+    yield _gauge(
+        "conntrack_filtered_connections",
+        "Connections that filters took out; they are in no key and no total.",
+        connections.filtered,
     )
     yield _gauge(
         "conntrack_aggregated_keys",
-        "Keys (source, destination, protocols, destination port) that entries were summed up to.",
+        "Keys (combinations of the labels) that connections were summed up to.",
         connections.keys,
+    )
+    yield _gauge(
+        "conntrack_exported_keys",
+        "Keys with series of their own.",
+        connections.exported,
+    )
+    yield _gauge(
+        "conntrack_folded_keys",
+        "Keys beyond the limit, summed up as other.",
+        connections.keys - connections.exported,
     )
     for (_, _, name, text), total in zip(_SUMS, connections.totals, strict=True):
         yield _gauge(name, text, total)
@@ -146,8 +177,11 @@ def _about_the_connections(connections: Connections) -> Iterator[str]:
 def _series(connections: Connections) -> Iterator[bytes]:
     if not connections.labels:
         return
+    template = ",".join(f'{name}="%s"' for name in connections.label_names)
+    if template:
+        template = "{" + template + "}"
     # The one thing that is kept for every series, since five families share it.
-    labels = [_labels(values) for values in connections.labels]
+    labels = [template % tuple(map(_escaped, values)) for values in connections.labels]
     for (name, text, _, _), column in zip(_SUMS, connections.columns, strict=True):
         yield _head(name, text).encode()
         samples = zip(labels, column, strict=True)
@@ -157,11 +191,16 @@ def _series(connections: Connections) -> Iterator[bytes]:
             yield piece.encode()
 
 
-def _labels(labels: Labels) -> str:
-    src, dst, l3protocol, l4protocol, l7protocol, dport = map(_escaped, labels)
-    return (
-        f'{{src="{src}",dst="{dst}",l3protocol="{l3protocol}",'
-        f'l4protocol="{l4protocol}",l7protocol="{l7protocol}",dport="{dport}"}}'
+def _counts(name: str, text: str, label: str, counts: dict[tuple[str, str, str], int]) -> str:
+    """A family by layer 3, layer 4 and one more label, or nothing where there is no sample."""
+    return "".join(
+        [
+            _head(name, text) if counts else "",
+            *[
+                f'{name}{{l3protocol="{l3}",l4protocol="{l4}",{label}="{value}"}} {count}\n'
+                for (l3, l4, value), count in counts.items()
+            ],
+        ]
     )
 
 

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import docopt
 
-from conntrack_textfile import __version__
+from conntrack_textfile import __version__, names, networks
+from conntrack_textfile.policy import LABELS, Policy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conntrack_textfile.filters import Filter
 
 USAGE = """\
 Prometheus metrics from the Linux connection tracking table.
 
 Usage:
-  conntrack-textfile write [options] [--web.listen-address=ADDR]... [FILE]
-  conntrack-textfile serve [options] [--web.listen-address=ADDR]...
+  conntrack-textfile write [options] [--filter.include=EXPR]...
+                     [--filter.exclude=EXPR]... [--web.listen-address=ADDR]...
+                     [FILE]
+  conntrack-textfile serve [options] [--filter.include=EXPR]...
+                     [--filter.exclude=EXPR]... [--web.listen-address=ADDR]...
   conntrack-textfile -h | --help
   conntrack-textfile -v | --version
 
@@ -32,6 +41,26 @@ Options:
   --configure.nf_conntrack_acct    Try to switch on the kernel's packet and byte
                                    counters (net.netfilter.nf_conntrack_acct=1)
                                    at start
+  --filter.include=EXPR            Keep only what it describes; given again, what
+                                   any describes. EXPR is one or more of src=CIDR,
+                                   dst=CIDR, dport=N or N-M, l3protocol=NAME and
+                                   l4protocol=NAME, joined by commas, which mean and
+  --filter.exclude=EXPR            Leave out what it describes, whatever is included
+  --aggregate.by=LABELS            Labels to keep, the others are summed over
+                                   [default: src,dst,l3protocol,l4protocol,l7protocol,dport]
+  --aggregate.src-prefix=V4[,V6]   Show the networks of sources in place of addresses,
+                                   by the length of the prefix for IPv4 and IPv6
+  --aggregate.dst-prefix=V4[,V6]   The same for destinations
+  --aggregate.ports=PORTS          all, or known: ports without a service name become
+                                   other [default: all]
+  --networks.file=FILE             Names for networks: lines of CIDR and name
+  --services.file=FILE             Names for ports, over the built-in ones: lines as
+                                   in /etc/services
+  --limit.keys=N                   Series of each family: the largest keys, all others
+                                   are summed up as other; 0 for no limit
+                                   [default: 10000]
+  --limit.by=WHAT                  What the largest are by: bytes, packets or
+                                   connections [default: bytes]
   --path.procfs=DIR                Where procfs is mounted [default: /proc]
   --web.listen-address=ADDR        HOST:PORT, [IPV6]:PORT, or :PORT for all
                                    addresses; may be given again [default: :9095]
@@ -45,6 +74,11 @@ Options:
   -h --help                        Show this text
   -v --version                     Show the version
 """
+
+
+_MAX_FILE = 1 << 24  # characters
+
+_Parsed = TypeVar("_Parsed")
 
 
 class UsageError(Exception):
@@ -70,6 +104,7 @@ class Options(NamedTuple):
     source: str
     configure_accounting: bool
     proc_root: str
+    policy: Policy
     listen: tuple[Address, ...]
     telemetry_path: str
     exporter_metrics: bool
@@ -94,12 +129,88 @@ def parse(argv: list[str]) -> Options:
         source=_choice(given, "--collector.source", ("auto", "procfs", "netlink")),
         configure_accounting=given["--configure.nf_conntrack_acct"],
         proc_root=_not_empty("--path.procfs", given["--path.procfs"]),
+        policy=_policy(given),
         listen=tuple(map(_address, given["--web.listen-address"])),
         telemetry_path=_path(given, "--web.telemetry-path"),
         exporter_metrics=not given["--web.disable-exporter-metrics"],
         max_requests=_count(given, "--web.max-requests"),
         log_level=_choice(given, "--log.level", ("debug", "info", "warn", "error")),
         log_format=_choice(given, "--log.format", ("logfmt", "json")),
+    )
+
+
+def _policy(given: docopt.ParsedOptions) -> Policy:
+    parsed = Policy(
+        labels=_labels(given, "--aggregate.by"),
+        src_prefix=_prefix(given, "--aggregate.src-prefix"),
+        dst_prefix=_prefix(given, "--aggregate.dst-prefix"),
+        known_ports=_choice(given, "--aggregate.ports", ("all", "known")) == "known",
+        limit=_count(given, "--limit.keys"),
+        limit_by=_choice(given, "--limit.by", ("bytes", "packets", "connections")),
+    )
+    if given["--filter.include"] or given["--filter.exclude"]:
+        parsed = parsed._replace(
+            include=_filters(given, "--filter.include"),
+            exclude=_filters(given, "--filter.exclude"),
+        )
+    if given["--networks.file"] is not None:
+        parsed = parsed._replace(networks=_file(given, "--networks.file", networks.parse_names))
+    if given["--services.file"] is not None:
+        parsed = parsed._replace(services=_file(given, "--services.file", names.parse_services))
+    return parsed
+
+
+def _filters(given: docopt.ParsedOptions, name: str) -> tuple[Filter, ...]:
+    # Imported here: most runs have no filters.
+    from conntrack_textfile import filters
+
+    try:
+        return tuple(map(filters.parse, given[name]))
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from None
+
+
+def _file(given: docopt.ParsedOptions, name: str, parse: Callable[[str], _Parsed]) -> _Parsed:
+    """What a text file says, in UTF-8."""
+    path = _not_empty(name, given[name])
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(_MAX_FILE + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+        raise UsageError(f"{name}: cannot read {path}: {reason}") from None
+    if len(text) > _MAX_FILE:
+        raise UsageError(f"{name}: {path} is too large, over {_MAX_FILE >> 20} MiB")
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise UsageError(f"{name}: {path}, {error}") from None
+
+
+def _labels(given: docopt.ParsedOptions, name: str) -> tuple[str, ...]:
+    value = given[name]
+    wanted = value.split(",") if value else []
+    for label in wanted:
+        if label not in LABELS:
+            raise UsageError(f"{name} takes some of {','.join(LABELS)}, not {label!r}")
+        if wanted.count(label) > 1:
+            raise UsageError(f"{name} has {label} twice")
+    return tuple(label for label in LABELS if label in wanted)
+
+
+def _prefix(given: docopt.ParsedOptions, name: str) -> tuple[int, int]:
+    value = given[name]
+    if value is None:
+        return 32, 128
+    v4, comma, v6 = value.partition(",")
+    if _is_number(v4) and int(v4) <= 32:
+        if not comma:
+            return int(v4), 128
+        if _is_number(v6) and int(v6) <= 128:
+            return int(v4), int(v6)
+    raise UsageError(
+        f"{name} must be a prefix length for IPv4, up to 32, and may have another "
+        f"for IPv6, up to 128, after a comma, not {value!r}"
     )
 
 

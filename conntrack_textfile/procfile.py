@@ -10,8 +10,10 @@ net/netfilter/nf_conntrack_standalone.c):
 
 A line is split at its two " src=": the first half holds the original tuple,
 the second the reply. Only the first four columns have fixed places; all else
-is found by its name. Columns are separated by spaces and lines by newlines; no
-other byte separates anything. Numbers are ASCII digits.
+is found by its name, but for the state, which is the last column before the
+original tuple. [UNREPLIED] ends the first half, and of the second half the
+first column in brackets is the flag. Columns are separated by spaces and lines
+by newlines; no other byte separates anything. Numbers are ASCII digits.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ import re
 from socket import AF_INET, AF_INET6, inet_pton
 from typing import TYPE_CHECKING
 
-from conntrack_textfile.tally import Key, Tally, tally
+from conntrack_textfile.tally import STATES, UNKNOWN_STATE, Gathered, Key, Tally
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from socket import AddressFamily
 
 # No line of the kernel comes near this: the longest part of one is a security
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 MAX_LINE = 16384
 
 _HEAD = re.compile(rb"(ipv4 +2|ipv6 +10) +[^ ]+ +([0-9]{1,3})(?: |\Z)")
+_FLAGS = {b"ASSURED]": "assured", b"OFFLOAD]": "offload", b"HW_OFFLOAD]": "hw_offload"}
+_NAMES = {number: {name.encode(): name for name in names} for number, names in STATES.items()}
 _COUNTERS = re.compile(rb"([0-9]{1,20}) bytes=([0-9]{1,20})(?: |\Z)")
 _DPORT = re.compile(rb" dport=([0-9]{1,5})")
 
@@ -43,10 +48,8 @@ class Counter:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[Key, list[int]] = {}
-        self._seen: dict[_RawKey, list[int]] = {}
-        self._malformed = 0
-        self._uncounted = 0
+        self._gathered = Gathered()
+        self._seen: dict[_RawKey, tuple[list[int], int, int]] = {}  # sums, layer 3, layer 4
         self._tail = b""
         self._skipping = False  # inside a line that is already too long
 
@@ -60,7 +63,7 @@ class Counter:
         if self._skipping:
             self._tail = b""
         elif len(self._tail) > MAX_LINE:
-            self._malformed += 1
+            self._gathered.malformed += 1
             self._tail = b""
             self._skipping = True
         self._count(lines)
@@ -69,7 +72,7 @@ class Counter:
         """The tally of all that was fed. A last line needs no newline."""
         self._count([self._tail])
         self._tail = b""
-        return tally(self._sums, self._malformed, self._uncounted)
+        return self._gathered.tally()
 
     def _count(self, lines: list[bytes]) -> None:
         for line in lines:
@@ -77,39 +80,60 @@ class Counter:
                 try:
                     self._add(line)
                 except ValueError:
-                    self._malformed += 1
+                    self._gathered.malformed += 1
 
     def _add(self, line: bytes) -> None:
         """Count one entry. Raises ValueError where it is not what the kernel writes."""
-        head, _, original = line.partition(b" src=")
-        original, replied, reply = original.partition(b" src=")
+        head, _, first = line.partition(b" src=")
+        first, replied, second = first.partition(b" src=")
         protocols = _HEAD.match(head)
         if not replied or protocols is None or len(line) > MAX_LINE:
             raise ValueError
 
         # Counters stand in both halves or in none. Those of the reply are
         # always in the second half, whatever the first half has.
-        original, sent, counters = original.partition(b" packets=")
+        original, sent, counters = first.partition(b" packets=")
         sent_packets, sent_bytes = _pair(counters) if sent else (0, 0)
-        reply, received, counters = reply.partition(b" packets=")
+        _, received, counters = second.partition(b" packets=")
         reply_packets, reply_bytes = _pair(counters) if received else (0, 0)
 
         src, _, dst = original.partition(b" dst=")
         dst, ported, dport = dst.partition(b" dport=")
         dst, _, _ = dst.partition(b" ")
         dport, _, _ = dport.partition(b" ")
-        l3, l4 = protocols.groups()
-        raw = (l3, l4, src, dst, ported + dport)
-        sums = self._seen.get(raw)
-        if sums is None:
-            sums = self._seen[raw] = self._sums.setdefault(_key(*raw), [0, 0, 0, 0, 0])
+        raw = protocols[1], protocols[2], src, dst, ported + dport
+        seen = self._seen.get(raw)
+        if seen is None:
+            key = _key(*raw)
+            sums = self._gathered.sums.setdefault(key, [0, 0, 0, 0, 0])
+            seen = self._seen[raw] = sums, 4 if len(key[0]) == 4 else 6, key[2]
+        sums, l3, l4 = seen
         sums[0] += 1
         sums[1] += sent_packets
         sums[2] += sent_bytes
         sums[3] += reply_packets
         sums[4] += reply_bytes
         if not sent and not received:
-            self._uncounted += 1
+            self._gathered.uncounted += 1
+        state = _state(head, protocols.end(), _NAMES[l4]) if l4 in _NAMES else ""
+        self._gathered.count(l3, l4, state, _flags(first, second))
+
+
+def _state(head: bytes, fourth: int, names: dict[bytes, str]) -> str:
+    """The state that stands last before the original tuple, after the fourth column and timeout."""
+    start = head.rfind(b" ") + 1
+    state = head[start:]
+    if start < fourth or not state or state[:1].isdigit():
+        return ""
+    return names.get(state, UNKNOWN_STATE)
+
+
+def _flags(first: bytes, second: bytes) -> Iterator[str]:
+    if first.endswith(b" [UNREPLIED]"):
+        yield "unreplied"
+    flag, _, _ = second.partition(b" [")[2].partition(b" ")
+    if flag in _FLAGS:
+        yield _FLAGS[flag]
 
 
 def _pair(text: bytes) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 from conntrack_textfile import exposition
 from conntrack_textfile.logs import LOG
 from conntrack_textfile.server import EMPTY, Page
+from conntrack_textfile.snapshot import OVER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +54,7 @@ class Refresher:
         self._tried = threading.Event()
         self._failures = 0
         self._cause = ""
-        self._warnings: list[str] = []
+        self._warnings: dict[str, str] = {}
 
     def start(self) -> None:
         """Begin, with a first snapshot at once. It goes on until the process ends."""
@@ -98,10 +99,12 @@ class Refresher:
             LOG.info("reading the table works again, after %d failures", self._failures)
         self._failures = 0
         self._cause = ""
-        for warning in snapshot.warnings:
-            if warning not in self._warnings:
-                LOG.warning("%s", warning)
-        self._warnings = snapshot.warnings
+        warnings = snapshot.warnings
+        for kind in warnings.keys() - self._warnings.keys():
+            LOG.warning("%s", warnings[kind])
+        for kind in self._warnings.keys() - warnings.keys():
+            LOG.info("%s", OVER[kind])
+        self._warnings = warnings
 
     def _fail(self, error: Exception) -> None:
         self._failures += 1

@@ -6,54 +6,29 @@ Both modes take their numbers here and nowhere else.
 from __future__ import annotations
 
 import time
-
-# Not from socket: to import that costs more than to read a small table.
-from _socket import AF_INET, AF_INET6, inet_ntop
 from typing import TYPE_CHECKING, NamedTuple
 
-from conntrack_textfile import names, source, sysctl
-from conntrack_textfile.tally import Sums
+from conntrack_textfile import policy, source, sysctl
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
-
     from conntrack_textfile.options import Options
-    from conntrack_textfile.tally import Engine, Key
+    from conntrack_textfile.policy import Connections
+    from conntrack_textfile.tally import Engine
 
-ACCOUNTING_OFF = (
+_ACCOUNTING_OFF = (
     "accounting is off, so packets and bytes are not counted: set "
     "net.netfilter.nf_conntrack_acct=1; only connections made after it is switched on are counted"
 )
+_FOLDED = (
+    "{} of {} keys are beyond --limit.keys and summed up as other: raise it, or make fewer keys "
+    "by --aggregate.by, prefixes, names or filters"
+)
 
-
-class Labels(NamedTuple):
-    """The labels of a series, in their compatible order."""
-
-    src: str
-    dst: str
-    l3protocol: str
-    l4protocol: str
-    l7protocol: str
-    dport: str
-
-
-class Connections(NamedTuple):
-    """What the table held, by columns."""
-
-    labels: Collection[Labels]
-    """The labels of each series, in the order of the keys; made as they are asked for."""
-
-    columns: tuple[Collection[int], ...]
-    """Five, one for each field of Sums: a number for each series."""
-
-    totals: Sums
-    """The sums over all keys."""
-
-    keys: int
-    """How many keys the entries were summed up to."""
-
-    malformed: int
-    uncounted: int
+# What to say when a warning is over, by its kind.
+OVER = {
+    "accounting": "accounting is on",
+    "folded": "all keys are within --limit.keys again",
+}
 
 
 class Snapshot(NamedTuple):
@@ -73,24 +48,22 @@ class Snapshot(NamedTuple):
     """None where no reading is fresh enough to be shown."""
 
     @property
-    def warnings(self) -> list[str]:
-        """What the user should know about these numbers."""
-        return [ACCOUNTING_OFF] if self.conntrack.accounting is False else []
+    def warnings(self) -> dict[str, str]:
+        """What the user should know about these numbers, by kind."""
+        found = {}
+        if self.conntrack.accounting is False:
+            found["accounting"] = _ACCOUNTING_OFF
+        if self.connections is not None and self.connections.exported < self.connections.keys:
+            folded = self.connections.keys - self.connections.exported
+            found["folded"] = _FOLDED.format(folded, self.connections.keys)
+        return found
 
 
 def take(options: Options, engine: Engine) -> Snapshot:
     """Read the table that the options name. Raises source.SourceError."""
     started = time.monotonic()
     used, tally = source.read(options.source, options.proc_root, engine)
-    totals = Sums(*map(sum, tally.columns))
-    connections = Connections(
-        _Named(tally.keys),
-        tally.columns,
-        totals,
-        len(tally.keys),
-        tally.malformed,
-        tally.uncounted,
-    )
+    connections = policy.show(options.policy, tally)
     return Snapshot(
         success=True,
         source=used,
@@ -110,32 +83,3 @@ def failure(options: Options, engine: Engine, last: Snapshot | None) -> Snapshot
             success=False, source=options.source, engine=engine.name, conntrack=conntrack
         )
     return last._replace(success=False, conntrack=conntrack)
-
-
-class _Named:
-    """The labels of keys, without keeping them: there may be very many."""
-
-    def __init__(self, keys: Collection[Key]) -> None:
-        self._keys = keys
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def __iter__(self) -> Iterator[Labels]:
-        return map(_labels, self._keys)
-
-    def __contains__(self, labels: object) -> bool:
-        return any(labels == other for other in self)
-
-
-def _labels(key: Key) -> Labels:
-    src, dst, l4, dport = key
-    family, l3 = (AF_INET, "ipv4") if len(src) == 4 else (AF_INET6, "ipv6")
-    return Labels(
-        src=inet_ntop(family, src),
-        dst=inet_ntop(family, dst),
-        l3protocol=l3,
-        l4protocol=names.l4protocol(l4),
-        l7protocol=names.l7protocol(l4, dport),
-        dport=str(dport),
-    )

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Protocol
 
     class TextCounter(Protocol):
@@ -30,6 +30,35 @@ Key = tuple[bytes, bytes, int, int]
 # Protocols whose entries have a destination port.
 WITH_PORTS = frozenset({6, 17, 33, 132, 136})  # tcp, udp, dccp, sctp, udplite
 
+# Protocols whose entries have a state, and the kernel's names of these in the
+# order of their numbers: tcp_conntrack_names, dccp_state_names and
+# sctp_conntrack_names in net/netfilter/nf_conntrack_proto_*.c.
+STATES = {
+    6: (
+        *("NONE", "SYN_SENT", "SYN_RECV", "ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK"),
+        *("TIME_WAIT", "CLOSE", "SYN_SENT2"),
+    ),
+    33: (
+        *("NONE", "REQUEST", "RESPOND", "PARTOPEN", "OPEN", "CLOSEREQ", "CLOSING", "TIMEWAIT"),
+        *("IGNORE", "INVALID"),
+    ),
+    132: (
+        *("NONE", "CLOSED", "COOKIE_WAIT", "COOKIE_ECHOED", "ESTABLISHED", "SHUTDOWN_SENT"),
+        *("SHUTDOWN_RECD", "SHUTDOWN_ACK_SENT", "HEARTBEAT_SENT", "HEARTBEAT_ACKED"),
+    ),
+}
+UNKNOWN_STATE = "unknown"  # of a kernel to come
+
+# What an entry can be besides. The last three exclude one another, as where the
+# kernel prints them: of an entry that is offloaded it does not say more.
+FLAGS = ("unreplied", "assured", "offload", "hw_offload")
+
+# By layer 3 (4 or 6) and protocol number.
+Subtotals = dict[tuple[int, int], "Sums"]
+
+# Entries by layer 3, protocol number, and name of the state or flag.
+Counts = dict[tuple[int, int, str], int]
+
 
 class Sums(NamedTuple):
     """What is summed, for one key or for all. "Sent" is the original direction."""
@@ -44,17 +73,26 @@ class Sums(NamedTuple):
 class Tally(NamedTuple):
     """The sums of one whole reading of the table, by columns: a million keys fit in memory."""
 
-    keys: Collection[Key]
+    keys: Sequence[Key]
     """IPv4 before IPv6, then in ascending order."""
 
-    columns: tuple[Collection[int], ...]
+    columns: tuple[Sequence[int], ...]
     """Five, one for each field of Sums: a number for each key, in the order of the keys."""
+
+    subtotals: Subtotals
+    """The sums over the keys of each layer 3 and protocol."""
 
     malformed: int
     """Entries that could not be read. They are in no sum."""
 
     uncounted: int
     """Entries without accounting. In the sums they are connections without packets and bytes."""
+
+    states: Counts
+    """Entries by state, of the protocols in STATES. An offloaded entry has none."""
+
+    flags: Counts
+    """Entries by each of FLAGS."""
 
     @property
     def sums(self) -> dict[Key, Sums]:
@@ -65,11 +103,43 @@ class Tally(NamedTuple):
         }
 
 
-def tally(sums: dict[Key, list[int]], malformed: int, uncounted: int) -> Tally:
-    """Put sums that were gathered by key into order."""
-    keys = sorted(sums, key=lambda key: (len(key[0]), key))
-    columns = tuple([sums[key][field] for key in keys] for field in range(5))
-    return Tally(keys, columns, malformed, uncounted)
+class Gathered:
+    """What the pure engine gathers entry by entry, and makes its tally of."""
+
+    def __init__(self) -> None:
+        self.sums: dict[Key, list[int]] = {}
+        self.malformed = 0
+        self.uncounted = 0
+        self.states: Counts = {}
+        self.flags: Counts = {}
+
+    def count(self, l3: int, l4: int, state: str, flags: Iterable[str]) -> None:
+        """Count the state of an entry, "" where it has none, and its flags."""
+        if state:
+            key = l3, l4, state
+            self.states[key] = self.states.get(key, 0) + 1
+        for flag in flags:
+            key = l3, l4, flag
+            self.flags[key] = self.flags.get(key, 0) + 1
+
+    def tally(self) -> Tally:
+        """All that was gathered, in order."""
+        keys = sorted(self.sums, key=lambda key: (len(key[0]), key))
+        columns = tuple([self.sums[key][field] for key in keys] for field in range(5))
+        subtotals: dict[tuple[int, int], list[int]] = {}
+        for (src, _, l4, _), row in self.sums.items():
+            subtotal = subtotals.setdefault((4 if len(src) == 4 else 6, l4), [0, 0, 0, 0, 0])
+            for field, value in enumerate(row):
+                subtotal[field] += value
+        return Tally(
+            keys,
+            columns,
+            {at: Sums(*subtotals[at]) for at in sorted(subtotals)},
+            self.malformed,
+            self.uncounted,
+            dict(sorted(self.states.items())),
+            dict(sorted(self.flags.items())),
+        )
 
 
 class Engine(NamedTuple):

@@ -8,7 +8,7 @@ tokens and the ipaddress module, so that it shares nothing with the package.
 from __future__ import annotations
 
 import ipaddress
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import NamedTuple
 
 KERNEL_NAMES = {"tcp", "udp", "icmp", "icmpv6", "gre", "sctp", "udplite", "dccp"}
@@ -29,6 +29,8 @@ class Expected(NamedTuple):
 
     entries: int
     uncounted: int
+    states: dict[tuple[str, str, str], int]
+    flags: dict[tuple[str, str, str], int]
 
     @property
     def totals(self) -> list[int]:
@@ -37,6 +39,8 @@ class Expected(NamedTuple):
 
 def read(text: str) -> Expected:
     sums: defaultdict[tuple[str, str, str, str, str], list[int]] = defaultdict(lambda: [0] * 5)
+    states: Counter[tuple[str, str, str]] = Counter()
+    flags: Counter[tuple[str, str, str]] = Counter()
     entries = uncounted = 0
     for line in text.splitlines():
         tokens = line.split()
@@ -62,6 +66,32 @@ def read(text: str) -> Expected:
                 counters[2 * i + 1] = int(values["bytes"][i])
         else:
             uncounted += 1
+        if name in ("tcp", "sctp", "dccp") and tokens[5].replace("_", "").isupper():
+            states[tokens[0], name, tokens[5]] += 1
+        for token in tokens:
+            if token.startswith("["):
+                flags[tokens[0], name, token.strip("[]").lower()] += 1
         entries += 1
         sums[key] = [a + b for a, b in zip(sums[key], [1, *counters], strict=True)]
-    return Expected(dict(sums), entries, uncounted)
+    return Expected(dict(sums), entries, uncounted, dict(states), dict(flags))
+
+
+def regrouped(expected: Expected) -> dict[tuple[str, str, str], list[int]]:
+    """By source network (/24 and /64), destination and protocol; without ICMP.
+
+    Addresses in 10.77.2.0/24 are "servers".
+    """
+    sums: defaultdict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0] * 5)
+    for (src, dst, l3, l4, _), row in expected.sums.items():
+        if l4 == "icmp":
+            continue
+        length = 24 if l3 == "ipv4" else 64
+        network = str(ipaddress.ip_network(f"{src}/{length}", strict=False))
+        servers = ipaddress.ip_network("10.77.2.0/24")
+        key = (
+            "servers" if ipaddress.ip_address(src) in servers else network,
+            "servers" if ipaddress.ip_address(dst) in servers else dst,
+            l4,
+        )
+        sums[key] = [a + b for a, b in zip(sums[key], row, strict=True)]
+    return dict(sums)

@@ -8,17 +8,21 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from conntrack_textfile import __version__, exposition
-from conntrack_textfile.snapshot import Connections, Labels, Snapshot
+from conntrack_textfile.policy import LABELS, Connections
+from conntrack_textfile.snapshot import Snapshot
 from conntrack_textfile.sysctl import Conntrack
 from conntrack_textfile.tally import Sums
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-LABELS = Labels("10.0.0.1", "2001:db8::1", "ipv4", "tcp", "https", "443")
+VALUES = ("10.0.0.1", "2001:db8::1", "ipv4", "tcp", "https", "443")
 
 
-def snapshot(series: Sequence[tuple[Labels, Sequence[int]]] = ()) -> Snapshot:
+def snapshot(
+    series: Sequence[tuple[tuple[str, ...], Sequence[int]]] = (),
+    names: tuple[str, ...] = LABELS,
+) -> Snapshot:
     columns = tuple([sums[i] for _, sums in series] for i in range(5))
     labels = [labels for labels, _ in series]
     return Snapshot(
@@ -29,7 +33,17 @@ def snapshot(series: Sequence[tuple[Labels, Sequence[int]]] = ()) -> Snapshot:
         timestamp=1700000000.25,
         duration=0.5,
         connections=Connections(
-            labels, columns, Sums(*map(sum, columns)), len(series), malformed=2, uncounted=3
+            names,
+            labels,
+            columns,
+            Sums(*map(sum, columns)),
+            keys=len(series) + 5,
+            exported=len(series),
+            filtered=9,
+            malformed=2,
+            uncounted=3,
+            states={("ipv4", "tcp", "ESTABLISHED"): 4, ("ipv6", "sctp", "CLOSED"): 1},
+            flags={("ipv4", "udp", "unreplied"): 6},
         ),
     )
 
@@ -39,7 +53,7 @@ def text(shown: Snapshot) -> str:
 
 
 def test_the_whole_text() -> None:
-    rendered = text(snapshot([(LABELS, (1, 2, 3, 4, 2**70))]))
+    rendered = text(snapshot([(VALUES, (1, 2, 3, 4, 2**70))]))
     samples = [line for line in rendered.splitlines() if not line.startswith("#")]
     labels = (
         '{src="10.0.0.1",dst="2001:db8::1",l3protocol="ipv4",'
@@ -56,7 +70,13 @@ def test_the_whole_text() -> None:
         "conntrack_accounting_enabled 1",
         "conntrack_malformed_entries 2",
         "conntrack_uncounted_entries 3",
-        "conntrack_aggregated_keys 1",
+        'conntrack_state_connections{l3protocol="ipv4",l4protocol="tcp",state="ESTABLISHED"} 4',
+        'conntrack_state_connections{l3protocol="ipv6",l4protocol="sctp",state="CLOSED"} 1',
+        'conntrack_flag_connections{l3protocol="ipv4",l4protocol="udp",flag="unreplied"} 6',
+        "conntrack_filtered_connections 9",
+        "conntrack_aggregated_keys 6",
+        "conntrack_exported_keys 1",
+        "conntrack_folded_keys 5",
         "conntrack_total_connections 1",
         "conntrack_total_sent_packets 2",
         "conntrack_total_sent_bytes 3",
@@ -71,10 +91,24 @@ def test_the_whole_text() -> None:
     assert rendered.endswith("\n")
 
 
+def test_only_the_labels_that_are_kept_are_printed() -> None:
+    rendered = text(snapshot([(("10.0.0.0/8", "other"), (1, 2, 3, 4, 5))], ("src", "dport")))
+    assert '\nconntrack_reply_bytes{src="10.0.0.0/8",dport="other"} 5\n' in rendered
+    assert "\nconntrack_reply_bytes 5\n" in text(snapshot([((), (1, 2, 3, 4, 5))], ()))
+
+
+def test_a_table_without_states_has_no_family_of_them() -> None:
+    shown = snapshot()
+    assert shown.connections is not None
+    rendered = text(shown._replace(connections=shown.connections._replace(states={})))
+    assert "conntrack_state_connections" not in rendered
+    assert "conntrack_flag_connections" in rendered
+
+
 def test_each_family_is_one_gauge_with_help() -> None:
-    rendered = text(snapshot([(LABELS, (1, 2, 3, 4, 5)), (LABELS._replace(dport="80"), [1] * 5)]))
+    rendered = text(snapshot([(VALUES, (1, 2, 3, 4, 5)), ((*VALUES[:5], "80"), [1] * 5)]))
     families = list(text_string_to_metric_families(rendered))
-    assert len({family.name for family in families}) == len(families) == 20
+    assert len({family.name for family in families}) == len(families) == 25
     for family in families:
         assert family.type == "gauge"
         assert family.documentation
@@ -96,7 +130,7 @@ def test_an_empty_table_has_totals_of_zero_and_no_series() -> None:
 
 
 def test_pieces_end_at_line_ends_and_are_bounded() -> None:
-    series = [(LABELS._replace(dport=str(port)), (1, 2, 3, 4, 5)) for port in range(5000)]
+    series = [((*VALUES[:5], str(port)), (1, 2, 3, 4, 5)) for port in range(5000)]
     pieces = list(exposition.render(snapshot(series)))
     assert len(pieces) > 20
     assert all(piece.endswith(b"\n") for piece in pieces)
@@ -105,7 +139,7 @@ def test_pieces_end_at_line_ends_and_are_bounded() -> None:
 
 @given(st.lists(st.tuples(*[st.text()] * 6), max_size=5, unique=True))
 def test_any_label_values_are_read_back(values: list[tuple[str, ...]]) -> None:
-    series = [(Labels(*labels), (1, 2, 3, 4, i)) for i, labels in enumerate(values)]
+    series = [(labels, (1, 2, 3, 4, i)) for i, labels in enumerate(values)]
     families = {f.name: f for f in text_string_to_metric_families(text(snapshot(series)))}
     if series:
         found = [

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -146,6 +147,28 @@ def test_sums_are_those_of_conntrack(net: Network) -> None:
         }
         assert found == {key: sums[field] for key, sums in expected.sums.items()}
         assert ours[f"conntrack_total_{name}"][()] == expected.totals[field]
+    assert ours["conntrack_state_connections"] == expected.states
+    assert ours["conntrack_flag_connections"] == expected.flags
+    assert {("ipv4", "tcp", "TIME_WAIT"), ("ipv6", "tcp", "TIME_WAIT")} <= expected.states.keys()
+
+
+def test_all_of_the_policy_on_a_live_table(net: Network, tmp_path: Path) -> None:
+    networks = tmp_path / "networks"
+    networks.write_text("10.77.2.0/24 servers\n")
+    argv = [
+        *("--filter.exclude=l4protocol=icmp", f"--networks.file={networks}"),
+        *("--aggregate.by=src,dst,l4protocol", "--aggregate.src-prefix=24,64"),
+    ]
+    settled(net)
+    expected = conntrack_l.regrouped(conntrack_l.read(conntrack_prints(net.router)))
+    ours = write(net.router, *argv)
+    for field, name in enumerate(FIELDS):
+        assert ours[f"conntrack_{name}"] == {key: row[field] for key, row in expected.items()}
+    assert ours["conntrack_filtered_connections"][()] > 0
+    limited = write(net.router, "--limit.keys=1", *argv)
+    for name in FIELDS:
+        assert sum(limited[f"conntrack_{name}"].values()) == ours[f"conntrack_total_{name}"][()]
+    assert limited["conntrack_folded_keys"][()] == len(expected) - 1
 
 
 ODD = """
@@ -333,3 +356,51 @@ def test_the_rights_of_the_one_shot_unit_are_enough(net: Network, tmp_path: Path
     done = run("write", str(file), prefix=[*inside(net.router), *bare])
     assert done.returncode == 0, done.stderr
     assert "conntrack_total_connections" in file.read_text()
+
+
+# One packet from each of 200,000 sources, as in a flood with spoofed addresses.
+FLOOD = """
+import socket, struct
+with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
+    for n in range(200_000):
+        src = struct.pack("!I", 0x0A000000 + n * 7)
+        packet = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 28, 0, 0, 64, 17, 0, src, b"\\xc0\\0\\2\\1")
+        sock.sendto(packet + struct.pack("!HHHH", 1024, 53, 8, 0), ("192.0.2.1", 0))
+"""
+
+
+def test_a_flood_of_spoofed_sources_is_held_by_the_default_limit(tmp_path: Path) -> None:
+    need("ip", "nft", "sysctl", root=True)
+    limited, unlimited = tmp_path / "limited.prom", tmp_path / "unlimited.prom"
+    with namespaces("flood", "sink") as (name, sink):
+        sysctl(name, net__netfilter__nf_conntrack_acct=1)
+        sysctl(name, net__netfilter__nf_conntrack_udp_timeout=600)
+        check("ip", "-n", name, "link", "add", "up0", "type", "veth", "peer", "name", "s0")
+        check("ip", "-n", name, "link", "set", "s0", "netns", sink)
+        check("ip", "-n", sink, "link", "set", "s0", "up")
+        check("ip", "-n", name, "link", "set", "up0", "up")
+        check("ip", "-n", name, "addr", "add", "dev", "up0", "192.0.2.2/24")
+        neighbour = ["192.0.2.1", "lladdr", "02:00:00:00:00:01", "dev", "up0"]
+        check("ip", "-n", name, "neigh", "add", *neighbour)
+        hook = "type filter hook output priority 0; ct state new accept;"
+        rules = "table inet t { chain c { " + hook + " }; }"
+        check(*inside(name), "nft", "-f", "-", text=rules)
+        check(*inside(name), sys.executable, "-c", FLOOD)
+        seconds = []
+        for file, *args in ((limited,), (unlimited, "--limit.keys=0")):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+            done = run("write", *args, str(file), prefix=inside(name))
+            assert done.returncode == 0, done.stderr
+            seconds.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
+            assert ("190000 of 200000 keys are beyond --limit.keys" in done.stderr) != bool(args)
+        assert "conntrack_total_connections 200000\n" in limited.read_text()
+    text = limited.read_text()
+    lines = [line for line in text.splitlines() if line.startswith("conntrack_connections{")]
+    assert len(lines) == 10_001
+    assert sum(int(line.rpartition(" ")[2]) for line in lines) == 200_000
+    other = 'src="other",dst="other",l3protocol="ipv4",l4protocol="udp",l7protocol="other"'
+    assert f'conntrack_sent_bytes{{{other},dport="other"}} {190_000 * 28}\n' in text
+    assert text.count("\n") < 5 * 10_001 + 100
+    assert limited.stat().st_size < 7_000_000
+    assert unlimited.stat().st_size > 15 * limited.stat().st_size
+    assert seconds[0] < seconds[1] / 2, seconds

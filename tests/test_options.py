@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from conntrack_textfile.filters import Filter
+from conntrack_textfile.names import SERVICES
+from conntrack_textfile.networks import Network
 from conntrack_textfile.options import Address, Options, UsageError, parse
+from conntrack_textfile.policy import Policy
 
 
 def test_the_defaults() -> None:
@@ -13,6 +19,7 @@ def test_the_defaults() -> None:
         source="auto",
         configure_accounting=False,
         proc_root="/proc",
+        policy=Policy(),
         listen=(Address("", 9095),),
         telemetry_path="/metrics",
         exporter_metrics=True,
@@ -22,13 +29,27 @@ def test_the_defaults() -> None:
     )
 
 
-def test_every_option_is_taken() -> None:
+def test_every_option_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("NETWORKS").write_text("10.0.0.0/8 office\n")
+    Path("SERVICES").write_text("billing 4711/tcp\n")
     given = parse(
         [
             "write",
             "--collector.interval=1.5",
             "--collector.source=procfs",
             "--configure.nf_conntrack_acct",
+            "--filter.include=src=10.0.0.0/8,dport=53",
+            "--filter.include=l3protocol=ipv6",
+            "--filter.exclude=dst=127.0.0.0/8",
+            "--aggregate.by=dport,src",
+            "--aggregate.src-prefix=24",
+            "--aggregate.dst-prefix=16,48",
+            "--aggregate.ports=known",
+            "--networks.file=NETWORKS",
+            "--services.file=SERVICES",
+            "--limit.keys=0",
+            "--limit.by=packets",
             "--path.procfs=/host/proc",
             "--web.listen-address=127.0.0.1:1",
             "--web.listen-address=[::1]:2",
@@ -47,6 +68,21 @@ def test_every_option_is_taken() -> None:
         source="procfs",
         configure_accounting=True,
         proc_root="/host/proc",
+        policy=Policy(
+            include=(
+                Filter(src=Network(4, 8, 10), dport=range(53, 54)),
+                Filter(l3protocol=16),
+            ),
+            exclude=(Filter(dst=Network(4, 8, 127)),),
+            labels=("src", "dport"),
+            src_prefix=(24, 128),
+            dst_prefix=(16, 48),
+            known_ports=True,
+            networks=((4, 8, {10: "office"}),),
+            services={**SERVICES, 6: {**SERVICES[6], 4711: "billing"}},
+            limit=0,
+            limit_by="packets",
+        ),
         listen=(Address("127.0.0.1", 1), Address("::1", 2)),
         telemetry_path="/m",
         exporter_metrics=False,
@@ -87,6 +123,22 @@ def test_addresses(text: str, host: str, port: int) -> None:
         (["--collector.source=file"], "--collector.source"),
         (["--log.level=loud"], "--log.level"),
         (["--log.format=xml"], "--log.format"),
+        (["--limit.keys=-1"], "--limit.keys"),
+        (["--limit.keys=many"], "--limit.keys"),
+        (["--limit.by=size"], "--limit.by"),
+        (["--aggregate.by=src,sport"], "not 'sport'"),
+        (["--aggregate.by=src,"], "not ''"),
+        (["--aggregate.by=src,dst,src"], "--aggregate.by has src twice"),
+        (["--aggregate.src-prefix=33"], "--aggregate.src-prefix"),
+        (["--aggregate.src-prefix=24,129"], "--aggregate.src-prefix"),
+        (["--aggregate.dst-prefix=24,"], "--aggregate.dst-prefix"),
+        (["--aggregate.dst-prefix=,64"], "--aggregate.dst-prefix"),
+        (["--aggregate.ports=some"], "--aggregate.ports"),
+        (["--filter.include=src=10.0.0.1/8"], "--filter.include: 'src=10.0.0.1/8'"),
+        (["--filter.exclude=dst=::/0,dport=x"], "'dport=x' in 'dst=::/0,dport=x'"),
+        (["--networks.file=/nowhere"], "--networks.file: cannot read /nowhere: No such file"),
+        (["--networks.file=/"], "--networks.file: cannot read /: Is a directory"),
+        (["--networks.file="], "--networks.file must not be empty"),
         (["--web.listen-address=:70000"], "--web.listen-address"),
         (["--web.listen-address=9095"], "--web.listen-address"),
         (["--web.listen-address=::1:9095"], "--web.listen-address"),
@@ -127,3 +179,25 @@ def test_what_is_not_valid_is_named(argv: list[str], named: str) -> None:
 def test_a_command_is_needed(argv: list[str], named: str) -> None:
     with pytest.raises(UsageError, match=named):
         parse(argv)
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "named"),
+    [
+        ("networks", b"10.0.0.0/8 a\n10.0.0.1/8 b\n", "line 2: '10.0.0.1/8' has host bits set"),
+        ("networks", b"10.0.0.0/8 \xff\n", "not text in UTF-8"),
+        ("networks", b"#" * ((1 << 24) + 1), "too large, over 16 MiB"),
+        ("services", b"\n\nweb 70000/tcp\n", "line 3: 70000 is not a port"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_line(
+    tmp_path: Path, option: str, content: bytes, named: str
+) -> None:
+    file = tmp_path / "names"
+    file.write_bytes(content)
+    with pytest.raises(UsageError) as error:
+        parse(["write", f"--{option}.file={file}"])
+    assert named in str(error.value)
+    assert str(file) in str(error.value)
+    assert str(error.value).startswith(f"--{option}.file: ")
+    assert "\n" not in str(error.value)

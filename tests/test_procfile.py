@@ -62,6 +62,11 @@ def test_captures_sum_up_to_what_conntrack_prints(capture: Path) -> None:
     assert found == expected.sums
     assert tally.malformed == 0
     assert tally.uncounted == expected.uncounted
+    for counts, printed in ((tally.states, expected.states), (tally.flags, expected.flags)):
+        assert {
+            ("ipv4" if l3 == 4 else "ipv6", names.l4protocol(l4), name): n
+            for (l3, l4, name), n in counts.items()
+        } == printed
 
 
 def test_an_entry_is_counted_by_its_original_tuple() -> None:
@@ -140,6 +145,63 @@ def test_a_lone_first_pair_is_the_original() -> None:
 )
 def test_every_shape_of_line_is_read(line: bytes, l4: int, dport: int) -> None:
     assert sums(line) == {(*KEY[:2], l4, dport): [1, 1, 60, 1, 60]}
+
+
+HEAD = b"ipv4     2 tcp      6 431999 ESTABLISHED "
+
+
+@pytest.mark.parametrize(
+    ("head", "state"),
+    [
+        (HEAD, (4, 6, "ESTABLISHED")),
+        (b"ipv4     2 tcp      6 SYN_SENT ", (4, 6, "SYN_SENT")),
+        (b"ipv4     2 tcp      6 119 SYN_SENT2 ", (4, 6, "SYN_SENT2")),
+        (b"ipv4     2 sctp     132 8 HEARTBEAT_ACKED ", (4, 132, "HEARTBEAT_ACKED")),
+        (b"ipv4     2 dccp     33 8 CLOSEREQ ", (4, 33, "CLOSEREQ")),
+        # Not the state of that protocol, or of a kernel to come.
+        (b"ipv4     2 dccp     33 8 ESTABLISHED ", (4, 33, "unknown")),
+        (b"ipv4     2 tcp      6 8 ESTABLISHEDX ", (4, 6, "unknown")),
+        (b"ipv4     2 tcp      6 8 ESTABLISH ", (4, 6, "unknown")),
+        (b"ipv4     2 tcp      6 8 NEW_AND_MUCH_LONGER_THAN_ANY ", (4, 6, "unknown")),
+        # Offloaded, an unnamed protocol, and protocols without states.
+        (b"ipv4     2 tcp      6 ", None),
+        (b"ipv4     2 unknown  33 599 ", None),
+        (b"ipv4     2 gre      47 28 timeout=30, stream_timeout=180 ", None),
+        (b"ipv4     2 udp      17 28 ESTABLISHED ", None),
+    ],
+)
+def test_the_state_stands_before_the_original_tuple(
+    head: bytes, state: tuple[int, int, str] | None
+) -> None:
+    tally = count(TCP.replace(HEAD, head))
+    assert tally.malformed == 0
+    assert tally.states == ({state: 1} if state else {})
+
+
+@pytest.mark.parametrize(
+    ("flags", "unreplied", "counted"),
+    [
+        (b"[ASSURED] ", False, ["assured"]),
+        (b"[OFFLOAD] ", False, ["offload"]),
+        (b"[HW_OFFLOAD] ", False, ["hw_offload"]),
+        (b"", True, ["unreplied"]),
+        (b"[ASSURED] ", True, ["assured", "unreplied"]),
+        (b"", False, []),
+        (b"[NEW] ", False, []),
+        (b"[ASSURED]x ", False, []),
+        (b"secctx=[ASSURED] ", False, []),
+    ],
+)
+def test_flags_stand_in_brackets(flags: bytes, unreplied: bool, counted: list[str]) -> None:
+    line = TCP.replace(b"[ASSURED] ", flags)
+    if unreplied:
+        line = line.replace(b"src=10.0.0.2", b"[UNREPLIED] src=10.0.0.2")
+    assert count(line).flags == {(4, 6, flag): 1 for flag in counted}
+
+
+def test_what_is_malformed_has_neither_state_nor_flags() -> None:
+    tally = count(TCP.replace(b"dport=443", b"dport=x"))
+    assert (tally.malformed, tally.states, tally.flags) == (1, {}, {})
 
 
 def test_the_last_line_needs_no_newline() -> None:

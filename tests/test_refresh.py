@@ -7,8 +7,9 @@ import pytest
 
 from conntrack_textfile import refresh
 from conntrack_textfile.logs import LOG
+from conntrack_textfile.policy import LABELS, Connections
 from conntrack_textfile.refresh import Refresher
-from conntrack_textfile.snapshot import Connections, Labels, Snapshot
+from conntrack_textfile.snapshot import Snapshot
 from conntrack_textfile.source import SourceError
 from conntrack_textfile.sysctl import Conntrack
 from conntrack_textfile.tally import Sums
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CONNTRACK = Conntrack(1, 2, accounting=True)
-LABELS = Labels("a", "b", "ipv4", "tcp", "http", "80")
+VALUES = ("a", "b", "ipv4", "tcp", "http", "80")
 
 
 class Table:
@@ -26,13 +27,17 @@ class Table:
     def __init__(self, *readings: int | Exception) -> None:
         self.readings: Iterator[int | Exception] = iter(readings)
         self.conntrack = CONNTRACK
+        self.keys = 1
 
     def take(self) -> Snapshot:
         reading = next(self.readings)
         if isinstance(reading, Exception):
             raise reading
         sums = Sums(reading, 0, 0, 0, 0)
-        connections = Connections([LABELS], tuple([number] for number in sums), sums, 1, 0, 0)
+        columns = tuple([number] for number in sums)
+        connections = Connections(
+            LABELS, [VALUES], columns, sums, self.keys, 1, 0, 0, 0, states={}, flags={}
+        )
         return Snapshot(True, "procfs", "pure", self.conntrack, time.time(), 0.01, connections)
 
     def failure(self, last: Snapshot | None) -> Snapshot:
@@ -161,6 +166,18 @@ def test_a_warning_is_logged_once_until_it_comes_back(caplog: pytest.LogCaptureF
         table.conntrack = CONNTRACK._replace(accounting=accounting)
         made.refresh()
     assert len([r for r in caplog.records if "accounting is off" in r.getMessage()]) == 2
+
+
+def test_folding_is_logged_when_it_starts_and_when_it_stops(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    table = Table(1, 1, 1, 1, 1)
+    made = refresher(table)
+    for table.keys in (1, 7, 9, 1, 1):
+        made.refresh()
+    (start, stop) = [record.getMessage() for record in caplog.records]
+    assert start.startswith("6 of 7 keys are beyond --limit.keys")
+    assert stop == "all keys are within --limit.keys again"
 
 
 def test_nothing_is_shown_before_the_first_reading(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 PROTOCOLS = [names.l4protocol(number) for number in range(256)]
 
 
-def take(proc_root: Path) -> snapshot.Snapshot:
-    return snapshot.take(parse(["write", f"--path.procfs={proc_root}"]), engine())
+def take(proc_root: Path, *args: str) -> snapshot.Snapshot:
+    return snapshot.take(parse(["write", f"--path.procfs={proc_root}", *args]), engine())
 
 
 def test_series_and_totals_are_those_that_conntrack_prints(capture: Path) -> None:
@@ -29,8 +29,8 @@ def test_series_and_totals_are_those_that_conntrack_prints(capture: Path) -> Non
     connections = take(capture).connections
     assert connections is not None
     found = {
-        (labels.src, labels.dst, labels.l3protocol, labels.l4protocol, labels.dport): list(sums)
-        for labels, sums in zip(
+        (src, dst, l3, l4, dport): list(sums)
+        for (src, dst, l3, l4, _, dport), sums in zip(
             connections.labels, zip(*connections.columns, strict=True), strict=True
         )
     }
@@ -39,15 +39,43 @@ def test_series_and_totals_are_those_that_conntrack_prints(capture: Path) -> Non
     assert connections.keys == len(expected.sums)
     assert connections.uncounted == expected.uncounted
     assert connections.malformed == 0
+    assert connections.states == expected.states
+    assert connections.flags == expected.flags
+
+
+def test_all_of_the_policy_on_a_capture(capture: Path, tmp_path: Path) -> None:
+    networks = tmp_path / "networks"
+    networks.write_text("10.77.2.0/24 servers\n")
+    argv = [
+        *("--filter.exclude=l4protocol=icmp", f"--networks.file={networks}"),
+        *("--aggregate.by=src,dst,l4protocol", "--aggregate.src-prefix=24,64"),
+    ]
+    expected = conntrack_l.read((capture / "conntrack-L.txt").read_text())
+    connections = take(capture, *argv).connections
+    assert connections is not None
+    rows = zip(connections.labels, zip(*connections.columns, strict=True), strict=True)
+    assert {labels: list(row) for labels, row in rows} == conntrack_l.regrouped(expected)
+    assert connections.states == expected.states
+    assert connections.flags == expected.flags
+    assert connections.filtered == expected.entries - connections.totals.connections
+
+
+@pytest.mark.parametrize("limit", [1, 2, 4])
+def test_what_is_folded_is_told(capture: Path, limit: int) -> None:
+    taken = take(capture, f"--limit.keys={limit}")
+    assert taken.connections is not None
+    assert taken.connections.exported == limit
+    folded = taken.connections.keys - limit
+    assert f"{folded} of {limit + folded} keys are beyond --limit.keys" in taken.warnings["folded"]
 
 
 def test_series_are_sorted_by_address_and_port(capture: Path) -> None:
     connections = take(capture).connections
     assert connections is not None
     order = [
-        (ip.version, ip, ipaddress.ip_address(labels.dst), PROTOCOLS.index(labels.l4protocol))
-        for labels in connections.labels
-        for ip in [ipaddress.ip_address(labels.src)]
+        (ip.version, ip, ipaddress.ip_address(dst), PROTOCOLS.index(l4))
+        for src, dst, _, l4, _, _ in connections.labels
+        for ip in [ipaddress.ip_address(src)]
     ]
     assert order == sorted(order)
 
@@ -55,7 +83,7 @@ def test_series_are_sorted_by_address_and_port(capture: Path) -> None:
 def test_addresses_are_shown_short(capture: Path) -> None:
     connections = take(capture).connections
     assert connections is not None
-    sources = {labels.src for labels in connections.labels}
+    sources = {src for src, *_ in connections.labels}
     assert sources & {"fd77:1::2", "::1"}
 
 
@@ -75,7 +103,7 @@ def test_a_snapshot_says_when_and_how_it_was_taken(capture: Path) -> None:
 def test_accounting_that_is_off_is_told(accounting: bool | None, warnings: int) -> None:
     shown = snapshot.Snapshot(True, "procfs", "pure", Conntrack(1, 2, accounting))
     assert len(shown.warnings) == warnings
-    for warning in shown.warnings:
+    for warning in shown.warnings.values():
         assert "only connections made after it is switched on are counted" in warning
 
 

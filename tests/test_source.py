@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-EMPTY = Tally([], ([],) * 5, 0, 0)
+EMPTY = Tally([], ([],) * 5, {}, 0, 0, {}, {})
 
 
 @pytest.fixture(autouse=True)

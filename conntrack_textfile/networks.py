@@ -1,0 +1,105 @@
+"""Networks in CIDR notation, and the names that users give to them."""
+
+from __future__ import annotations
+
+# Not from socket: to import that costs more than to read a small table.
+from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+from typing import NamedTuple
+
+
+class Network(NamedTuple):
+    """A network by the leading bits that its addresses share."""
+
+    size: int  # of an address, in bytes: 4 or 16
+    length: int  # of the prefix, in bits
+    prefix: int  # the value of these bits
+
+    def holds(self, address: bytes) -> bool:
+        """Whether a packed address is in it."""
+        return (
+            len(address) == self.size
+            and int.from_bytes(address, "big") >> self.size * 8 - self.length == self.prefix
+        )
+
+
+# Networks of one size and length, by prefix; the longest first.
+Names = tuple[tuple[int, int, dict[int, str]], ...]
+
+
+def parse(text: str) -> Network:
+    """Read ADDRESS/LENGTH, or an address alone. Raises ValueError with the reason."""
+    address, slash, length = text.partition("/")
+    packed = _packed(address)
+    if not packed:
+        raise ValueError(f"{text!r} is not an address or network in CIDR notation")
+    bits = len(packed) * 8
+    if slash and not (length.isascii() and length.isdigit() and int(length[:4]) <= bits):
+        raise ValueError(f"{text!r} needs a prefix length from 0 to {bits}")
+    host = bits - int(length) if slash else 0
+    value = int.from_bytes(packed, "big")
+    prefix = value >> host
+    if prefix << host != value:
+        network = shown((prefix << host).to_bytes(len(packed), "big"), bits - host)
+        raise ValueError(f"{text!r} has host bits set: the network is {network}")
+    return Network(len(packed), bits - host, prefix)
+
+
+def parse_names(text: str) -> Names:
+    """Read lines "CIDR name"; # begins a comment. Raises ValueError with line and reason."""
+    found: dict[Network, str] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        try:
+            network, name = _named(words)
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
+        if network in found:
+            raise ValueError(f"line {number}: the network {words[0]} stands twice")
+        found[network] = name
+    lengths: dict[tuple[int, int], dict[int, str]] = {}
+    for (size, length, prefix), name in found.items():
+        lengths.setdefault((size, length), {})[prefix] = name
+    return tuple((*key, lengths[key]) for key in sorted(lengths, reverse=True))
+
+
+def name(names: Names, address: bytes) -> str | None:
+    """The name of the smallest network that holds a packed address."""
+    value = int.from_bytes(address, "big")
+    for size, length, by_prefix in names:
+        if size == len(address):
+            found = by_prefix.get(value >> size * 8 - length)
+            if found is not None:
+                return found
+    return None
+
+
+def masked(address: bytes, length: int) -> bytes:
+    """A packed address without the bits after a prefix."""
+    host = len(address) * 8 - length
+    value = int.from_bytes(address, "big") >> host << host
+    return value.to_bytes(len(address), "big")
+
+
+def shown(address: bytes, length: int) -> str:
+    """A packed address in text (RFC 5952), with the length of a prefix that is not all of it."""
+    text = inet_ntop(AF_INET if len(address) == 4 else AF_INET6, address)
+    return text if length == len(address) * 8 else f"{text}/{length}"
+
+
+def _packed(text: str) -> bytes:
+    try:
+        return inet_pton(AF_INET6 if ":" in text else AF_INET, text)
+    except (OSError, ValueError):
+        return b""
+
+
+def _named(words: list[str]) -> tuple[Network, str]:
+    if len(words) != 2:
+        raise ValueError("a line is CIDR and a name of one word")
+    network, name = parse(words[0]), words[1]
+    # Else a series with this name could not be told from one with that address.
+    if _packed(name.partition("/")[0]):
+        raise ValueError(f"the name {name!r} is an address")
+    return network, name

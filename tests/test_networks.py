@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conntrack_textfile import networks
+
+ADDRESSES = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6))
+
+
+def packed(text: str) -> bytes:
+    return ipaddress.ip_address(text).packed
+
+
+@given(ADDRESSES, ADDRESSES, st.integers(0, 128))
+def test_networks_are_those_of_the_ipaddress_module(
+    one: ipaddress.IPv4Address | ipaddress.IPv6Address,
+    other: ipaddress.IPv4Address | ipaddress.IPv6Address,
+    length: int,
+) -> None:
+    length = min(length, one.max_prefixlen)
+    network = ipaddress.ip_network((one, length), strict=False)
+    parsed = networks.parse(str(network))
+    assert parsed.holds(one.packed)
+    assert parsed.holds(other.packed) == (other in network)
+    masked = networks.masked(one.packed, length)
+    assert masked == network.network_address.packed
+    whole = length == one.max_prefixlen
+    shown = str(network.network_address) if whole else str(network)
+    if ".0.0" not in shown or one.version == 4:  # ::1.2.3.4 is shown otherwise there
+        assert ipaddress.ip_network(networks.shown(masked, length)) == network
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("10.1.2.0/24", "10.1.2.0/24"), ("2001:db8:1::/48", "2001:db8:1::/48"), ("::1", "::1")],
+)
+def test_networks_are_shown_as_people_write_them(text: str, shown: str) -> None:
+    network = networks.parse(text)
+    address = (network.prefix << network.size * 8 - network.length).to_bytes(network.size, "big")
+    assert networks.shown(address, network.length) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("10.0.0.1/8", "the network is 10.0.0.0/8"),
+        ("2001:db8::1/32", "the network is 2001:db8::/32"),
+        ("10.0.0.0/33", "from 0 to 32"),
+        ("::/129", "from 0 to 128"),
+        ("10.0.0.0/", "prefix length"),
+        ("10.0.0.0/٨", "prefix length"),
+        ("10.0.0.0/+8", "prefix length"),
+        ("10.0.0.0/255.0.0.0", "prefix length"),
+        ("10.0.0.0/" + "9" * 5000, "prefix length"),
+        ("10.0.0/8", "not an address"),
+        ("010.0.0.1", "not an address"),
+        ("fe80::1%lo", "not an address"),
+        ("host", "not an address"),
+        ("\0", "not an address"),
+        ("", "not an address"),
+    ],
+)
+def test_what_is_no_network_is_told(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        networks.parse(text)
+
+
+TEXT = """
+# where we are
+10.0.0.0/8      company
+10.1.0.0/16     office   # in the company
+10.1.2.3        printer
+2001:db8::/32\tcompany6
+0.0.0.0/0       world
+"""
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("10.200.0.1", "company"),
+        ("10.1.0.1", "office"),
+        ("10.1.2.3", "printer"),
+        ("10.1.2.4", "office"),
+        ("2001:db8:ffff::1", "company6"),
+        ("192.0.2.1", "world"),
+        ("2001:db9::1", None),
+    ],
+)
+def test_the_longest_prefix_names_an_address(address: str, name: str | None) -> None:
+    assert networks.name(networks.parse_names(TEXT), packed(address)) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("10.0.0.0/8 a\n\n10.0.0.0/8 b", "line 3: the network 10.0.0.0/8 stands twice"),
+        ("10.0.0.1/32 a\n10.0.0.1 b", "line 2: .* stands twice"),
+        ("10.0.0.1/8 a", "line 1: .* host bits set: the network is 10.0.0.0/8"),
+        ("10.0.0.0/8", "line 1: a line is CIDR and a name of one word"),
+        ("10.0.0.0/8 head office", "line 1: a line is CIDR and a name of one word"),
+        ("# fine\noffice 10.0.0.0/8", "line 2: 'office' is not an address or network"),
+        ("10.0.0.0/8 192.0.2.1", "line 1: the name '192.0.2.1' is an address"),
+        ("10.0.0.0/8 ::/0", "line 1: the name '::/0' is an address"),
+    ],
+)
+def test_a_bad_line_is_told(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        networks.parse_names(text)
