@@ -141,21 +141,30 @@ def _grouped(policy: Policy, tally: Tally) -> tuple[_Rows, int]:
         return _Rows(_Mapped(group, tally.keys), tally.columns, tally.subtotals), 0
     filtered = 0
     sums: dict[_Group, list[int]] = {}
-    subtotals: dict[tuple[int, int], list[int]] = {}
-    for key, row in zip(tally.keys, zip(*tally.columns, strict=True), strict=True):
-        if not _passes(policy, key):
-            filtered += row[0]
+    filters = policy.include or policy.exclude
+    # Written out, since there may be a million of them.
+    for key, a, b, c, d, e in zip(tally.keys, *tally.columns, strict=True):
+        if filters and not _passes(policy, key):
+            filtered += a
             continue
         at = group(key)
-        for into in (
-            sums.setdefault(at, [0, 0, 0, 0, 0]),
-            subtotals.setdefault((at[0], at[3]), [0, 0, 0, 0, 0]),
-        ):
-            for field, value in enumerate(row):
-                into[field] += value
-    groups = sorted(sums)
-    columns = tuple([sums[at][field] for at in groups] for field in range(5))
-    return _Rows(groups, columns, {at: Sums(*into) for at, into in subtotals.items()}), filtered
+        row = sums.get(at)
+        if row is None:
+            sums[at] = [a, b, c, d, e]
+        else:
+            row[0] += a
+            row[1] += b
+            row[2] += c
+            row[3] += d
+            row[4] += e
+    rows = sorted(sums.items())
+    groups = [at for at, _ in rows]
+    columns = tuple([row[field] for _, row in rows] for field in range(5))
+    subtotals: dict[tuple[int, int], Sums] = {}
+    for (l3, _, _, l4, _, _), row in rows:
+        before = subtotals.get((l3, l4), (0,) * 5)
+        subtotals[l3, l4] = Sums(*map(operator.add, before, row))
+    return _Rows(groups, columns, subtotals), filtered
 
 
 def _passes(policy: Policy, key: Key) -> bool:
@@ -214,12 +223,13 @@ def _grouper(policy: Policy) -> Callable[[Key], _Group]:
     """What a key is counted for."""
     by_src, by_dst, by_l3, by_l4, by_l7, by_dport = (name in policy.labels for name in LABELS)
     services, known_ports = policy.services, policy.known_ports
+    needs_l7 = by_l7 or known_ports
     src_of = _places(policy.networks, policy.src_prefix)
     dst_of = _places(policy.networks, policy.dst_prefix)
 
     def group(key: Key) -> _Group:
         src, dst, l4, dport = key
-        l7 = names.l7protocol(l4, dport, services)
+        l7 = names.l7protocol(l4, dport, services) if needs_l7 else ""
         if known_ports and l7 == names.UNKNOWN:
             dport = _OTHER_PORT
         return (
@@ -236,16 +246,17 @@ def _grouper(policy: Policy) -> Callable[[Key], _Group]:
 
 def _places(named: networks.Names, prefix: tuple[int, int]) -> Callable[[bytes], bytes]:
     """What an address is counted for: its name, or else its network."""
+    if not named and prefix == _BITS:
+        return bytes  # the address itself
 
+    @functools.lru_cache(_REMEMBERED)
     def place(address: bytes) -> bytes:
         name = networks.name(named, address)
         if name is not None:
             return _word(name)
         return networks.masked(address, prefix[len(address) == 16])
 
-    if not named and prefix == _BITS:
-        return bytes  # the address itself
-    return functools.lru_cache(_REMEMBERED)(place)
+    return place
 
 
 def _word(name: str) -> bytes:
