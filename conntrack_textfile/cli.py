@@ -22,17 +22,19 @@ def main(argv: list[str]) -> int:
     try:
         opts = options.parse(argv)
     except UsageError as error:
-        if sys.stderr is not None:  # closed by the caller
-            print(f"conntrack-textfile: {error} (see conntrack-textfile --help)", file=sys.stderr)
-        return 2
+        return _usage(error)
     try:
         if opts.configure_accounting:
             _enable_accounting(opts)
         engine = tally.engine()
-        if opts.serve:
+        if opts.command == "serve":
             _serve(opts, engine)
+        elif opts.command == "top":
+            _top(opts, engine)
         else:
             _write(opts, engine)
+    except UsageError as error:
+        return _usage(error)
     except (EngineError, SourceError, OutputError) as error:
         _log(opts).error("%s", error)
         _log(opts).debug("failed", exc_info=True)
@@ -40,6 +42,12 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _usage(error: UsageError) -> int:
+    if sys.stderr is not None:  # closed by the caller
+        print(f"conntrack-textfile: {error} (see conntrack-textfile --help)", file=sys.stderr)
+    return 2
 
 
 def _log(opts: Options) -> Logger:
@@ -61,6 +69,32 @@ def _write(opts: Options, engine: Engine) -> None:
         textfile.replace(opts.file, pieces)
 
 
+def _top(opts: Options, engine: Engine) -> None:
+    # Imported here: only people look at it.
+    import time
+
+    from conntrack_textfile import top
+
+    screen = opts.watch and os.isatty(textfile.STDOUT)
+    before, then = None, 0.0
+    while True:
+        taken = snapshot.take(opts, engine)
+        assert taken.connections is not None
+        now = time.monotonic()
+        lines = list(top.table(taken, opts.rows, before, now - then))
+        if screen:
+            size = os.get_terminal_size(textfile.STDOUT)
+            lines = top.frame([*taken.warnings.values(), *lines], size.lines, size.columns)
+        elif before is None:
+            for warning in taken.warnings.values():
+                _log(opts).warning("%s", warning)
+        read = textfile.stream([("\n".join(lines) + "\n").encode()])
+        if not opts.watch or not read:
+            return
+        before, then = top.carried(taken.connections), now
+        time.sleep(max(0.0, now + opts.interval - time.monotonic()))
+
+
 def _serve(opts: Options, engine: Engine) -> NoReturn:
     # Imported here: one snapshot must not pay for an HTTP server.
     import signal
@@ -70,7 +104,14 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
 
     log = _log(opts)
 
-    listeners = [server.listen(address) for address in opts.listen]
+    access = None
+    if opts.web_config:
+        from conntrack_textfile.webconfig import Access
+
+        access = Access(opts.web_config)
+    listeners = server.handed_over() if opts.systemd_socket else []
+    if not listeners:
+        listeners = [server.listen(address) for address in opts.listen]
     # Blocked in every thread, so that only the wait below gets them.
     stop = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, stop)
@@ -81,14 +122,15 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
         interval=opts.interval,
     )
     application = server.Application(
-        refresher.current,
+        refresher,
         telemetry_path=opts.telemetry_path,
         max_requests=opts.max_requests,
         exporter_metrics=opts.exporter_metrics,
+        access=access,
     )
     refresher.start()
     for listener in listeners:
-        server.start(listener, application)
+        server.start(listener, application, access)
         log.info("listening on %s", options.Address(*listener.getsockname()[:2]))
     log.info("stopped by %s", signal.Signals(signal.sigwait(stop)).name)
     # At once: to tidy up after a refresh that is under way would take seconds

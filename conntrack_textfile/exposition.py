@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 _SUMS = (
     (
         "conntrack_connections",
-        "Connections in the table.",
+        "Live connections.",
         "conntrack_total_connections",
-        "Connections in the table, all keys together.",
+        "Live connections that filters left, all keys together.",
     ),
     (
         "conntrack_sent_packets",

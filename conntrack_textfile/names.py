@@ -200,11 +200,12 @@ def l7protocol(l4: int, dport: int, services: Services = SERVICES) -> str:
 def parse_services(text: str) -> Services:
     """The built-in names, and over them those of lines as in /etc/services (services(5)).
 
-    Where a port stands twice the first line counts, and a protocol without
-    ports is passed over, as in that file. Raises ValueError with line and reason.
+    Where a port stands twice the first line counts. Protocols that have no ports
+    here are passed over, as the ddp of that file. Raises ValueError with line and
+    reason.
     """
     found: Services = {number: {} for number in SERVICES}
-    numbers = {l4protocol(number): number for number in SERVICES}
+    numbers = {l4protocol(number): number for number in range(256)}
     for number, line in enumerate(text.split("\n"), 1):
         words = line.partition("#")[0].split()
         if not words:
@@ -214,6 +215,8 @@ def parse_services(text: str) -> Services:
             raise ValueError(f"line {number}: a line is a name and PORT/PROTOCOL")
         if int(port) > 65535:
             raise ValueError(f"line {number}: {port} is not a port")
-        if protocol in numbers:
+        if protocol not in numbers:
+            raise ValueError(f"line {number}: {protocol!r} is not a protocol")
+        if numbers.get(protocol) in found:
             found[numbers[protocol]].setdefault(int(port), words[0])
     return {number: {**ports, **found[number]} for number, ports in SERVICES.items()}

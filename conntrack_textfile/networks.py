@@ -33,7 +33,7 @@ def parse(text: str) -> Network:
     if not packed:
         raise ValueError(f"{text!r} is not an address or network in CIDR notation")
     bits = len(packed) * 8
-    if slash and not (length.isascii() and length.isdigit() and int(length[:4]) <= bits):
+    if slash and not (_is_length(length) and int(length) <= bits):
         raise ValueError(f"{text!r} needs a prefix length from 0 to {bits}")
     host = bits - int(length) if slash else 0
     value = int.from_bytes(packed, "big")
@@ -77,15 +77,21 @@ def name(names: Names, address: bytes) -> str | None:
 
 def masked(address: bytes, length: int) -> bytes:
     """A packed address without the bits after a prefix."""
-    host = len(address) * 8 - length
-    value = int.from_bytes(address, "big") >> host << host
-    return value.to_bytes(len(address), "big")
+    whole, bits = divmod(length, 8)
+    kept = address[:whole]
+    if bits:
+        kept += bytes([address[whole] >> 8 - bits << 8 - bits])
+    return kept + bytes(len(address) - len(kept))
 
 
 def shown(address: bytes, length: int) -> str:
     """A packed address in text (RFC 5952), with the length of a prefix that is not all of it."""
     text = inet_ntop(AF_INET if len(address) == 4 else AF_INET6, address)
     return text if length == len(address) * 8 else f"{text}/{length}"
+
+
+def _is_length(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 3
 
 
 def _packed(text: str) -> bytes:
@@ -100,6 +106,7 @@ def _named(words: list[str]) -> tuple[Network, str]:
         raise ValueError("a line is CIDR and a name of one word")
     network, name = parse(words[0]), words[1]
     # Else a series with this name could not be told from one with that address.
-    if _packed(name.partition("/")[0]):
+    address, slash, length = name.partition("/")
+    if _packed(address) and (not slash or _is_length(length)):
         raise ValueError(f"the name {name!r} is an address")
     return network, name

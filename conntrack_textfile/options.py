@@ -19,7 +19,7 @@ USAGE = """\
 Prometheus metrics from the Linux connection tracking table.
 
 Usage:
-  conntrack-textfile (write [FILE] | serve) [options]
+  conntrack-textfile (write [FILE] | serve | top) [options]
                      [--filter.include=EXPR]... [--filter.exclude=EXPR]...
                      [--web.listen-address=ADDR]...
   conntrack-textfile -h | --help
@@ -29,10 +29,13 @@ Commands:
   write  Take one snapshot and write it to FILE, atomically, for the textfile
          collector of node_exporter. FILE defaults to -, the standard output.
   serve  Take a snapshot every interval and serve the last one over HTTP.
+  top    Show one snapshot as a table on the terminal, largest first.
 
 Options:
-  --collector.interval=SECONDS     Time from snapshot to snapshot in serve
-                                   [default: 60]
+  -n N                             Rows of top [default: 20]
+  --watch                          Repeat top, with rates between snapshots
+  --collector.interval=SECONDS     Time from snapshot to snapshot: 60 if not given,
+                                   in top 2
   --collector.source=SOURCE        Where the table is read: netlink, procfs, or
                                    auto, which is netlink where the proc root is
                                    /proc and it is permitted [default: auto]
@@ -67,6 +70,10 @@ Options:
                                    (process_*, python_*, promhttp_*)
   --web.max-requests=N             Parallel scrapes, above them status 503;
                                    0 for no limit [default: 40]
+  --web.config.file=FILE           TLS, passwords and headers, in the format of the
+                                   exporter toolkit of Prometheus
+  --web.systemd-socket             Serve on the sockets that systemd hands over, where
+                                   it does, in place of addresses
   --log.level=LEVEL                debug, info, warn or error [default: info]
   --log.format=FORMAT              logfmt or json [default: logfmt]
   -h --help                        Show this text
@@ -96,8 +103,10 @@ class Address(NamedTuple):
 class Options(NamedTuple):
     """All that the user asked for."""
 
-    serve: bool
+    command: str  # write, serve or top
     file: str
+    rows: int
+    watch: bool
     interval: float  # seconds
     source: str
     configure_accounting: bool
@@ -107,6 +116,8 @@ class Options(NamedTuple):
     telemetry_path: str
     exporter_metrics: bool
     max_requests: int  # 0: no limit
+    web_config: str  # "": none
+    systemd_socket: bool
     log_level: str
     log_format: str
 
@@ -120,9 +131,14 @@ def parse(argv: list[str]) -> Options:
         given = docopt.docopt(USAGE, argv, version=f"conntrack-textfile {__version__}")
     except docopt.DocoptExit as error:
         raise UsageError(_explain(error)) from None
+    (command,) = [name for name in ("write", "serve", "top") if given[name]]
+    if given["--collector.interval"] is None:
+        given["--collector.interval"] = "2" if command == "top" else "60"
     return Options(
-        serve=given["serve"],
+        command=command,
         file=_not_empty("FILE", "-" if given["FILE"] is None else given["FILE"]),
+        rows=_count(given, "-n"),
+        watch=given["--watch"],
         interval=_seconds(given, "--collector.interval"),
         source=_choice(given, "--collector.source", ("auto", "procfs", "netlink")),
         configure_accounting=given["--configure.nf_conntrack_acct"],
@@ -132,6 +148,8 @@ def parse(argv: list[str]) -> Options:
         telemetry_path=_path(given, "--web.telemetry-path"),
         exporter_metrics=not given["--web.disable-exporter-metrics"],
         max_requests=_count(given, "--web.max-requests"),
+        web_config=_optional(given, "--web.config.file"),
+        systemd_socket=given["--web.systemd-socket"],
         log_level=_choice(given, "--log.level", ("debug", "info", "warn", "error")),
         log_format=_choice(given, "--log.format", ("logfmt", "json")),
     )
@@ -172,7 +190,7 @@ def _file(given: docopt.ParsedOptions, name: str, parse: Callable[[str], _Parsed
     """What a text file says, in UTF-8."""
     path = _not_empty(name, given[name])
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             text = file.read(_MAX_FILE + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
@@ -219,7 +237,7 @@ def _explain(error: docopt.DocoptExit) -> str:
     left = re.search(r"\[(Option|Argument)\(.*?['\"](.*?)['\"]", reason)
     if left is None:
         # "--log.level requires argument", or nothing where no command was given
-        return reason if "argument" in reason else "say what to do: write or serve"
+        return reason if "argument" in reason else "say what to do: write, serve or top"
     if left[1] == "Argument":
         return f"unexpected argument {left[2]!r}"
     known = re.search(rf"^ +(-\w )?{re.escape(left[2])}(?=[= ])", USAGE, re.MULTILINE)
@@ -230,6 +248,10 @@ def _not_empty(name: str, value: str) -> str:
     if not value or "\0" in value:
         raise UsageError(f"{name} must not be empty")
     return value
+
+
+def _optional(given: docopt.ParsedOptions, name: str) -> str:
+    return "" if given[name] is None else _not_empty(name, given[name])
 
 
 def _seconds(given: docopt.ParsedOptions, name: str) -> float:

@@ -91,9 +91,12 @@ def show(policy: Policy, tally: Tally) -> Connections:
     rows, filtered = _grouped(policy, tally)
     keys = exported = len(rows.groups)
     totals = Sums(*map(sum, zip(Sums(0, 0, 0, 0, 0), *rows.subtotals.values(), strict=True)))
+    # By layer 3 and 4 alone there are few, and to fold them would change nothing.
     if 0 < policy.limit < keys and set(policy.labels) - {"l3protocol", "l4protocol"}:
         exported = policy.limit
         rows = _folded(policy, rows, totals)
+    elif not rows.ordered:
+        rows = _chosen(rows, sorted(range(keys), key=rows.groups.__getitem__))
     return Connections(
         policy.labels,
         _Mapped(_labeller(policy), rows.groups),
@@ -113,6 +116,7 @@ class _Rows(NamedTuple):
     groups: Sequence[_Group]
     columns: tuple[Sequence[int], ...]
     subtotals: Subtotals
+    ordered: bool  # whether the groups ascend
 
 
 class _Mapped(Sequence[_Made], Generic[_Given, _Made]):
@@ -138,7 +142,8 @@ def _grouped(policy: Policy, tally: Tally) -> tuple[_Rows, int]:
     if policy == Policy(
         limit=policy.limit, limit_by=policy.limit_by, services=policy.services
     ):  # every key is a group
-        return _Rows(_Mapped(group, tally.keys), tally.columns, tally.subtotals), 0
+        rows = _Rows(_Mapped(group, tally.keys), tally.columns, tally.subtotals, ordered=True)
+        return rows, 0
     filtered = 0
     sums: dict[_Group, list[int]] = {}
     filters = policy.include or policy.exclude
@@ -157,20 +162,25 @@ def _grouped(policy: Policy, tally: Tally) -> tuple[_Rows, int]:
             row[2] += c
             row[3] += d
             row[4] += e
-    rows = sorted(sums.items())
-    groups = [at for at, _ in rows]
-    columns = tuple([row[field] for _, row in rows] for field in range(5))
     subtotals: dict[tuple[int, int], Sums] = {}
-    for (l3, _, _, l4, _, _), row in rows:
+    for (l3, _, _, l4, _, _), row in sums.items():
         before = subtotals.get((l3, l4), (0,) * 5)
         subtotals[l3, l4] = Sums(*map(operator.add, before, row))
-    return _Rows(groups, columns, subtotals), filtered
+    columns = tuple([row[field] for row in sums.values()] for field in range(5))
+    return _Rows(list(sums), columns, subtotals, ordered=False), filtered
 
 
 def _passes(policy: Policy, key: Key) -> bool:
     if any(rule.matches(key) for rule in policy.exclude):
         return False
     return not policy.include or any(rule.matches(key) for rule in policy.include)
+
+
+def _chosen(rows: _Rows, indexes: Sequence[int]) -> _Rows:
+    """Some of the rows, in this order."""
+    groups = [rows.groups[index] for index in indexes]
+    columns = tuple([column[index] for index in indexes] for column in rows.columns)
+    return _Rows(groups, columns, rows.subtotals, ordered=True)
 
 
 def _folded(policy: Policy, rows: _Rows, totals: Sums) -> _Rows:
@@ -188,10 +198,12 @@ def _folded(policy: Policy, rows: _Rows, totals: Sums) -> _Rows:
     elif by == "bytes":
         sizes = map(operator.add, sent_bytes, reply_bytes)
     # Of equal ones the first.
-    largest = heapq.nlargest(policy.limit, zip(sizes, itertools.count(0, -1)))
-    kept = sorted(-index for _, index in largest)
+    order = itertools.repeat(None) if rows.ordered else rows.groups
+    ranked = zip(map(operator.neg, sizes), order, itertools.count())
+    largest = [row[1:] for row in heapq.nsmallest(policy.limit, ranked)]
+    kept = _chosen(rows, [index for _, index in sorted(largest)])
 
-    sums = {rows.groups[index]: [column[index] for column in rows.columns] for index in kept}
+    sums = dict(zip(kept.groups, map(list, zip(*kept.columns, strict=True)), strict=True))
     # What is not kept is the rest of each subtotal: no need to look at it.
     rest = {at: list(subtotal) for at, subtotal in rows.subtotals.items()}
     for (l3, _, _, l4, _, _), row in sums.items():
@@ -204,7 +216,7 @@ def _folded(policy: Policy, rows: _Rows, totals: Sums) -> _Rows:
             for field, value in enumerate(row):
                 into[field] += value
     columns = tuple([row[field] for row in sums.values()] for field in range(5))
-    return _Rows(list(sums), columns, rows.subtotals)
+    return _Rows(list(sums), columns, rows.subtotals, ordered=False)
 
 
 def _other(policy: Policy, l3: int, l4: int) -> _Group:
@@ -249,14 +261,13 @@ def _places(named: networks.Names, prefix: tuple[int, int]) -> Callable[[bytes],
     if not named and prefix == _BITS:
         return bytes  # the address itself
 
-    @functools.lru_cache(_REMEMBERED)
     def place(address: bytes) -> bytes:
-        name = networks.name(named, address)
+        name = networks.name(named, address) if named else None
         if name is not None:
             return _word(name)
         return networks.masked(address, prefix[len(address) == 16])
 
-    return place
+    return functools.lru_cache(_REMEMBERED)(place) if named else place
 
 
 def _word(name: str) -> bytes:

@@ -10,7 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from conntrack_textfile import exposition
+from conntrack_textfile import exposition, page
 from conntrack_textfile.logs import LOG
 from conntrack_textfile.server import EMPTY, Page
 from conntrack_textfile.snapshot import OVER
@@ -18,6 +18,7 @@ from conntrack_textfile.snapshot import OVER
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from conntrack_textfile.page import Overview
     from conntrack_textfile.snapshot import Snapshot
 
 # The last good snapshot is shown for this many intervals, then no more.
@@ -32,6 +33,7 @@ class _State(NamedTuple):
 
     snapshot: Snapshot  # without its connections: the page has them
     page: Page
+    overview: Overview | None
     expires: float  # monotonic seconds
 
 
@@ -70,6 +72,27 @@ class Refresher:
             return exposition.render_status(state.snapshot._replace(success=False)), EMPTY
         return exposition.render_status(state.snapshot), state.page
 
+    def html(self, telemetry_path: str) -> tuple[bytes, str]:
+        """The page for people, and the Content-Security-Policy that it keeps."""
+        state = self._state
+        expired = state is not None and time.monotonic() > state.expires
+        snapshot = state.snapshot if state else None
+        if snapshot is not None and expired:
+            snapshot = snapshot._replace(success=False)
+        text = page.render(
+            snapshot,
+            state.overview if state and not expired else None,
+            cause=self._cause,
+            interval=self._interval,
+            telemetry_path=telemetry_path,
+        )
+        return text, page.POLICY
+
+    def ready(self) -> bool:
+        """Whether there was a good snapshot."""
+        state = self._state
+        return state is not None and state.snapshot.timestamp is not None
+
     def refresh(self) -> float:
         """Take one snapshot, show it, and say how many seconds to wait for the next."""
         started = time.monotonic()
@@ -91,10 +114,12 @@ class Refresher:
     def _show(self, snapshot: Snapshot) -> None:
         assert snapshot.connections is not None
         assert snapshot.duration is not None
-        page = Page(exposition.render_connections(snapshot.connections))
+        text = Page(exposition.render_connections(snapshot.connections))
+        overview = page.overview(snapshot.connections)
         # A reading that takes longer than the interval is not stale for that.
         lifetime = _LIFETIME * max(self._interval, snapshot.duration)
-        self._state = _State(snapshot._replace(connections=None), page, time.monotonic() + lifetime)
+        expires = time.monotonic() + lifetime
+        self._state = _State(snapshot._replace(connections=None), text, overview, expires)
         if self._failures:
             LOG.info("reading the table works again, after %d failures", self._failures)
         self._failures = 0
@@ -117,5 +142,6 @@ class Refresher:
         self._state = _State(
             self._failure(last.snapshot if last else None),
             last.page if last else EMPTY,
+            last.overview if last else None,
             last.expires if last else 0.0,
         )

@@ -6,7 +6,6 @@ and sizes are bounded, since anybody who reaches the port can send anything.
 
 from __future__ import annotations
 
-import html
 import io
 import os
 import re
@@ -18,7 +17,7 @@ import time
 import zlib
 from collections.abc import Callable
 from socketserver import ThreadingMixIn
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
 
 import prometheus_client
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from conntrack_textfile.options import Address
+    from conntrack_textfile.webconfig import Access, Passwords
 
     _ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
 
@@ -89,43 +89,76 @@ def _deflater() -> zlib._Compress:
 EMPTY = Page([])
 
 
-class Application:
-    """The WSGI application: the metrics at one path, a short page at the root.
+class Served(Protocol):
+    """What there is to serve. See refresh.Refresher."""
 
-    current() gives a text and a page that together are what to expose, or None
-    while there is nothing yet.
-    """
+    def current(self) -> tuple[bytes, Page] | None: ...  # noqa: D102
+    def html(self, telemetry_path: str) -> tuple[bytes, str]: ...  # noqa: D102
+    def ready(self) -> bool: ...  # noqa: D102
+
+
+class Application:
+    """The WSGI application: the metrics at one path, a page for people at the root."""
 
     def __init__(
         self,
-        current: Callable[[], tuple[bytes, Page] | None],
+        served: Served,
         *,
         telemetry_path: str,
         max_requests: int,
         exporter_metrics: bool,
+        access: Access | None,
     ) -> None:
-        self._current = current
+        self._served = served
         self._telemetry_path = telemetry_path
         self._max_requests = max_requests
         self._slots = threading.Semaphore(max_requests)
         self._exporter = _Exporter() if exporter_metrics else None
+        self._access = access
 
     def __call__(self, environ: dict[str, Any], start: _Start) -> Iterable[bytes]:
         """Answer a request: the interface of PEP 3333."""
-        method = environ["REQUEST_METHOD"]
+        settings = self._access.current() if self._access else None
+        if settings is not None:
+            start = _with_headers(start, settings.headers)
         path = environ["PATH_INFO"]
-        if method not in ("GET", "HEAD"):
-            return _text(start, "405 Method Not Allowed", "use GET", ("Allow", "GET, HEAD"))
-        if path == self._telemetry_path:
-            scrape = self._scrape(environ.get("HTTP_ACCEPT_ENCODING", ""), start)
-        elif path == "/":
-            page = _ROOT.format(path=html.escape(self._telemetry_path)).encode()
-            scrape = _answer(start, "200 OK", "text/html; charset=utf-8", [page])
+        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            answer = _text(start, "405 Method Not Allowed", "use GET", ("Allow", "GET, HEAD"))
+        elif path == "/-/healthy":  # these two tell nothing of the table
+            answer = _text(start, "200 OK", "healthy")
+        elif path == "/-/ready":
+            answer = self._readiness(start)
+        elif settings is not None and settings.passwords is not None:
+            answer = self._guarded(settings.passwords, environ, start)
         else:
-            scrape = _text(start, "404 Not Found", f"see {self._telemetry_path}")
-        if method == "HEAD":
-            scrape.pieces = []
-        return scrape
+            answer = self._open(environ, start)
+        if environ["REQUEST_METHOD"] == "HEAD":
+            answer.pieces = []
+        return answer
+
+    def _readiness(self, start: _Start) -> _Answer:
+        if self._served.ready():
+            return _text(start, "200 OK", "ready")
+        return _text(start, "503 Service Unavailable", "there is no good snapshot yet")
+
+    def _guarded(self, passwords: Passwords, environ: dict[str, Any], start: _Start) -> _Answer:
+        try:
+            if passwords.admit(environ.get("HTTP_AUTHORIZATION", "")):
+                return self._open(environ, start)
+        except TimeoutError:
+            return _text(start, "503 Service Unavailable", "too many passwords to check")
+        challenge = ("WWW-Authenticate", 'Basic realm="conntrack-textfile", charset="UTF-8"')
+        return _text(start, "401 Unauthorized", "name and password, please", challenge)
+
+    def _open(self, environ: dict[str, Any], start: _Start) -> _Answer:
+        path = environ["PATH_INFO"]
+        if path == self._telemetry_path:
+            return self._scrape(environ.get("HTTP_ACCEPT_ENCODING", ""), start)
+        if path == "/":
+            page, policy = self._served.html(self._telemetry_path)
+            headers = [("Content-Security-Policy", policy), ("Referrer-Policy", "no-referrer")]
+            return _answer(start, "200 OK", "text/html; charset=utf-8", [page], *headers)
+        return _text(start, "404 Not Found", f"see {self._telemetry_path}")
 
     def _scrape(self, encodings: str, start: _Start) -> _Answer:
         if self._max_requests and not self._slots.acquire(timeout=_PATIENCE):
@@ -154,7 +187,7 @@ class Application:
             self._exporter.requests.labels(status).inc()
 
     def _metrics(self, encodings: str, start: _Start) -> _Answer:
-        current = self._current()
+        current = self._served.current()
         if current is None:
             return _text(start, "503 Service Unavailable", "the first snapshot is not finished yet")
         rest, page = current
@@ -221,6 +254,7 @@ def _answer(
             ("Content-Type", content_type),
             ("Content-Length", str(sum(map(len, pieces)))),
             ("X-Content-Type-Options", "nosniff"),
+            ("Cache-Control", "no-store"),  # it says who talks to whom
             ("Server", "conntrack-textfile"),
             *headers,
         ],
@@ -233,13 +267,15 @@ def _text(start: _Start, status: str, text: str, *headers: tuple[str, str]) -> _
     return _answer(start, status, "text/plain; charset=utf-8", [body], *headers)
 
 
-_ROOT = """\
-<!DOCTYPE html>
-<html lang="en">
-<head><meta charset="utf-8"><title>conntrack-textfile</title></head>
-<body><h1>conntrack-textfile</h1><p><a href="{path}">Metrics</a></p></body>
-</html>
-"""
+def _with_headers(start: _Start, more: dict[str, str]) -> _Start:
+    """Answers that begin with these headers too, in place of ours of the same name."""
+    names = {name.lower() for name in more}
+
+    def started(status: str, headers: list[tuple[str, str]]) -> object:
+        kept = [header for header in headers if header[0].lower() not in names]
+        return start(status, [*kept, *more.items()])
+
+    return started
 
 
 def _accepts_gzip(header: str) -> bool:
@@ -275,9 +311,33 @@ def listen(address: Address) -> socket.socket:
         raise OutputError(f"cannot listen on {address}: {os.strerror(error.errno or 0)}") from error
 
 
-def start(listener: socket.socket, application: Application) -> WSGIServer:
+def handed_over() -> list[socket.socket]:
+    """The listening sockets that systemd handed over, if any (sd_listen_fds(3)).
+
+    Raises OutputError.
+    """
+    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
+    if pid != str(os.getpid()) or not count.isdecimal():
+        return []
+    found = []
+    for number in range(3, 3 + int(count)):
+        try:
+            handed = socket.socket(fileno=number)
+            listens = handed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        except OSError:
+            listens = 0
+        if not listens or handed.family not in (socket.AF_INET, socket.AF_INET6):
+            raise OutputError("systemd handed over what is not a listening TCP socket")
+        handed.settimeout(None)
+        found.append(handed)
+    return found
+
+
+def start(
+    listener: socket.socket, application: Application, access: Access | None = None
+) -> WSGIServer:
     """Serve on a listening socket, in threads that end with the process."""
-    server = _Server(listener, application)
+    server = _Server(listener, application, access)
     threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
     return server
 
@@ -286,7 +346,9 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     _slots = threading.Semaphore(MAX_CONNECTIONS)  # of all servers together
 
-    def __init__(self, listener: socket.socket, application: Application) -> None:
+    def __init__(
+        self, listener: socket.socket, application: Application, access: Access | None
+    ) -> None:
         host, port = listener.getsockname()[:2]
         super().__init__((host, port), _Handler, bind_and_activate=False)
         self.socket.close()
@@ -295,6 +357,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.server_name, self.server_port = host, port
         self.setup_environ()
         self.serves = application
+        self._access = access
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._slots.acquire(blocking=False):
@@ -306,6 +369,16 @@ class _Server(ThreadingMixIn, WSGIServer):
         else:
             LOG.debug("%d connections are open: closed one more", MAX_CONNECTIONS)
             self.shutdown_request(request)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Serve one connection, in its thread; by TLS where that is wanted."""
+        tls = self._access.current().tls if self._access else None
+        if tls is None:
+            super().finish_request(request, client_address)
+            return
+        request.settimeout(REQUEST_SECONDS)
+        with tls.wrap_socket(request, server_side=True) as secured:
+            super().finish_request(secured, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
@@ -385,9 +458,9 @@ class _TimedStream(io.RawIOBase):
         return self._socket.recv_into(buffer)
 
     def write(self, data: Any) -> int:
+        # Not sendall(): with TLS the time would begin anew with every record.
         self._socket.settimeout(self._left())
-        self._socket.sendall(data)
-        return len(data)
+        return self._socket.send(data)
 
     def _left(self) -> float:
         left = self._deadline - time.monotonic()

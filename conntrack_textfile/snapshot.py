@@ -26,7 +26,7 @@ _FOLDED = (
 
 # What to say when a warning is over, by its kind.
 OVER = {
-    "accounting": "accounting is on",
+    "accounting": "accounting is no longer known to be off",
     "folded": "all keys are within --limit.keys again",
 }
 

@@ -24,18 +24,19 @@ class OutputError(Exception):
     """The text cannot be written or served. The message says what failed and why."""
 
 
-def stream(pieces: Iterable[bytes]) -> None:
+def stream(pieces: Iterable[bytes]) -> bool:
     """Write to standard output. A reader that has seen enough (| head) ends it quietly.
 
-    Raises OutputError.
+    Gives whether there is a reader still. Raises OutputError.
     """
     try:
         for piece in pieces:
             _write(STDOUT, piece)
     except BrokenPipeError:
-        return
+        return False
     except OSError as error:
         raise OutputError(f"cannot write to standard output: {error.strerror}") from error
+    return True
 
 
 def replace(file: str, pieces: Iterable[bytes]) -> None:

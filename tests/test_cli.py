@@ -83,7 +83,7 @@ def test_a_traceback_is_for_debug_only(tmp_path: Path) -> None:
 def test_help_is_the_usage(flag: str) -> None:
     done = run(flag)
     assert done.returncode == 0
-    assert "conntrack-textfile (write [FILE] | serve) [options]" in done.stdout
+    assert "conntrack-textfile (write [FILE] | serve | top) [options]" in done.stdout
 
 
 @pytest.mark.parametrize("flag", ["-v", "--version"])

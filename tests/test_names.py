@@ -154,6 +154,9 @@ def test_the_file_of_this_machine_is_read() -> None:
         ("http /tcp", "line 1: a line is a name"),
         ("http tcp/80", "line 1: a line is a name"),
         ("http +80/tcp", "line 1: a line is a name"),
+        ("http 80/", "line 1: '' is not a protocol"),
+        ("http 80/tpc", "line 1: 'tpc' is not a protocol"),
+        ("http 80/tcp/udp", "line 1: 'tcp/udp' is not a protocol"),
         ("http 65536/tcp", "line 1: 65536 is not a port"),
     ],
 )

@@ -56,6 +56,8 @@ def test_networks_are_shown_as_people_write_them(text: str, shown: str) -> None:
         ("10.0.0.0/+8", "prefix length"),
         ("10.0.0.0/255.0.0.0", "prefix length"),
         ("10.0.0.0/" + "9" * 5000, "prefix length"),
+        ("10.0.0.0/" + "0" * 5000, "prefix length"),
+        ("10.0.0.0/0033", "prefix length"),
         ("10.0.0/8", "not an address"),
         ("010.0.0.1", "not an address"),
         ("fe80::1%lo", "not an address"),
@@ -111,3 +113,8 @@ def test_the_longest_prefix_names_an_address(address: str, name: str | None) -> 
 def test_a_bad_line_is_told(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         networks.parse_names(text)
+
+
+def test_a_name_may_look_a_little_like_an_address() -> None:
+    named = networks.parse_names("10.0.0.0/8 10.0.0.0/lab\n10.1.0.0/16 10.1\n")
+    assert networks.name(named, packed("10.2.0.1")) == "10.0.0.0/lab"

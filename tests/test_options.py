@@ -13,8 +13,10 @@ from conntrack_textfile.policy import Policy
 
 def test_the_defaults() -> None:
     assert parse(["serve"]) == Options(
-        serve=True,
+        command="serve",
         file="-",
+        rows=20,
+        watch=False,
         interval=60.0,
         source="auto",
         configure_accounting=False,
@@ -24,6 +26,8 @@ def test_the_defaults() -> None:
         telemetry_path="/metrics",
         exporter_metrics=True,
         max_requests=40,
+        web_config="",
+        systemd_socket=False,
         log_level="info",
         log_format="logfmt",
     )
@@ -31,7 +35,7 @@ def test_the_defaults() -> None:
 
 def test_every_option_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("NETWORKS").write_text("10.0.0.0/8 office\n")
+    Path("NETWORKS").write_text("\ufeff10.0.0.0/8 office\n")
     Path("SERVICES").write_text("billing 4711/tcp\n")
     given = parse(
         [
@@ -56,14 +60,20 @@ def test_every_option_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             "--web.telemetry-path=/m",
             "--web.disable-exporter-metrics",
             "--web.max-requests=0",
+            "--web.config.file=web.yml",
+            "--web.systemd-socket",
+            "--watch",
+            *("-n", "5"),
             "--log.level=debug",
             "--log.format=json",
             "out.prom",
         ]
     )
     assert given == Options(
-        serve=False,
+        command="write",
         file="out.prom",
+        rows=5,
+        watch=True,
         interval=1.5,
         source="procfs",
         configure_accounting=True,
@@ -87,6 +97,8 @@ def test_every_option_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         telemetry_path="/m",
         exporter_metrics=False,
         max_requests=0,
+        web_config="web.yml",
+        systemd_socket=True,
         log_level="debug",
         log_format="json",
     )
@@ -123,6 +135,9 @@ def test_addresses(text: str, host: str, port: int) -> None:
         (["--collector.source=file"], "--collector.source"),
         (["--log.level=loud"], "--log.level"),
         (["--log.format=xml"], "--log.format"),
+        (["-n", "x"], "-n must be a whole number"),
+        (["-n"], "-n requires argument"),
+        (["--web.config.file="], "--web.config.file must not be empty"),
         (["--limit.keys=-1"], "--limit.keys"),
         (["--limit.keys=many"], "--limit.keys"),
         (["--limit.by=size"], "--limit.by"),
@@ -174,7 +189,12 @@ def test_what_is_not_valid_is_named(argv: list[str], named: str) -> None:
 
 @pytest.mark.parametrize(
     ("argv", "named"),
-    [([], "write or serve"), (["read"], "unexpected argument 'read'"), (["serve", "x"], "'x'")],
+    [
+        ([], "write, serve or top"),
+        (["read"], "unexpected argument 'read'"),
+        (["serve", "x"], "'x'"),
+        (["top", "x"], "'x'"),
+    ],
 )
 def test_a_command_is_needed(argv: list[str], named: str) -> None:
     with pytest.raises(UsageError, match=named):
@@ -201,3 +221,8 @@ def test_a_bad_file_is_named_with_its_line(
     assert str(file) in str(error.value)
     assert str(error.value).startswith(f"--{option}.file: ")
     assert "\n" not in str(error.value)
+
+
+def test_top_is_taken_every_two_seconds_where_nothing_else_is_said() -> None:
+    assert parse(["top"]).interval == 2
+    assert parse(["top", "--watch", "--collector.interval=60"]).interval == 60

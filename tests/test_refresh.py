@@ -183,3 +183,29 @@ def test_folding_is_logged_when_it_starts_and_when_it_stops(
 def test_nothing_is_shown_before_the_first_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refresh, "_PATIENCE", 0.01)
     assert refresher(Table()).current() is None
+
+
+def test_it_is_ready_from_the_first_good_snapshot_on() -> None:
+    made = refresher(Table(SourceError("gone"), 1, SourceError("gone")))
+    for ready in (False, True, True):
+        made.refresh()
+        assert made.ready() is ready
+
+
+def test_the_page_shows_the_last_snapshot_and_then_that_it_is_stale(clock: list[float]) -> None:
+    def shown() -> str:
+        text, policy = made.html("/m")
+        assert policy.startswith("default-src 'none'; style-src 'sha256-")
+        return text.decode()
+
+    made = refresher(Table(1234, SourceError("gone")))
+    assert "The first snapshot is not finished yet." in shown()
+    made.refresh()
+    assert "<dd>1,234</dd>" in shown()
+    assert 'banner" role' not in shown()
+    made.refresh()
+    assert "Stale: this is the last good snapshot. gone." in shown()
+    assert "<dd>1,234</dd>" in shown()
+    clock[0] += 181
+    assert "Stale: there is no snapshot that is fresh enough to show. gone." in shown()
+    assert "<dd>1,234</dd>" not in shown()

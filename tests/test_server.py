@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -31,6 +31,8 @@ from tests.program import COMMAND, Serving, serving
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from conntrack_textfile.webconfig import Access
 
 SAMPLE = f"--path.procfs={DATA / 'kernel-6.18'}"
 
@@ -55,13 +57,28 @@ def listening(application: Application) -> Iterator[int]:
             running.shutdown()
 
 
-def application(current: Callable[[], tuple[bytes, Page] | None], **more: int) -> Application:
+class Fixed(NamedTuple):
+    """What a test has to be served."""
+
+    current: Callable[[], tuple[bytes, Page] | None]
+
+    def html(self, telemetry_path: str) -> tuple[bytes, str]:
+        return f"<a href={telemetry_path}>".encode(), "default-src 'none'"
+
+    def ready(self) -> bool:
+        return self.current() is not None
+
+
+def application(
+    current: Callable[[], tuple[bytes, Page] | None], access: Access | None = None, **more: int
+) -> Application:
     settings = {"max_requests": 40, "exporter_metrics": False, **more}
     return Application(
-        current,
+        Fixed(current),
         telemetry_path="/metrics",
         max_requests=settings["max_requests"],
         exporter_metrics=bool(settings["exporter_metrics"]),
+        access=access,
     )
 
 
@@ -110,9 +127,11 @@ def test_paths_and_methods() -> None:
         assert "Python" not in headers["Server"]
         status, body, headers = get(f"{base}/metrics", method="HEAD")
         assert (status, body, headers["Content-Length"]) == (200, b"", "29")
-        status, body, _ = get(f"{base}/")
+        status, body, headers = get(f"{base}/")
         assert status == 200
-        assert b'href="/metrics"' in body
+        assert body == b"<a href=/metrics>"
+        assert headers["Content-Security-Policy"] == "default-src 'none'"
+        assert headers["Cache-Control"] == "no-store"
         assert get(f"{base}/other")[0] == 404
         assert get(f"{base}/other", method="HEAD")[:2] == (404, b"")
         for method in ("POST", "PUT", "DELETE", "OPTIONS", "BREW"):
@@ -123,6 +142,10 @@ def test_paths_and_methods() -> None:
 def test_no_snapshot_yet_is_503() -> None:
     with listening(application(lambda: None)) as port:
         assert get(f"http://127.0.0.1:{port}/metrics")[0] == 503
+        assert get(f"http://127.0.0.1:{port}/-/ready")[0] == 503
+        assert get(f"http://127.0.0.1:{port}/-/healthy")[:2] == (200, b"OK: healthy\n")
+    with listening(application(lambda: (b"", EMPTY))) as port:
+        assert get(f"http://127.0.0.1:{port}/-/ready")[:2] == (200, b"OK: ready\n")
 
 
 def test_more_scrapes_than_allowed_are_503_and_counted() -> None:

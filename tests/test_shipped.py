@@ -46,10 +46,10 @@ def test_the_units_run_commands_that_we_take() -> None:
     ((program, *argv),) = commands("conntrack-textfile.service")
     assert program == PROGRAM
     taken = options.parse(argv)
-    assert (taken.serve, taken.file) == (False, TEXTFILE)
+    assert (taken.command, taken.file) == ("write", TEXTFILE)
     ((program, *argv),) = commands("conntrack-exporter.service")
     assert program == PROGRAM
-    assert options.parse(argv).serve
+    assert options.parse(argv).command == "serve"
 
 
 def test_the_one_shot_may_write_where_it_writes() -> None:

@@ -1,0 +1,96 @@
+"""The terminal view: one snapshot as a table, largest first, and rates between two."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from conntrack_textfile.ranking import human, rank
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from conntrack_textfile.policy import Connections
+    from conntrack_textfile.snapshot import Snapshot
+
+_HEADS = {
+    "src": "SOURCE",
+    "dst": "DESTINATION",
+    "l3protocol": "L3",
+    "l4protocol": "L4",
+    "l7protocol": "SERVICE",
+    "dport": "PORT",
+}
+_RIGHT = {"PORT", "CONNECTIONS", "SENT", "REPLY", "SENT/s", "REPLY/s"}
+
+Bytes = dict[tuple[str, ...], tuple[int, int]]  # sent and reply, by the values of the labels
+
+
+def carried(connections: Connections) -> Bytes:
+    """The bytes of every series, to be compared with those of the next snapshot."""
+    _, _, sent, _, reply = connections.columns
+    return dict(zip(connections.labels, zip(sent, reply, strict=True), strict=True))
+
+
+def table(
+    snapshot: Snapshot, count: int, before: Bytes | None = None, seconds: float = 0
+) -> Iterator[str]:
+    """Lines: what the table holds, a head, and the largest rows, aligned.
+
+    With the bytes of a snapshot so many seconds before also the rates. They are
+    of live connections: what ended in between is not in them, and where more
+    ended than came, or a series is new, there is no rate.
+    """
+    connections = snapshot.connections
+    assert connections is not None
+    yield _summary(snapshot, connections)
+    ranking = rank(connections, connections.label_names, count)
+    assert ranking is not None
+    heads = [_HEADS[label] for label in ranking.labels] + ["CONNECTIONS", "SENT", "REPLY"]
+    rows = []
+    for values, sums in ranking.rows:
+        row = [*map(_printable, values), str(sums.connections)]
+        row += [human(sums.sent_bytes), human(sums.reply_bytes)]
+        if before is not None:
+            old = before.get(values)
+            for i, now in enumerate((sums.sent_bytes, sums.reply_bytes)):
+                grown = -1 if old is None else now - old[i]
+                row.append("-" if grown < 0 else human(grown / seconds))
+        rows.append(row)
+    if before is not None:
+        heads += ["SENT/s", "REPLY/s"]
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    for row in [heads, *rows]:
+        yield "  ".join(
+            cell.rjust(width) if head in _RIGHT else cell.ljust(width)
+            for cell, width, head in zip(row, widths, heads, strict=True)
+        ).rstrip()
+    if ranking.others:
+        yield f"and {ranking.others} more"
+
+
+def frame(lines: list[str], height: int, width: int) -> list[str]:
+    """Lines cut to a screen, with what puts them over those before."""
+    # Home, each line to its end, and what is below.
+    kept = [f"{line[: width - 1]}\x1b[K" for line in lines[: height - 2]]
+    return ["\x1b[H" + kept[0], *kept[1:], "\x1b[J"]
+
+
+def _summary(snapshot: Snapshot, connections: Connections) -> str:
+    totals, conntrack = connections.totals, snapshot.conntrack
+    assert snapshot.timestamp is not None
+    at = datetime.fromtimestamp(snapshot.timestamp).astimezone()
+    parts = [
+        f"{at:%H:%M:%S}",
+        f"{totals.connections} connections in {connections.keys} keys",
+        f"{human(totals.sent_bytes)} sent, {human(totals.reply_bytes)} reply",
+    ]
+    if conntrack.entries is not None and conntrack.entries_limit:
+        fill = conntrack.entries / conntrack.entries_limit
+        parts.append(f"table {conntrack.entries} of {conntrack.entries_limit} ({fill:.1%})")
+    return "   ".join(parts)
+
+
+def _printable(value: str) -> str:
+    """A name from a file may hold what would move the cursor of a terminal."""
+    return value if value.isprintable() else ascii(value)
