@@ -1,0 +1,34 @@
+# conntrack-textfile in a container. Needs the host's network namespace and
+# CAP_NET_ADMIN:
+#   docker build -t conntrack-textfile .
+#   docker run --net=host --cap-drop=ALL --cap-add=NET_ADMIN --read-only conntrack-textfile
+
+FROM debian:bookworm-slim AS build
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends \
+        gcc libc6-dev libcap2-bin python3-dev python3-venv
+WORKDIR /src
+COPY container/launch.c container/
+RUN gcc -Os -Wall -Wextra -Werror -s -o /launch container/launch.c \
+    && setcap cap_dac_read_search,cap_net_admin=p /launch
+COPY LICENSE README.md pyproject.toml ./
+COPY conntrack_textfile conntrack_textfile
+# The venv is without pip: that of another one fills it. A compiled engine that
+# fails to build is left out with a warning, which is not good enough here.
+RUN python3 -m venv /pip \
+    && python3 -m venv --without-pip /opt/conntrack-textfile \
+    && CFLAGS=-g0 /pip/bin/pip --python /opt/conntrack-textfile/bin/python \
+        install --no-cache-dir --disable-pip-version-check . \
+    && /opt/conntrack-textfile/bin/python -I -c 'import conntrack_textfile._speedups'
+
+FROM debian:bookworm-slim
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends python3 \
+    && rm -rf /var/lib/apt/lists/*
+COPY --from=build /opt/conntrack-textfile /opt/conntrack-textfile
+COPY --from=build /launch /usr/local/bin/conntrack-textfile
+# By number, so that Kubernetes can see that it is not root.
+USER 65532:65532
+EXPOSE 9095
+ENTRYPOINT ["conntrack-textfile"]
+CMD ["serve"]

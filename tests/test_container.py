@@ -1,0 +1,229 @@
+"""The container image: built from a base that Debian's archive gives, and run by podman.
+
+podman makes capabilities ambient for a user other than root; Docker and what
+Kubernetes uses do not. Their ways are had by a runtime that changes what podman
+hands to runc.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.booted import check
+from tests.conftest import need
+from tests.netns import inside, namespaces, sysctl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parent.parent
+IMAGE = "localhost/conntrack-textfile"
+
+# As in Docker's own image: no documentation, and no package files left by apt.
+# usr-is-merged and its hook spare the perl that usrmerge would bring.
+CLEAN = """
+cat >"$1/etc/apt/apt.conf.d/docker-clean" <<'END'
+DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb"; };
+Dir::Cache::pkgcache "";
+Dir::Cache::srcpkgcache "";
+Acquire::Languages "none";
+END
+rm -rf "$1"/var/cache/apt/*.bin "$1"/var/lib/apt/lists/*
+"""
+BASE = [
+    *("mmdebstrap", "--quiet", "--variant=apt", "--include=usr-is-merged"),
+    "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
+    *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale")),
+    f"--customize-hook={CLEAN}",
+    "bookworm",
+]
+
+# What the container's engine is: the capability sets that a process gets.
+#   docker  the bounding set alone, but root all (moby: oci.SetCapabilities)
+#   cri     bounding, permitted, effective (containerd: oci.WithCapabilities)
+RUNTIME = """#!{python}
+import json, os, sys
+if "--bundle" in sys.argv:
+    file = sys.argv[sys.argv.index("--bundle") + 1] + "/config.json"
+    config = json.load(open(file))
+    process = config["process"]
+    given = process["capabilities"].get("bounding", [])
+    process["capabilities"] = {{"bounding": given}}
+    if process["user"]["uid"] == 0 or sys.argv[0].endswith("-cri"):
+        process["capabilities"] |= {{"permitted": given, "effective": given}}
+    json.dump(config, open(file, "w"))
+os.execvp("runc", ["runc", *sys.argv[1:]])
+"""
+
+
+class Engine:
+    """podman with a store of its own."""
+
+    def __init__(self, store: Path) -> None:
+        self.store = store
+        self.where = ["--root", f"{store}/root", "--runroot", f"{store}/run"]
+        for name in ("runc-as-docker", "runc-as-cri"):
+            file = store / name
+            file.write_text(RUNTIME.format(python=sys.executable))
+            file.chmod(0o755)
+
+    def podman(self, *argv: str, runtime: str = "podman") -> list[str]:
+        binary = "runc" if runtime == "podman" else f"{self.store}/runc-as-{runtime}"
+        settings = ["--cgroup-manager", "cgroupfs", "--runtime", binary]
+        return ["podman", *self.where, *settings, *argv]
+
+    def run(self, runtime: str, options: list[str], *argv: str) -> subprocess.CompletedProcess[str]:
+        """Run the image in the way that it should be run: nothing writable, no capability."""
+        # Limits that a machine without CAP_SYS_RESOURCE can set.
+        limits = ["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"]
+        given = ["run", "--rm", "--read-only", "--cap-drop=ALL", *limits, *options, IMAGE, *argv]
+        return subprocess.run(
+            self.podman(*given, runtime=runtime),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    need("podman", "buildah", "runc", "mmdebstrap", root=True)
+    store = tmp_path_factory.mktemp("store")
+    made = Engine(store)
+    try:
+        base = store / "base.tar"
+        check(*BASE, base, seconds=600)
+        name = "docker.io/library/debian:bookworm-slim"  # that FROM has
+        check(*made.podman("import", "--quiet", str(base), name))
+        base.unlink()
+        # pip has certificates of its own. Where a proxy has others, it gets those
+        # of this machine. Not at their usual place: a package wants to write there.
+        (store / "pip.conf").write_text("[global]\ncert = /run/ca.crt\n")
+        certificates = "/etc/ssl/certs/ca-certificates.crt"
+        check(
+            *("buildah", *made.where, "bud", "--quiet", "--isolation=chroot", "--network=host"),
+            *("--pull=never", "--jobs=2", "--volume", f"{store}/pip.conf:/etc/pip.conf:ro"),
+            *("--volume", f"{certificates}:/run/ca.crt:ro", "--tag", IMAGE, str(ROOT)),
+            seconds=600,
+        )
+        yield made
+    finally:
+        rest = made.podman("rm", "--all", "--force", "--time", "0")
+        for argv in (rest, ["umount", f"{store}/root/overlay"]):
+            subprocess.run(argv, capture_output=True, check=False)
+        shutil.rmtree(store, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[str]:
+    """A network namespace with a table of 50 entries of one key each."""
+    need("ip", "nft", "sysctl", root=True)
+    with namespaces("host") as (name,):
+        sysctl(name, net__netfilter__nf_conntrack_acct=1)
+        sysctl(name, net__netfilter__nf_conntrack_udp_timeout=600)
+        hook = "type filter hook output priority 0; ct state new accept;"
+        check(*inside(name), "nft", "table inet t { chain c { " + hook + " }; }")
+        send = (
+            "import socket\n"
+            "for _ in range(50):\n"
+            "    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:\n"
+            "        sock.sendto(b'x', ('127.0.0.1', 53))\n"
+        )
+        check(*inside(name), sys.executable, "-c", send)
+        yield name
+
+
+def source(done: subprocess.CompletedProcess[str]) -> str:
+    """Where a run of write read the table of 50 entries, or "none" where it was not permitted."""
+    if done.returncode == 0:
+        assert "\nconntrack_total_connections 50\n" in done.stdout
+        found = re.search(r'engine="compiled",source="(\w+)"', done.stdout)
+        assert found, done.stdout[:500]
+        return found[1]
+    assert "no permission" in done.stderr, done.stderr
+    return "none"
+
+
+ADMIN, SEARCH = "--cap-add=NET_ADMIN", "--cap-add=DAC_READ_SEARCH"
+NO_NEW, ROOT_USER = "--security-opt=no-new-privileges", "--user=0"
+HOST = ["-v", "/proc:/host/proc:ro"]
+HOST_PROC = "--path.procfs=/host/proc"
+
+
+def test_it_starts_and_is_no_root_without_any_capability(engine: Engine) -> None:
+    for runtime in ("podman", "docker", "cri"):
+        done = engine.run(runtime, ["--net=none"], "--help")
+        assert done.stdout.startswith("Prometheus metrics from the Linux connection")
+    inspected = json.loads(check(*engine.podman("image", "inspect", IMAGE)))
+    assert inspected[0]["Config"]["User"] == "65532:65532"
+    assert inspected[0]["Size"] < 150_000_000
+
+
+@pytest.mark.parametrize(
+    ("options", "argv", "found"),
+    [
+        ([], [], {"podman": "none", "docker": "none", "cri": "none"}),
+        ([ADMIN], [], {"podman": "netlink", "docker": "netlink", "cri": "netlink"}),
+        ([ADMIN, NO_NEW], [], {"podman": "netlink", "docker": "none", "cri": "netlink"}),
+        ([ADMIN, NO_NEW, ROOT_USER], [], {"podman": "netlink", "docker": "netlink"}),
+        ([SEARCH, *HOST], [HOST_PROC], {"podman": "procfs", "docker": "procfs", "cri": "procfs"}),
+        ([ADMIN, *HOST], [HOST_PROC], {"podman": "none", "docker": "none", "cri": "none"}),
+        ([ROOT_USER, NO_NEW], [], {"podman": "procfs", "docker": "procfs"}),
+    ],
+)
+def test_one_capability_is_enough_with_every_engine(
+    engine: Engine, net: str, options: list[str], argv: list[str], found: dict[str, str]
+) -> None:
+    for runtime, wanted in found.items():
+        done = engine.run(runtime, [f"--net=ns:/run/netns/{net}", *options], "write", *argv)
+        assert source(done) == wanted, (runtime, done.stderr)
+
+
+def test_the_hosts_table_is_seen_from_another_network_namespace(
+    engine: Engine, net: str, tmp_path: Path
+) -> None:
+    # A host whose first process is in the namespace.
+    host = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sleep", "600"]
+    process = subprocess.Popen([*inside(net), *host])
+    try:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while not (first := children.read_text().strip()):
+            time.sleep(0.05)
+        check("nsenter", "--target", first, "--pid", "mount", "-t", "proc", "proc", tmp_path)
+        for options, wanted in (([ROOT_USER], "procfs"), ([SEARCH], "procfs"), ([ADMIN], "none")):
+            given = ["--net=none", "-v", f"{tmp_path}:/host/proc:ro", *options]
+            done = engine.run("docker", given, "write", "--path.procfs=/host/proc/1")
+            assert source(done) == wanted, options
+    finally:
+        subprocess.run(["umount", tmp_path], check=False)
+        process.kill()
+        process.wait()
+
+
+def test_serve_answers_and_stops_at_once(engine: Engine, net: str) -> None:
+    options = [f"--net=ns:/run/netns/{net}", ADMIN, NO_NEW, "-d", "--name", net]
+    started = engine.run("cri", options)
+    assert started.returncode == 0, started.stderr
+    get = (
+        "import urllib.request as u, sys;"
+        "sys.stdout.write(u.urlopen('http://127.0.0.1:9095/metrics', timeout=9).read().decode())"
+    )
+    text, end = "", time.monotonic() + 30
+    while not text and time.monotonic() < end:
+        with contextlib.suppress(AssertionError):
+            text = check(*inside(net), sys.executable, "-c", get)
+    assert "\nconntrack_total_connections 50\n" in text
+    before = time.monotonic()
+    check(*engine.podman("stop", "--time", "20", net))
+    assert time.monotonic() - before < 5
