@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint format bench fuzz asan clean
+.PHONY: run test lint format bench fuzz asan man pythons clean
 
 # One snapshot to standard output: of the live table where this user can read
 # it, else of the sample that ships with the project.
@@ -46,6 +46,25 @@ asan: .venv/.ready
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH=build/asan \
 		$(BIN)/python tests/fuzz_engines.py --seconds=20
+
+# The manual page, after a change of the usage text.
+man: .venv/.ready
+	$(BIN)/python man/make.py >man/conntrack-textfile.1
+
+# What is built, on every Python, in clean environments: the oldest of the
+# dependencies with the oldest Python, and all tests that need no root.
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13
+pythons: .venv/.ready
+	rm -rf build/pythons
+	$(BIN)/python -m build --quiet --sdist --outdir build/pythons .
+	set -e; resolution=lowest-direct; for python in $(PYTHONS); do \
+		venv=build/pythons/$$python; \
+		$(BIN)/uv venv --quiet --python "$$($$python -c 'import sys; print(sys.executable)')" $$venv; \
+		$(BIN)/uv pip install --quiet --python $$venv --resolution $$resolution \
+			"conntrack-textfile[web] @ build/pythons/conntrack_textfile-*.tar.gz"; \
+		resolution=highest; \
+		$$venv/bin/conntrack-textfile write --path.procfs=tests/data/kernel-6.18 | grep build_info; \
+	done
 
 clean:
 	rm -rf .venv

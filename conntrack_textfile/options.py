@@ -283,9 +283,9 @@ def _choice(given: docopt.ParsedOptions, name: str, choices: tuple[str, ...]) ->
 def _path(given: docopt.ParsedOptions, name: str) -> str:
     value: str = given[name]
     plain = all("!" <= letter <= "~" and letter not in "?#%" for letter in value)
-    if plain and value.startswith("/") and not value.startswith("//"):
+    if plain and value.startswith("/") and not value.startswith(("//", "/-/")):
         return value
-    raise UsageError(f"{name} must be a path that begins with /, not {value!r}")
+    raise UsageError(f"{name} must be a path that begins with / (and not with /-/), not {value!r}")
 
 
 def _address(value: str) -> Address:

@@ -46,7 +46,9 @@ RESPONSE_SECONDS = 60.0
 # that comes right after it must not be turned away for that.
 _PATIENCE = 0.25
 
-_MAX_REQUEST_LINE = 65536
+# Bytes. A scrape sends less than a thousand.
+_MAX_REQUEST_LINE = 8192
+_MAX_REQUEST = 32768
 
 # Open connections above which new ones are closed at once.
 MAX_CONNECTIONS = 512
@@ -434,13 +436,14 @@ class _ServerHandler(ServerHandler):
 
 
 class _TimedStream(io.RawIOBase):
-    """A socket of which all reads and writes together end by a deadline.
+    """A socket of which all reads and writes together end by a deadline, and reads by a size.
 
     A timeout for each of them would let a client that sends a byte a second stay.
     """
 
     def __init__(self, sock: socket.socket, seconds: float) -> None:
         self._socket = sock
+        self._read = 0
         self.allow(seconds)
 
     def allow(self, seconds: float) -> None:
@@ -455,7 +458,11 @@ class _TimedStream(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         self._socket.settimeout(self._left())
-        return self._socket.recv_into(buffer)
+        size = self._socket.recv_into(buffer)
+        self._read += size
+        if self._read > _MAX_REQUEST:
+            raise ConnectionError("the request is too large")
+        return size
 
     def write(self, data: Any) -> int:
         # Not sendall(): with TLS the time would begin anew with every record.

@@ -70,9 +70,13 @@ def table(
 
 
 def frame(lines: list[str], height: int, width: int) -> list[str]:
-    """Lines cut to a screen, with what puts them over those before."""
+    """Lines cut to a screen, with what puts them over those before.
+
+    A terminal that does not know its size says 0.
+    """
     # Home, each line to its end, and what is below.
-    kept = [f"{line[: width - 1]}\x1b[K" for line in lines[: height - 2]]
+    lines = lines[: max(1, (height or 24) - 2)]
+    kept = [f"{line[: max(1, (width or 80) - 1)]}\x1b[K" for line in lines]
     return ["\x1b[H" + kept[0], *kept[1:], "\x1b[J"]
 
 

@@ -29,7 +29,7 @@ except ImportError:
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_MAX_FILE = 1 << 20  # bytes; what follows is not read
+_MAX_FILE = 1 << 20  # bytes
 
 _HEADERS = (
     "Content-Security-Policy",
@@ -38,7 +38,7 @@ _HEADERS = (
     "X-Frame-Options",
     "X-XSS-Protection",
 )
-_HASH = re.compile(r"\$2[aby]\$(0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{53}")
+_HASH = re.compile(r"\$2[aby]\$(0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
 
 # TLS 1.0 and 1.1 (RFC 8996) are known and never offered.
 _VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
@@ -65,17 +65,21 @@ _TLS13_SUITES = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA
 # Seconds between looks at a file that could not be used.
 _AGAIN = 10.0
 
-# Seconds that a password may wait for others to be checked.
-_PATIENCE = 10.0
+# Passwords that may wait for others to be checked, and how long, in seconds.
+_WAITING = 64
+_PATIENCE = 5.0
 _REMEMBERED = 256
 
 _Parts = dict[str, yaml.Node]
 
 
+_Stamp = tuple[int, int, int, int]
+
+
 class Settings(NamedTuple):
     """What a web config file says."""
 
-    files: tuple[str, ...]  # itself first, and those that it names
+    seen: dict[str, _Stamp | None]  # itself and the files that it names, as they were
     tls: ssl.SSLContext | None
     passwords: Passwords | None
     headers: dict[str, str]
@@ -90,16 +94,17 @@ class Passwords:
     """
 
     _one_at_a_time = threading.Lock()
+    _places = threading.Semaphore(_WAITING)
 
     def __init__(self, users: dict[str, str]) -> None:
         # Imported here, and before it is needed: it may be missing.
         from bcrypt import checkpw
 
         self._checkpw: Callable[[bytes, bytes], bool] = checkpw
-        self._users = users
+        self.users = users
         # What a name that does not exist is checked against: as slow as the slowest.
-        cost = max(match[1] for match in map(_HASH.fullmatch, users.values()) if match)
-        self._nobody = f"$2b${cost}$" + "." * 53
+        self._cost = max(map(_cost, users.values()))
+        self._nobody = f"$2b${self._cost}$" + "." * 53
         self._secret = os.urandom(16)
         self._right: dict[bytes, None] = {}
         self._wrong: dict[bytes, None] = {}
@@ -118,27 +123,50 @@ class Passwords:
         if scheme.lower() != "basic" or not colon:
             return False
         asked = hashlib.blake2b(name + b":" + password, key=self._secret).digest()
+        known = self._known(asked)
+        if known is not None:
+            return known
+        if not self._places.acquire(blocking=False):
+            raise TimeoutError
+        try:
+            return self._wait_and_check(asked, name.decode("utf-8", "replace"), password)
+        finally:
+            self._places.release()
+
+    def _known(self, asked: bytes) -> bool | None:
         if asked in self._right:
             return True
-        if asked in self._wrong:
-            return False
+        return False if asked in self._wrong else None
+
+    def _wait_and_check(self, asked: bytes, name: str, password: bytes) -> bool:
         if not self._one_at_a_time.acquire(timeout=_PATIENCE):
             raise TimeoutError
         try:
-            right = self._check(name.decode("utf-8", "replace"), password)
+            right = self._known(asked)  # while it waited, another asked the same
+            if right is None:
+                right = self._check(name, password)
+                known = self._right if right else self._wrong
+                if len(known) >= _REMEMBERED:
+                    known.clear()
+                known[asked] = None
+            return right
         finally:
             self._one_at_a_time.release()
-        known = self._right if right else self._wrong
-        if len(known) >= _REMEMBERED:
-            known.clear()
-        known[asked] = None
-        return right
 
     def _check(self, name: str, password: bytes) -> bool:
-        hashed = self._users.get(name, self._nobody)
         # Go looks at 72 bytes, as bcrypt does by its nature.
-        right = self._checkpw(password[:72].replace(b"\0", b"\xff"), hashed.encode())
-        return right and name in self._users and b"\0" not in password[:72]
+        looked_at = password[:72]
+        plain = looked_at.replace(b"\0", b"\xff")
+        hashed = self.users.get(name, self._nobody)
+        right = self._checkpw(plain, hashed.encode())
+        if _cost(hashed) != self._cost:  # nor shall a cheap hash tell that the name exists
+            self._checkpw(plain, self._nobody.encode())
+        return right and name in self.users and plain == looked_at
+
+
+def _cost(hashed: str) -> str:
+    """The cost of a bcrypt hash, of two digits."""
+    return hashed[4:6]
 
 
 class Access:
@@ -148,7 +176,7 @@ class Access:
         """Read the file. Raises UsageError."""
         self._path = path
         self._settings = load(path)
-        self._seen = _stamps(self._settings.files)
+        self._seen = self._settings.seen
         self._failed = ""
         self._next = 0.0
         self._lock = threading.Lock()
@@ -163,37 +191,56 @@ class Access:
         return self._settings
 
     def _look(self) -> None:
-        stamps = _stamps(self._settings.files)
-        if stamps == self._seen and not (self._failed and time.monotonic() > self._next):
+        seen = {file: _stamp(file) for file in self._seen}
+        if seen == self._seen and not (self._failed and time.monotonic() > self._next):
             return
-        self._seen = stamps
+        self._seen = seen
         self._next = time.monotonic() + _AGAIN
         try:
-            self._settings = load(self._path)
-        except UsageError as error:
+            self._settings = _no_weaker(load(self._path), self._settings, self._path)
+        # Whatever it was: the next request must find settings.
+        except Exception as error:  # noqa: BLE001
             if str(error) != self._failed:
                 LOG.error("%s; going on with the settings before", error)
                 self._failed = str(error)
             return
         self._failed = ""
-        self._seen = _stamps(self._settings.files)
+        self._seen = self._settings.seen
         LOG.info("read %s again", self._path)
+
+
+def _no_weaker(new: Settings, old: Settings, path: str) -> Settings:
+    """New settings, if they guard what the old ones did.
+
+    A file is empty, or half, while it is being written.
+    """
+    for guard in ("tls", "passwords"):
+        if getattr(old, guard) is not None and getattr(new, guard) is None:
+            raise UsageError(
+                f"--web.config.file: {path} no longer asks for {guard}: restart to serve without"
+            )
+    if old.passwords and new.passwords and old.passwords.users == new.passwords.users:
+        return new._replace(passwords=old.passwords)  # with those that it knows
+    return new
 
 
 def load(path: str) -> Settings:
     """Read a web config file and what it names. Raises UsageError with the place of an error."""
+    stamp = _stamp(path)  # before it is read, so that no change is missed
     try:
         with open(path, "rb") as file:
-            text = file.read(_MAX_FILE)
+            text = file.read(_MAX_FILE + 1)
+        if len(text) > _MAX_FILE:
+            raise UsageError(f"--web.config.file: {path} is too large")
         root = yaml.compose(text, yaml.SafeLoader)
-        return _settings(path, _mapping(root, "the file", _TOP) if root else {})
+        return _settings(path, stamp, _mapping(root, "the file", _TOP) if root else {})
     except OSError as error:
         raise UsageError(f"--web.config.file: cannot read {path}: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UsageError(f"--web.config.file: {path}, line {line}: {error.problem}") from None
-    except yaml.YAMLError:
-        raise UsageError(f"--web.config.file: {path} is not YAML in UTF-8") from None
+    except (yaml.YAMLError, ValueError, ArithmeticError, RecursionError):
+        raise UsageError(f"--web.config.file: {path} is not usable YAML in UTF-8") from None
     except _WrongError as error:
         line = error.node.start_mark.line + 1
         raise UsageError(f"--web.config.file: {path}, line {line}: {error}") from None
@@ -215,17 +262,19 @@ _TLS = (
 _HTTP = ("http2", "headers")
 
 
-def _settings(path: str, top: _Parts) -> Settings:
-    files = [path]
+def _settings(path: str, stamp: _Stamp | None, top: _Parts) -> Settings:
+    seen = {path: stamp}
 
     def named(node: yaml.Node, field: str) -> str:
         """A file that is named in the file, relative to it."""
         name = os.path.join(os.path.dirname(path), _text(node, field))
-        files.append(name)
         try:
+            seen[name] = _stamp(name)
             open(name, "rb").close()
         except OSError as error:
             raise _WrongError(node, f"cannot read {field} {name}: {error.strerror}") from None
+        except ValueError:
+            raise _WrongError(node, f"{field} is not the name of a file") from None
         return name
 
     tls = _part(top, "tls_server_config", _TLS)
@@ -236,7 +285,7 @@ def _settings(path: str, top: _Parts) -> Settings:
         tls=_tls(top["tls_server_config"], tls, named) if tls else None,
         passwords=_passwords(users),
         headers={name: _header(node, name) for name, node in headers.items()},
-        files=tuple(files),
+        seen=seen,
     )
 
 
@@ -245,6 +294,7 @@ def _tls(at: yaml.Node, tls: _Parts, named: Callable[[yaml.Node, str], str]) -> 
         if field not in tls:
             raise _WrongError(at, f"tls_server_config needs {field}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.options |= ssl.OP_NO_RENEGOTIATION
     cert, key = named(tls["cert_file"], "cert_file"), named(tls["key_file"], "key_file")
     try:
         # Not to be asked for on a terminal.
@@ -331,12 +381,10 @@ def _openssl(name: str) -> str:
 def _passwords(users: _Parts) -> Passwords | None:
     hashes = {}
     for name, node in users.items():
-        hashes[name] = _text(node, f"the password of {name}")
+        place = f"the password of {_shown(name)}"
+        hashes[name] = _text(node, place)
         if not _HASH.fullmatch(hashes[name]):
-            raise _WrongError(
-                node,
-                f"the password of {name} is not a bcrypt hash: htpasswd -nBC 10 {name} makes one",
-            )
+            raise _WrongError(node, f"{place} is not a bcrypt hash: htpasswd -nBC 10 makes one")
     if not hashes:
         return None
     try:
@@ -367,9 +415,10 @@ def _mapping(node: yaml.Node, place: str, known: tuple[str, ...] | None) -> _Par
     for key, value in node.value:
         name = _text(key, f"a field of {place}")
         if known is not None and name not in known:
-            raise _WrongError(key, f"{name} is not known in {place}; {', '.join(known)} are")
+            reason = f"{_shown(name)} is not known in {place}; {', '.join(known)} are"
+            raise _WrongError(key, reason)
         if name in found:
-            raise _WrongError(key, f"{name} stands twice in {place}")
+            raise _WrongError(key, f"{_shown(name)} stands twice in {place}")
         found[name] = value
     return found
 
@@ -399,21 +448,21 @@ def _choice(parts: _Parts, field: str, choices: tuple[str, ...]) -> str:
 
 
 def _is_null(node: yaml.Node) -> bool:
-    return bool(node.tag == "tag:yaml.org,2002:null")
+    return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
+
+
+def _shown(name: str) -> str:
+    return name if name.isprintable() else ascii(name)
 
 
 def _words(reason: str) -> str:
     return reason.replace("_", " ").lower()
 
 
-def _stamps(files: tuple[str, ...]) -> list[tuple[int, int, int] | None]:
-    return list(map(_stamp, files))
-
-
-def _stamp(file: str) -> tuple[int, int, int] | None:
+def _stamp(file: str) -> _Stamp | None:
     """What changes when a file is written or replaced."""
     try:
         status = os.stat(file)
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_ino, status.st_size
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size

@@ -172,6 +172,7 @@ def test_addresses(text: str, host: str, port: int) -> None:
         (["--log.level"], "--log.level requires argument"),
         (["--web.disable-exporter-metrics=1"], "--web.disable-exporter-metrics"),
         (["--web."], "--web. is not an option"),
+        (["--web.telemetry-path=/-/healthy"], "--web.telemetry-path"),
         (["--web.telemetry-path=//m"], "--web.telemetry-path"),
         (["--nope"], "--nope is not an option"),
         (["--nope=1"], "--nope is not an option"),

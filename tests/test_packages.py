@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,9 +11,11 @@ import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from conntrack_textfile.options import USAGE
 from tests.conftest import DATA, need
 
 ROOT = Path(__file__).parent.parent
@@ -79,3 +82,77 @@ def test_the_sdist_has_the_source_of_the_compiled_engine(checkout: Path) -> None
     with tarfile.open(build("build_sdist", checkout)) as archive:
         names = [name.partition("/")[2] for name in archive.getnames()]
     assert {"conntrack_textfile/_speedups.pyx", "LICENSE", "pyproject.toml"} <= set(names)
+
+
+def test_the_manual_page_says_what_help_says() -> None:
+    code = compile((ROOT / "man" / "make.py").read_text(), "make.py", "exec")
+    names: dict[str, Any] = {"__name__": "make"}
+    exec(code, names)
+    page = (ROOT / "man" / "conntrack-textfile.1").read_text()
+    assert page == names["page"]()  # else: make man
+    described = {
+        re.split("[ =]", term)[0] for term, _ in names["entries"](names["section"]("Options"), "-")
+    }
+    assert described == set(re.findall(r"^  (--?[\w.-]+)", USAGE, re.MULTILINE))
+
+
+def test_the_manual_page_is_well_formed() -> None:
+    need("groff")
+    page = ROOT / "man" / "conntrack-textfile.1"
+    argv = ["groff", "-man", "-ww", "-Tutf8", "-P-cbou", page]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "EXIT STATUS" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The sdist and the wheel that python -m build makes."""
+    need("gcc")
+    where = tmp_path_factory.mktemp("build")
+    source = shutil.copytree(ROOT, where / "checkout", ignore=NOT_OURS)
+    argv = [sys.executable, "-m", "build", "--outdir", str(where / "dist"), str(source)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return sorted((where / "dist").iterdir(), key=lambda file: file.suffix)
+
+
+def prints_the_sample(program: Path) -> None:
+    done = subprocess.run([program, "write", SAMPLE], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 'engine="compiled"' in done.stdout
+    assert "conntrack_total_connections 91\n" in done.stdout
+
+
+def test_both_install_into_a_clean_environment(distributions: list[Path], tmp_path: Path) -> None:
+    assert [file.suffix for file in distributions] == [".gz", ".whl"]
+    for file in distributions:
+        venv = tmp_path / file.suffix
+        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+        subprocess.run([venv / "bin/pip", "install", "--quiet", file], check=True)
+        prints_the_sample(venv / "bin" / "conntrack-textfile")
+        assert (venv / "share/man/man1/conntrack-textfile.1").exists()
+
+
+def test_the_wheel_links_to_nothing_unusual(distributions: list[Path]) -> None:
+    argv = [sys.executable, "-m", "auditwheel", "show", str(distributions[1])]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r'consistent\s+with the following platform tag:\s+"manylinux', done.stdout)
+
+
+def test_pipx_and_uv_install_it(distributions: list[Path], tmp_path: Path) -> None:
+    places = {
+        **{f"PIPX_{name}": f"{tmp_path}/pipx/{name}" for name in ("HOME", "BIN_DIR", "MAN_DIR")},
+        **{f"UV_TOOL_{name}": f"{tmp_path}/uv/{name}" for name in ("DIR", "BIN_DIR")},
+    }
+    for tool, install in (("pipx", ["install"]), ("uv", ["tool", "install"])):
+        argv = [tool, *install, "--python", sys.executable, str(distributions[1])]
+        subprocess.run(
+            [sys.executable, "-m", *argv],
+            env={**os.environ, **places},
+            check=True,
+            capture_output=True,
+        )
+        prints_the_sample(tmp_path / tool / "BIN_DIR" / "conntrack-textfile")
+    assert (tmp_path / "pipx/MAN_DIR/man1/conntrack-textfile.1").exists()

@@ -238,7 +238,7 @@ def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "request_", [b"GET /" + b"a" * (65537 - 5), b"GET / HTTP/1.0\r\n" + b"A: b\r\n" * 101]
+    "request_", [b"GET /" + b"a" * (8193 - 5), b"GET / HTTP/1.0\r\n" + b"A: b\r\n" * 101]
 )
 def test_requests_without_end_are_refused(request_: bytes) -> None:
     with (
@@ -247,6 +247,19 @@ def test_requests_without_end_are_refused(request_: bytes) -> None:
     ):
         client.sendall(request_)
         assert re.match(rb"HTTP/1.0 4(14|31) ", client.recv(100))
+
+
+def test_a_request_takes_little_memory_however_large_it_is() -> None:
+    with (
+        listening(application(lambda: (b"", EMPTY))) as port,
+        socket.create_connection(("127.0.0.1", port), timeout=5) as client,
+        contextlib.suppress(ConnectionError),
+    ):
+        client.sendall(b"GET / HTTP/1.0\r\n")
+        for n in range(99):
+            client.sendall(b"A%d: " % n + b"x" * 65000 + b"\r\n")
+        client.sendall(b"\r\n")
+        assert client.recv(100) == b""
 
 
 def test_a_thread_that_cannot_start_holds_no_place(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,8 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 from conntrack_textfile import top
 from conntrack_textfile.snapshot import Snapshot
 from conntrack_textfile.sysctl import Conntrack
@@ -101,6 +103,14 @@ def test_watch_goes_on_with_rates_until_it_is_interrupted() -> None:
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize(("height", "rows"), [(0, 22), (1, 1), (2, 1), (3, 1), (9, 7), (99, 40)])
+def test_a_frame_is_no_larger_than_the_screen(height: int, rows: int) -> None:
+    lines = top.frame(["x" * 200] * 40, height, 50)
+    assert len(lines) == rows + 1
+    assert lines[0] == "\x1b[H" + "x" * 49 + "\x1b[K"
+    assert len(top.frame(["x" * 200], height, 0)[0]) == 79 + 6
 
 
 def test_watch_keeps_to_the_size_of_a_terminal() -> None:

@@ -9,10 +9,11 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import bcrypt
 import pytest
@@ -103,9 +104,9 @@ basic_auth_users:
 """,
         )
     )
-    assert settings.files == (
+    assert set(settings.seen) == {
         *(str(place / name) for name in ("web.yml", "server.crt", "server.key", "ca.crt")),
-    )
+    }
     assert settings.headers == {"Strict-Transport-Security": "max-age=31536000"}
     assert settings.passwords is not None
     assert settings.passwords.admit(basic("alice", "secret"))
@@ -169,6 +170,10 @@ WRONG = [
     ),
     ("basic_auth_users:\n  alice: secret\n", 2, "the password of alice is not a bcrypt hash"),
     (f"basic_auth_users:\n  alice: {HASH}x\n", 2, "the password of alice is not a bcrypt hash"),
+    (f"basic_auth_users:\n  alice: {HASH[:28]}z{HASH[29:]}\n", 2, "is not a bcrypt hash"),
+    ('basic_auth_users:\n  "a\\n\\e[2J": x\n', 2, "the password of 'a\\n\\x1b[2J' is not"),
+    ('tls_server_config:\n  cert_file: "a\\0b"\n  key_file: x\n', 2, "is not the name of a file"),
+    ("basic_auth_users: !!null {a: b}\n", 1, "is not a bcrypt hash"),
     ("basic_auth_users:\n  alice:\n", 2, "the password of alice must be a text"),
     ("http_server_config:\n  headers:\n    X-Mine: a\n", 3, "X-Mine is not known in headers"),
     (
@@ -191,8 +196,13 @@ def test_what_is_wrong_has_a_place(place: Path, text: str, line: int, reason: st
 def test_a_file_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot read /nowhere: No such file"):
         load("/nowhere")
-    (tmp_path / "web.yml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UsageError, match=r"web\.yml is not YAML in UTF-8"):
+    for junk in (b"\xff\xfe\x00", b"a: " + b"[" * 3000, b'x: "\\UFFFFFFFF"'):
+        (tmp_path / "web.yml").write_bytes(junk)
+        with pytest.raises(UsageError, match=r"web\.yml is not usable YAML"):
+            load(str(tmp_path / "web.yml"))
+    # A part of it would be settings, without what follows.
+    (tmp_path / "web.yml").write_text("#" * (1 << 20) + f"\nbasic_auth_users:\n  alice: {HASH}\n")
+    with pytest.raises(UsageError, match=r"web\.yml is too large"):
         load(str(tmp_path / "web.yml"))
 
 
@@ -246,6 +256,65 @@ def test_a_file_is_read_again_when_it_or_a_certificate_changes(
     assert access.current().tls is not second.tls
     assert [record.levelname for record in caplog.records if record.levelno > 30] == ["ERROR"]
     assert "key values mismatch; going on with the settings before" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"), [("", "tls"), (TLS, "passwords"), ("# a comment\n", "tls")]
+)
+def test_a_file_that_is_half_written_opens_nothing(
+    place: Path, caplog: pytest.LogCaptureFixture, text: str, lost: str
+) -> None:
+    whole = f"{TLS}basic_auth_users:\n  alice: {HASH}\n"
+    access = Access(write(place, whole))
+    first = access.current()
+    write(place, text)
+    assert access.current() is first
+    assert f"no longer asks for {lost}: restart to serve without; going on" in caplog.text
+    write(place, whole + f"  bob: {HASH}\n")
+    second = access.current()
+    assert second.passwords is not None
+    assert set(second.passwords.users) == {"alice", "bob"}
+
+
+def test_a_change_while_it_is_read_is_not_missed(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = Access(write(place, TLS))
+    settings = webconfig._settings
+
+    def slow(*args: Any) -> webconfig.Settings:
+        found = settings(*args)
+        monkeypatch.undo()
+        write(place, f"{TLS}basic_auth_users:\n  alice: {HASH}\n")
+        return found
+
+    monkeypatch.setattr(webconfig, "_settings", slow)
+    write(place, f"{TLS}# changed\n")
+    assert access.current().passwords is None
+    assert access.current().passwords is not None
+
+
+def test_whatever_goes_wrong_with_a_new_file_is_logged(
+    place: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = Access(write(place, TLS))
+    first = access.current()
+
+    def oops(_: str) -> webconfig.Settings:
+        raise KeyError("oops")
+
+    monkeypatch.setattr(webconfig, "load", oops)
+    write(place, f"{TLS}# changed\n")
+    assert access.current() is first
+    assert "'oops'; going on with the settings before" in caplog.text
+
+
+def test_known_clients_stay_known_when_a_certificate_changes(place: Path) -> None:
+    access = Access(write(place, f"{TLS}basic_auth_users:\n  alice: {HASH}\n"))
+    before = access.current().passwords
+    for kind in ("key", "crt"):
+        shutil.copy(place / f"second.{kind}", place / f"server.{kind}")
+    assert access.current().passwords is before
 
 
 def test_a_broken_file_keeps_the_settings_and_is_logged_once(
@@ -315,11 +384,13 @@ def test_a_name_that_does_not_exist_is_checked_all_the_same() -> None:
         return False
 
     passwords._checkpw = noted
-    passwords.admit(basic("bob", "x"))
-    passwords.admit(basic("nobody", "x"))
-    assert len(checked) == 2
-    assert {hashed[:7] for hashed in checked} == {b"$2b$05$"}
-    assert not bcrypt.checkpw(b"x", checked[1])  # it is a hash that bcrypt works on
+    work = []
+    for name in ("nobody", "bob", "alice"):
+        passwords.admit(basic(name, "x"))
+        work.append([hashed[:7] for hashed in checked])
+        checked.clear()
+    assert work == [[b"$2b$05$"], [b"$2b$05$"], [b"$2b$04$", b"$2b$05$"]]
+    assert not bcrypt.checkpw(b"x", passwords._nobody.encode())  # bcrypt works on it
 
 
 def test_answers_are_remembered_right_and_wrong_apart() -> None:
@@ -350,6 +421,33 @@ def test_a_known_client_does_not_wait_for_those_who_guess(monkeypatch: pytest.Mo
         assert passwords.admit(basic("alice", "secret"))
         with pytest.raises(TimeoutError):
             passwords.admit(basic("alice", "guess"))
+
+
+def test_the_same_password_at_once_is_checked_once() -> None:
+    passwords = Passwords({"alice": HASH})
+    checks: list[bytes] = []
+
+    def slow(_: bytes, hashed: bytes) -> bool:
+        time.sleep(0.2)
+        checks.append(hashed)
+        return True
+
+    passwords._checkpw = slow
+    with ThreadPoolExecutor(10) as pool:
+        assert all(pool.map(passwords.admit, [basic("alice", "secret")] * 10))
+    assert len(checks) == 1
+
+
+def test_few_wait_to_be_checked() -> None:
+    passwords = Passwords({"alice": HASH})
+    go_on = threading.Event()
+    passwords._checkpw = lambda *_: go_on.wait(20) and False
+    with ThreadPoolExecutor(100) as pool:
+        guesses = [pool.submit(passwords.admit, basic("alice", str(n))) for n in range(100)]
+        time.sleep(1)
+        refused = [guess for guess in guesses if guess.done() and guess.exception()]
+        go_on.set()
+        assert len(refused) == 100 - 64
 
 
 # The real thing
