@@ -13,12 +13,13 @@ RUN gcc -Os -Wall -Wextra -Werror -s -o /launch container/launch.c \
     && setcap cap_dac_read_search,cap_net_admin=p /launch
 COPY LICENSE README.md pyproject.toml ./
 COPY conntrack_textfile conntrack_textfile
+COPY man man
 # The venv is without pip: that of another one fills it. A compiled engine that
 # fails to build is left out with a warning, which is not good enough here.
 RUN python3 -m venv /pip \
     && python3 -m venv --without-pip /opt/conntrack-textfile \
     && CFLAGS=-g0 /pip/bin/pip --python /opt/conntrack-textfile/bin/python \
-        install --no-cache-dir --disable-pip-version-check . \
+        install --no-cache-dir --disable-pip-version-check '.[web]' \
     && /opt/conntrack-textfile/bin/python -I -c 'import conntrack_textfile._speedups'
 
 FROM debian:bookworm-slim

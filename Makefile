@@ -51,20 +51,10 @@ asan: .venv/.ready
 man: .venv/.ready
 	$(BIN)/python man/make.py >man/conntrack-textfile.1
 
-# What is built, on every Python, in clean environments: the oldest of the
-# dependencies with the oldest Python, and all tests that need no root.
+# What is built, and the tests, on every Python that we support.
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 pythons: .venv/.ready
-	rm -rf build/pythons
-	$(BIN)/python -m build --quiet --sdist --outdir build/pythons .
-	set -e; resolution=lowest-direct; for python in $(PYTHONS); do \
-		venv=build/pythons/$$python; \
-		$(BIN)/uv venv --quiet --python "$$($$python -c 'import sys; print(sys.executable)')" $$venv; \
-		$(BIN)/uv pip install --quiet --python $$venv --resolution $$resolution \
-			"conntrack-textfile[web] @ build/pythons/conntrack_textfile-*.tar.gz"; \
-		resolution=highest; \
-		$$venv/bin/conntrack-textfile write --path.procfs=tests/data/kernel-6.18 | grep build_info; \
-	done
+	bash tests/pythons.sh $(CURDIR)/$(BIN)/uv $(PYTHONS)
 
 clean:
 	rm -rf .venv

@@ -68,10 +68,11 @@ def install(venv: Path) -> None:
         copy = Path(directory)  # pip builds in the tree that it is given
         ignored = shutil.ignore_patterns("*.so", "*.c", "__pycache__")
         shutil.copytree(ROOT / "conntrack_textfile", copy / "conntrack_textfile", ignore=ignored)
+        shutil.copytree(ROOT / "man", copy / "man", ignore=ignored)
         for name in ("pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, copy)
         check("/usr/bin/python3", "-m", "venv", venv)
-        check(venv / "bin/pip", "install", "--quiet", copy, seconds=600)
+        check(venv / "bin/pip", "install", "--quiet", f"{copy}[web]", seconds=600)
     # A virtual environment may be moved, but for the first line of its scripts.
     script = venv / "bin/conntrack-textfile"
     script.write_text(re.sub(r"\A#!.*", f"#!{OPT}/bin/python3", script.read_text()))

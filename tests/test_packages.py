@@ -99,7 +99,7 @@ def test_the_manual_page_says_what_help_says() -> None:
 def test_the_manual_page_is_well_formed() -> None:
     need("groff")
     page = ROOT / "man" / "conntrack-textfile.1"
-    argv = ["groff", "-man", "-ww", "-Tutf8", "-P-cbou", page]
+    argv = ["groff", "-man", "-ww", "-Tutf8", "-P-cbou", str(page)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "EXIT STATUS" in done.stdout

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.booted import ROOT, Machine, booted, install, tree, until
+from tests.certificates import authority, certificate
 from tests.conftest import need
 
 if TYPE_CHECKING:
@@ -203,6 +204,29 @@ def test_options_come_from_etc_default(machine: Machine) -> None:
     machine.run("rm", "/etc/default/conntrack-exporter")
     machine.systemctl("start", EXPORTER)
     assert until(lambda: machine.get(METRICS))
+
+
+def test_a_key_is_handed_over_by_systemd(machine: Machine, tmp_path: Path) -> None:
+    need("openssl")
+    authority(tmp_path)
+    certificate(tmp_path, "server")
+    text = "tls_server_config: {cert_file: server.crt, key_file: server.key}\n"
+    (tmp_path / "web.yml").write_text(text)
+    names = ("web.yml", "server.crt", "server.key")
+    for name in names:
+        machine.write(f"/etc/conntrack-web/{name}", (tmp_path / name).read_text())
+        machine.run("chmod", "600", f"/etc/conntrack-web/{name}")
+    load = "\n".join(f"LoadCredential={name}:/etc/conntrack-web/{name}" for name in names)
+    machine.dropin(EXPORTER, f"[Service]\n{load}\n")
+    config = f"/run/credentials/{EXPORTER}/web.yml"
+    machine.write("/etc/default/conntrack-exporter", f'ARGS="--web.config.file={config}"\n')
+    machine.systemctl("start", EXPORTER)
+    code = (
+        "import ssl, sys, urllib.request as u;"
+        "context = ssl.create_default_context(cafile=sys.argv[1]);"
+        "u.urlopen('https://localhost:9095/metrics', timeout=5, context=context).read()"
+    )
+    until(lambda: machine.net(sys.executable, "-c", code, str(tmp_path / "ca.crt")) == "")
 
 
 def test_strangers_are_kept_out(machine: Machine) -> None:
