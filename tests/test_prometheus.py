@@ -1,8 +1,8 @@
 """Every expression of the dashboard, the rules and the alerts in a real Prometheus.
 
-It scrapes targets on loopback: one well in each mode (the textfile one is a real
-node_exporter), one of few labels, and four with something wrong. The hours before
-are filled in with promtool.
+It scrapes targets on loopback: one well in each mode (serve itself, and a real
+node_exporter), and pages of one with few labels and of four with something wrong.
+The hours before are filled in with promtool.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import pytest
 
 from tests.conftest import DATA, need
 from tests.program import run
+from tests.program import serving as program_serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,7 +78,6 @@ def pages(text: str, now: float) -> dict[str, tuple[str, str]]:
     clock = changed(text, conntrack_snapshot_timestamp_seconds=old)
     mtime = f'node_textfile_mtime_seconds{{file="/var/lib/x/conntrack.prom"}} {old}\n'
     return {
-        "serve": ("conntrack", text),
         "few": ("conntrack", snapshot("--aggregate.by=l3protocol,l4protocol")),
         "bad": ("conntrack", bad),
         "clock": ("conntrack", clock),
@@ -205,6 +205,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         (tmp / file.name).write_text(file.read_text().replace("interval: 1m", "interval: 1s"))
     with contextlib.ExitStack() as stack:
         port = stack.enter_context(serving({name: page for name, (_, page) in targets.items()}))
+        program = stack.enter_context(program_serving(f"--path.procfs={DATA / 'kernel-6.18'}"))
         node = f"127.0.0.1:{free_port()}"
         argv = [
             *("prometheus-node-exporter", f"--web.listen-address={node}"),
@@ -217,6 +218,8 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
             labels = {"instance": target, "__metrics_path__": f"/{target}"}
             scrapes[job].append({"targets": [f"127.0.0.1:{port}"], "labels": labels})
         scrapes["node"].append({"targets": [node], "labels": {"instance": "textfile"}})
+        itself = {"targets": [f"127.0.0.1:{program.port}"], "labels": {"instance": "serve"}}
+        scrapes["conntrack"].append(itself)
         settings = {
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
             "rule_files": [str(tmp / "conntrack-*.yml")],
@@ -234,7 +237,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         made = Api(address)
 
         def scraped() -> None:
-            assert len(made.query("up == 1")) == len(targets) + 1
+            assert len(made.query("up == 1")) == len(targets) + 2
             for rule in rules(made):
                 assert rule["health"] != "unknown"
                 if rule["type"] == "recording":
