@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from conntrack_textfile.snapshot import Snapshot
 
 _ROWS = 10
+_PROTOCOLS = 256  # all that there can be
 _TITLES = {"src": "source", "dst": "destination", "l7protocol": "service", "dport": "port"}
 
 
@@ -38,16 +39,18 @@ def overview(connections: Connections) -> Overview:
     """The few numbers that the page shows, of what may be very many."""
     totals = connections.totals
     folded = connections.keys - connections.exported
-    protocols: dict[str, int] = {}
-    ranked = rank(connections, ["l4protocol"], 256)
-    for (name,), sums in ranked.rows if ranked else []:
-        protocols[name] = sums.connections
-    rankings = [
-        ("Top sources", rank(connections, ["src"], _ROWS)),
-        ("Top destinations", rank(connections, ["dst"], _ROWS)),
-        ("Top services", rank(connections, ["l7protocol"], _ROWS)),
-        ("Top keys", rank(connections, connections.label_names, _ROWS)),
-    ]
+    names = connections.label_names
+    titled = {
+        "Top sources": ("src",),
+        "Top destinations": ("dst",),
+        "Top services": ("l7protocol",),
+        "Top keys": names,
+        "": ("l4protocol",),
+    }
+    kept = {title: labels for title, labels in titled.items() if set(labels) <= set(names)}
+    ranked = dict(zip(kept, rank(connections, list(kept.values()), _PROTOCOLS), strict=True))
+    by_protocol = ranked.pop("", None)
+    protocols = by_protocol.rows if by_protocol else []
     return Overview(
         (
             ("Connections", f"{totals.connections:,}"),
@@ -59,12 +62,20 @@ def overview(connections: Connections) -> Overview:
             *([("Uncounted", f"{connections.uncounted:,}")] if connections.uncounted else []),
         ),
         (
-            ("Connections by protocol", _sorted(protocols)),
+            (
+                "Connections by protocol",
+                _sorted({name: sums.connections for (name,), sums in protocols}),
+            ),
             ("Connections by state", _sorted(_summed(connections.states))),
             ("Connections by flag", _sorted(_summed(connections.flags))),
         ),
-        tuple((title, ranking) for title, ranking in rankings if ranking and ranking.rows),
+        tuple((title, _cut(ranking)) for title, ranking in ranked.items() if ranking.rows),
     )
+
+
+def _cut(ranking: Ranking) -> Ranking:
+    more = max(0, len(ranking.rows) - _ROWS)
+    return ranking._replace(rows=ranking.rows[:_ROWS], others=ranking.others + more)
 
 
 def render(

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from conntrack_textfile.tally import Sums
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from conntrack_textfile.policy import Connections
+
+
+_Sums = dict[tuple[str, ...], list[int]]
 
 
 class Ranking(NamedTuple):
@@ -22,23 +25,46 @@ class Ranking(NamedTuple):
     others: int  # how many more there are
 
 
-def rank(connections: Connections, labels: Sequence[str], count: int) -> Ranking | None:
-    """The so many largest by some labels, or None where these are not kept."""
-    if not set(labels) <= set(connections.label_names):
-        return None
-    at = [connections.label_names.index(label) for label in labels]
-    sums: dict[tuple[str, ...], list[int]] = {}
-    for values, *row in zip(connections.labels, *connections.columns, strict=True):
-        into = sums.setdefault(tuple([values[i] for i in at]), [0, 0, 0, 0, 0])
-        for field, value in enumerate(row):
-            into[field] += value
+def rank(connections: Connections, wanted: Sequence[Sequence[str]], count: int) -> list[Ranking]:
+    """The so many largest by each of some sets of labels that are kept.
+
+    All sets in one pass, since it makes the labels of what may be many series.
+    """
     by = "bytes" if any(connections.totals[1:]) else "connections"
-    rows = heapq.nsmallest(
-        count,
-        [(values, Sums(*row)) for values, row in sums.items()],
-        key=lambda row: (-size(row[1], by), row[0]),
-    )
-    return Ranking(tuple(labels), by, rows, len(sums) - len(rows))
+    names = connections.label_names
+    columns = connections.columns
+    picked: list[tuple[list[int], _Sums]] = [
+        ([names.index(label) for label in labels], {})
+        for labels in wanted
+        if tuple(labels) != names
+    ]
+    if picked:
+        for values, a, b, c, d, e in zip(connections.labels, *columns, strict=True):
+            for at, sums in picked:
+                key = tuple([values[i] for i in at])
+                row = sums.get(key)
+                if row is None:
+                    sums[key] = [a, b, c, d, e]
+                else:
+                    row[0] += a
+                    row[1] += b
+                    row[2] += c
+                    row[3] += d
+                    row[4] += e
+    found = []
+    for labels in wanted:
+        if tuple(labels) == names:  # every series is one of these
+            rows: Iterable[Sequence[int]] = zip(*columns, strict=True)
+            values_of: Sequence[tuple[str, ...]] = connections.labels
+        else:
+            _, sums = picked.pop(0)
+            rows, values_of = sums.values(), list(sums)
+        largest = heapq.nsmallest(
+            count, ((-size(Sums(*row), by), index, row) for index, row in enumerate(rows))
+        )
+        ranked = [(values_of[index], Sums(*row)) for _, index, row in largest]
+        found.append(Ranking(tuple(labels), by, ranked, len(values_of) - len(ranked)))
+    return found
 
 
 def size(sums: Sums, by: str) -> int:

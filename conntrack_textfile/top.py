@@ -44,8 +44,7 @@ def table(
     connections = snapshot.connections
     assert connections is not None
     yield _summary(snapshot, connections)
-    ranking = rank(connections, connections.label_names, count)
-    assert ranking is not None
+    (ranking,) = rank(connections, [connections.label_names], count)
     heads = [_HEADS[label] for label in ranking.labels] + ["CONNECTIONS", "SENT", "REPLY"]
     rows = []
     for values, sums in ranking.rows:

@@ -239,12 +239,22 @@ def scrapes(root: Path) -> None:
                 f"a scrape of 140,000 keys, {name}: p50 and p99, alone; 40 at once",
                 f"{alone[25]:.0f} ms, {alone[49]:.0f} ms; {crowd[60]:.0f} ms, {crowd[118]:.0f} ms",
             )
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        (most,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
-        report("peak memory of that `serve`", f"{int(most) / 1024:.0f} MiB")
     finally:
         process.kill()
         process.communicate()
+
+
+def memory_of_serve(root: Path) -> None:
+    """With the page that is shown and the next one, which is being made: after some snapshots."""
+    for name, args in (("limit of 10,000 keys", []), ("no limit", ["--limit.keys=0"])):
+        argv = [*COMMAND, "serve", f"--path.procfs={root}", "--web.listen-address=127.0.0.1:0"]
+        argv += ["--collector.interval=1", *args]
+        with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as process:
+            time.sleep(25)
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            process.kill()
+        (most,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+        report(f"peak memory of `serve` of that file, {name}", f"{int(most) / 1024:.0f} MiB")
 
 
 def fill_live_table(entries: int, keys: int) -> None:
@@ -340,6 +350,7 @@ def main() -> None:
         small(directory / "small")
         growth(directory / "growth", root)
         scrapes(root)
+        memory_of_serve(root)
 
 
 if __name__ == "__main__":

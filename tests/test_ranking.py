@@ -27,22 +27,24 @@ TABLE = connections(
 
 
 def test_the_largest_are_those_of_most_bytes_in_both_directions() -> None:
-    ranking = rank(TABLE, ["src"], 2)
-    assert ranking is not None
+    ranking, keys = rank(TABLE, [["src"], ["src", "dst"]], 2)
     assert ranking.by == "bytes"
     assert ranking.rows == [(("a",), (2, 0, 20, 0, 20)), (("c",), (1, 0, 0, 0, 40))]
     assert ranking.others == 1
+    assert [values for values, _ in keys.rows] == [("c", "x"), ("b", "x")]
+    assert (keys.labels, keys.others) == (("src", "dst"), 2)
 
 
 def test_without_counters_they_are_those_of_most_connections() -> None:
     table = connections({("a",): (1, 0, 0, 0, 0), ("b",): (2, 0, 0, 0, 0)}, "src")
-    ranking = rank(table, ["src"], 9)
-    assert ranking is not None
+    (ranking,) = rank(table, [["src"]], 9)
     assert (ranking.by, [values for values, _ in ranking.rows]) == ("connections", [("b",), ("a",)])
 
 
-def test_labels_that_are_not_kept_have_no_ranking() -> None:
-    assert rank(TABLE, ["dport"], 3) is None
+def test_of_equals_the_first_is_first() -> None:
+    table = connections({("b", "x"): (1, 0, 1, 0, 0), ("a", "x"): (1, 0, 1, 0, 0)}, "src", "dst")
+    for labels in (["src"], ["src", "dst"]):
+        assert [values[0] for values, _ in rank(table, [labels], 9)[0].rows] == ["b", "a"]
 
 
 @pytest.mark.parametrize(
