@@ -81,12 +81,16 @@ def _top(opts: Options, engine: Engine) -> None:
         taken = snapshot.take(opts, engine)
         assert taken.connections is not None
         now = time.monotonic()
-        lines = list(top.table(taken, opts.rows, before, now - then))
+        warnings = list(taken.warnings.values())
         if screen:
             size = os.get_terminal_size(textfile.STDOUT)
-            lines = top.frame([*taken.warnings.values(), *lines], size.lines, size.columns)
-        elif before is None:
-            for warning in taken.warnings.values():
+            height, width = size.lines or 24, size.columns or 80
+            rows = max(1, min(opts.rows, height - len(warnings) - 5))
+            lines = [*warnings, *top.table(taken, rows, width - 1, before, now - then)]
+            lines = top.frame(lines, height, width)
+        else:
+            lines = list(top.table(taken, opts.rows, None, before, now - then))
+            for warning in warnings if before is None else ():
                 _log(opts).warning("%s", warning)
         read = textfile.stream([("\n".join(lines) + "\n").encode()])
         if not opts.watch or not read:

@@ -112,13 +112,14 @@ class Counter:
         reply = _pair(entry, _CTA_COUNTERS_REPLY)
         key = _key(message[0], _nested(entry, _CTA_TUPLE_ORIG))
         state = _state(entry, key[2])
-        flags = _flags(entry)
+        unreplied, flag = _flags(entry)
         sums = self._gathered.sums.setdefault(key, [0, 0, 0, 0, 0])
         for field, value in enumerate((1, *(sent or (0, 0)), *(reply or (0, 0)))):
             sums[field] += value
         if sent is None and reply is None:
             self._gathered.uncounted += 1
-        self._gathered.count(4 if message[0] == AF_INET else 6, key[2], state, flags)
+        l3 = 4 if message[0] == AF_INET else 6
+        self._gathered.mark(l3, key[2], state, unreplied, flag)
 
 
 def _raise_error(message: bytes) -> None:
@@ -163,19 +164,20 @@ def _state(entry: _Attributes, l4: int) -> str:
     return STATES[l4][number] if number < len(STATES[l4]) else UNKNOWN_STATE
 
 
-def _flags(entry: _Attributes) -> list[str]:
+def _flags(entry: _Attributes) -> tuple[bool, str]:
+    """Whether it is unreplied, and the other flag."""
     if _CTA_STATUS not in entry:
-        return []
+        return False, ""
     status = _number(entry, _CTA_STATUS, 4)
-    flags = [] if status & _IPS_SEEN_REPLY else ["unreplied"]
+    flag = ""
     # In this order, since the proc file says no more of an entry than the first.
     if status & _IPS_HW_OFFLOAD:
-        flags.append("hw_offload")
+        flag = "hw_offload"
     elif status & _IPS_OFFLOAD:
-        flags.append("offload")
+        flag = "offload"
     elif status & _IPS_ASSURED:
-        flags.append("assured")
-    return flags
+        flag = "assured"
+    return not status & _IPS_SEEN_REPLY, flag
 
 
 def _attributes(data: bytes) -> _Attributes:

@@ -62,14 +62,14 @@ def _ports(text: str) -> range:
 
 
 def _l3(text: str) -> int:
-    if text not in _L3:
+    if text.lower() not in _L3:
         raise ValueError("it is ipv4 or ipv6")
-    return _L3[text]
+    return _L3[text.lower()]
 
 
 def _l4(text: str) -> int:
     for number in range(256):
-        if text in (names.l4protocol(number), str(number)):
+        if text.lower() in (names.l4protocol(number), str(number)):
             return number
     raise ValueError("no protocol has this name or number")
 

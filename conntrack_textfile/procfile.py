@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING
 from conntrack_textfile.tally import STATES, UNKNOWN_STATE, Gathered, Key, Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from socket import AddressFamily
 
 # No line of the kernel comes near this: the longest part of one is a security
@@ -116,7 +115,9 @@ class Counter:
         if not sent and not received:
             self._gathered.uncounted += 1
         state = _state(head, protocols.end(), _NAMES[l4]) if l4 in _NAMES else ""
-        self._gathered.count(l3, l4, state, _flags(first, second))
+        flag, _, _ = second.partition(b" [")[2].partition(b" ")
+        unreplied = first.endswith(b" [UNREPLIED]")
+        self._gathered.mark(l3, l4, state, unreplied, _FLAGS.get(flag, ""))
 
 
 def _state(head: bytes, fourth: int, names: dict[bytes, str]) -> str:
@@ -126,14 +127,6 @@ def _state(head: bytes, fourth: int, names: dict[bytes, str]) -> str:
     if start < fourth or not state or state[:1].isdigit():
         return ""
     return names.get(state, UNKNOWN_STATE)
-
-
-def _flags(first: bytes, second: bytes) -> Iterator[str]:
-    if first.endswith(b" [UNREPLIED]"):
-        yield "unreplied"
-    flag, _, _ = second.partition(b" [")[2].partition(b" ")
-    if flag in _FLAGS:
-        yield _FLAGS[flag]
 
 
 def _pair(text: bytes) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import io
 import os
 import re
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -49,6 +50,9 @@ _PATIENCE = 0.25
 # Bytes. A scrape sends less than a thousand.
 _MAX_REQUEST_LINE = 8192
 _MAX_REQUEST = 32768
+
+# Seconds from one complaint about TLS to the next.
+_AGAIN = 60.0
 
 # Open connections above which new ones are closed at once.
 MAX_CONNECTIONS = 512
@@ -347,6 +351,7 @@ def start(
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     _slots = threading.Semaphore(MAX_CONNECTIONS)  # of all servers together
+    _told = float("-inf")
 
     def __init__(
         self, listener: socket.socket, application: Application, access: Access | None
@@ -391,6 +396,12 @@ class _Server(ThreadingMixIn, WSGIServer):
     def handle_error(self, _request: Any, client_address: Any) -> None:
         # The client's doing, mostly: it went away or was too slow.
         LOG.debug("connection from %s failed", client_address[0], exc_info=True)
+        # This one is mostly a wrong setting, there or here. Anybody can make many.
+        error = sys.exc_info()[1]
+        if isinstance(error, ssl.SSLError) and time.monotonic() > _Server._told + _AGAIN:
+            _Server._told = time.monotonic()
+            reason = (error.reason or "closed").replace("_", " ").lower()
+            LOG.warning("TLS with %s failed: %s", client_address[0], reason)
 
 
 class _Handler(WSGIRequestHandler):

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
     from typing import Protocol
 
     class TextCounter(Protocol):
@@ -110,17 +110,12 @@ class Gathered:
         self.sums: dict[Key, list[int]] = {}
         self.malformed = 0
         self.uncounted = 0
-        self.states: Counts = {}
-        self.flags: Counts = {}
+        self.marks: dict[tuple[int, int, str, bool, str], int] = {}
 
-    def count(self, l3: int, l4: int, state: str, flags: Iterable[str]) -> None:
-        """Count the state of an entry, "" where it has none, and its flags."""
-        if state:
-            key = l3, l4, state
-            self.states[key] = self.states.get(key, 0) + 1
-        for flag in flags:
-            key = l3, l4, flag
-            self.flags[key] = self.flags.get(key, 0) + 1
+    def mark(self, l3: int, l4: int, state: str, unreplied: bool, flag: str) -> None:  # noqa: FBT001
+        """Count what an entry is besides its sums; "" where it has no state or other flag."""
+        mark = l3, l4, state, unreplied, flag
+        self.marks[mark] = self.marks.get(mark, 0) + 1
 
     def tally(self) -> Tally:
         """All that was gathered, in order."""
@@ -131,14 +126,24 @@ class Gathered:
             subtotal = subtotals.setdefault((4 if len(src) == 4 else 6, l4), [0, 0, 0, 0, 0])
             for field, value in enumerate(row):
                 subtotal[field] += value
+        states: Counts = {}
+        flags: Counts = {}
+        for (l3, l4, state, unreplied, flag), count in self.marks.items():
+            for counts, name in (
+                (states, state),
+                (flags, "unreplied" if unreplied else ""),
+                (flags, flag),
+            ):
+                if name:
+                    counts[l3, l4, name] = counts.get((l3, l4, name), 0) + count
         return Tally(
             keys,
             columns,
             {at: Sums(*subtotals[at]) for at in sorted(subtotals)},
             self.malformed,
             self.uncounted,
-            dict(sorted(self.states.items())),
-            dict(sorted(self.flags.items())),
+            dict(sorted(states.items())),
+            dict(sorted(flags.items())),
         )
 
 

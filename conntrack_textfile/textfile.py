@@ -59,6 +59,8 @@ def replace(file: str, pieces: Iterable[bytes]) -> None:
             os.fsync(fd)
             os.rename(temporary, path)
     except OSError as error:
+        if file.startswith("/dev/"):
+            raise OutputError(f"cannot write {file}: use - for standard output") from None
         if not os.path.isdir(directory):
             raise OutputError(f"cannot write {file}: there is no directory {directory}") from None
         raise OutputError(f"cannot write {file}: {error.strerror}") from error

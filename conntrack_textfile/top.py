@@ -21,6 +21,8 @@ _HEADS = {
     "l7protocol": "SERVICE",
     "dport": "PORT",
 }
+# What is left out first where the screen is narrow; the totals only beside rates.
+_SPARED = ("L3", "CONNECTIONS", "SERVICE", "SENT", "REPLY")
 _RIGHT = {"PORT", "CONNECTIONS", "SENT", "REPLY", "SENT/s", "REPLY/s"}
 
 Bytes = dict[tuple[str, ...], tuple[int, int]]  # sent and reply, by the values of the labels
@@ -33,9 +35,13 @@ def carried(connections: Connections) -> Bytes:
 
 
 def table(
-    snapshot: Snapshot, count: int, before: Bytes | None = None, seconds: float = 0
+    snapshot: Snapshot,
+    count: int,
+    width: int | None = None,
+    before: Bytes | None = None,
+    seconds: float = 0,
 ) -> Iterator[str]:
-    """Lines: what the table holds, a head, and the largest rows, aligned.
+    """Lines: what the table holds, a head, and the largest rows, aligned, and how many more.
 
     With the bytes of a snapshot so many seconds before also the rates. They are
     of live connections: what ended in between is not in them, and where more
@@ -58,34 +64,57 @@ def table(
         rows.append(row)
     if before is not None:
         heads += ["SENT/s", "REPLY/s"]
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    for row in [heads, *rows]:
+    lines = [heads, *rows]
+    if width is not None:
+        lines = _fitted(lines, width)
+    widths = _widths(lines)
+    for line in lines:
         yield "  ".join(
-            cell.rjust(width) if head in _RIGHT else cell.ljust(width)
-            for cell, width, head in zip(row, widths, heads, strict=True)
+            cell.rjust(room) if head in _RIGHT else cell.ljust(room)
+            for cell, room, head in zip(line, widths, lines[0], strict=True)
         ).rstrip()
     if ranking.others:
         yield f"and {ranking.others} more"
 
 
-def frame(lines: list[str], height: int, width: int) -> list[str]:
-    """Lines cut to a screen, with what puts them over those before.
+def _widths(lines: list[list[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*lines, strict=True)]
 
-    A terminal that does not know its size says 0.
-    """
+
+def _fitted(lines: list[list[str]], width: int) -> list[list[str]]:
+    """Lines with less in them, where they would be wider: half a number would be a wrong one."""
+    for head in _SPARED:
+        excess = sum(_widths(lines)) + 2 * (len(lines[0]) - 1) - width
+        if excess <= 0:
+            return lines
+        if head in lines[0] and (head not in ("SENT", "REPLY") or f"{head}/s" in lines[0]):
+            at = lines[0].index(head)
+            lines = [line[:at] + line[at + 1 :] for line in lines]
+    excess = sum(_widths(lines)) + 2 * (len(lines[0]) - 1) - width
+    for at, head in enumerate(lines[0]):
+        if head in ("SOURCE", "DESTINATION") and excess > 0:
+            room = max(8, _widths(lines)[at] - -(-excess // 2))
+            for line in lines:
+                if len(line[at]) > room:
+                    line[at] = line[at][: room - 1] + "…"
+    return lines
+
+
+def frame(lines: list[str], height: int, width: int) -> list[str]:
+    """Lines cut to a screen, with what puts them over those before."""
     # Home, each line to its end, and what is below.
-    lines = lines[: max(1, (height or 24) - 2)]
-    kept = [f"{line[: max(1, (width or 80) - 1)]}\x1b[K" for line in lines]
+    kept = [f"{line[: max(1, width - 1)]}\x1b[K" for line in lines[: max(1, height - 2)]]
     return ["\x1b[H" + kept[0], *kept[1:], "\x1b[J"]
 
 
 def _summary(snapshot: Snapshot, connections: Connections) -> str:
     totals, conntrack = connections.totals, snapshot.conntrack
+    counted = f", {connections.uncounted} uncounted" if connections.uncounted else ""
     assert snapshot.timestamp is not None
     at = datetime.fromtimestamp(snapshot.timestamp).astimezone()
     parts = [
         f"{at:%H:%M:%S}",
-        f"{totals.connections} connections in {connections.keys} keys",
+        f"{totals.connections} connections in {connections.keys} keys{counted}",
         f"{human(totals.sent_bytes)} sent, {human(totals.reply_bytes)} reply",
     ]
     if conntrack.entries is not None and conntrack.entries_limit:

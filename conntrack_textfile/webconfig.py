@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from conntrack_textfile.logs import LOG
 from conntrack_textfile.options import UsageError
 
-_MISSING = "needs the packages of conntrack-textfile[web]: pip install 'conntrack-textfile[web]'"
+_MISSING = "needs the packages of the extra web: pip install bcrypt pyyaml in this environment"
 
 try:
     import yaml

@@ -79,15 +79,16 @@ def install(venv: Path) -> None:
 
 
 def shipped(root: Path) -> None:
-    """Put our files where an administrator would, but for the enabling."""
+    """Put our files where the README says, but for the enabling."""
     root.chmod(0o755)
-    units = root / "etc/systemd/system"
-    units.mkdir(parents=True)
-    for unit in (ROOT / "systemd").glob("*.*"):
-        if unit.is_file():
-            shutil.copy(unit, units)
-    for name in ("sysusers.d", "tmpfiles.d", "sysctl.d", "modules-load.d", "default"):
-        shutil.copytree(ROOT / "systemd" / name, root / "etc" / name)
+    for name in ("systemd/system", "default", "tmpfiles.d", "sysctl.d", "modules-load.d"):
+        (root / "etc" / name).mkdir(parents=True)  # what Debian has
+    block = re.search(r"^### systemd\n\n```sh\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+    assert block
+    lines = [line for line in block[1].splitlines() if line.startswith(("cp ", "for "))]
+    assert len(lines) == 3
+    commands = "\n".join(lines).replace(" /etc/", f" {root}/etc/")
+    check("sh", "-euc", commands, cwd=str(ROOT))
     (root / "usr/local/bin").mkdir(parents=True)
     (root / "usr/local/bin/conntrack-textfile").symlink_to(f"{OPT}/bin/conntrack-textfile")
     (root / OPT[1:]).mkdir(parents=True)

@@ -136,8 +136,9 @@ def net() -> Iterator[str]:
         check(*inside(name), "nft", "table inet t { chain c { " + hook + " }; }")
         send = (
             "import socket\n"
-            "for _ in range(50):\n"
+            "for n in range(50):\n"
             "    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:\n"
+            "        sock.bind(('127.0.0.1', 20000 + n))\n"
             "        sock.sendto(b'x', ('127.0.0.1', 53))\n"
         )
         check(*inside(name), sys.executable, "-c", send)

@@ -33,6 +33,7 @@ DNS6 = key("2001:db8::1", "2001:db8::2", 17, 53)
         ("l3protocol=ipv6", False, True),
         ("l4protocol=tcp", True, False),
         ("l4protocol=17", False, True),
+        ("l3protocol=IPv4,l4protocol=TCP", True, False),
         ("src=10.0.0.0/8,dport=53", False, False),
         ("src=10.0.0.0/8,dst=192.0.2.0/24,dport=443,l3protocol=ipv4,l4protocol=tcp", True, False),
     ],

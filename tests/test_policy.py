@@ -159,9 +159,9 @@ def test_nothing_left_is_nothing() -> None:
 
 def test_states_and_flags_have_names_and_are_not_filtered() -> None:
     gathered = Gathered()
-    gathered.count(4, 6, "ESTABLISHED", ["assured"])
-    gathered.count(6, 132, "CLOSED", [])
-    gathered.count(4, 17, "", ["unreplied"])
+    gathered.mark(4, 6, "ESTABLISHED", unreplied=False, flag="assured")
+    gathered.mark(6, 132, "CLOSED", unreplied=False, flag="")
+    gathered.mark(4, 17, "", unreplied=True, flag="")
     shown = show(Policy(exclude=(Filter(),), limit=1), gathered.tally())
     assert shown.states == {("ipv4", "tcp", "ESTABLISHED"): 1, ("ipv6", "sctp", "CLOSED"): 1}
     assert shown.flags == {("ipv4", "tcp", "assured"): 1, ("ipv4", "udp", "unreplied"): 1}

@@ -217,7 +217,7 @@ def test_missing_packages_are_named_with_what_to_do(tmp_path: Path, missing: str
     done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "pip install 'conntrack-textfile[web]'" in done.stderr
+    assert "needs the packages of the extra web: pip install bcrypt pyyaml" in done.stderr
 
 
 def test_a_wrong_file_is_exit_status_2(tmp_path: Path) -> None:
@@ -501,6 +501,12 @@ def test_tls_and_a_password_guard_all_but_the_health(made: Path, place: Path) ->
         with pytest.raises((http.client.BadStatusLine, ConnectionError)):
             ask(program, None)
         assert "Traceback" not in program.log
+        # One line for all that fail within a minute.
+        for _ in range(20):
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                ask(program, None)
+        program.wait_for_log("TLS with 127.0.0.1 failed: http request")
+        assert program.log.count("failed: ") == 1
 
 
 @pytest.mark.parametrize(
