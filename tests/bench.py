@@ -135,7 +135,9 @@ def make_table(path: Path, entries: int, keys: int) -> None:
 def proc_root(directory: Path, entries: int, keys: int) -> Path:
     root = directory / f"{entries}-{keys}"
     (root / "net").mkdir(parents=True)
-    make_table(root / "net" / "nf_conntrack", entries, keys)
+    # In a process of its own: the memory of a child is at least what its parent had.
+    argv = [sys.executable, __file__, "--table", str(root / "net" / "nf_conntrack")]
+    subprocess.run([*argv, str(entries), str(keys)], check=True)
     return root
 
 
@@ -334,6 +336,10 @@ def scratch() -> Iterator[Path]:
 def main() -> None:
     if "--fill" in sys.argv:
         fill_live_table(ENTRIES, 10_000)
+        return
+    if "--table" in sys.argv:
+        path, entries, keys = sys.argv[2:]
+        make_table(Path(path), int(entries), int(keys))
         return
     # Users have it. Without, each run would compile the sources again.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

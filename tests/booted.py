@@ -83,7 +83,8 @@ def shipped(root: Path) -> None:
     root.chmod(0o755)
     for name in ("systemd/system", "default", "tmpfiles.d", "sysctl.d", "modules-load.d"):
         (root / "etc" / name).mkdir(parents=True)  # what Debian has
-    block = re.search(r"^### systemd\n\n```sh\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+    text = (ROOT / "README.md").read_text()
+    block = re.search(r"^### systemd\n\n```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert block
     lines = [line for line in block[1].splitlines() if line.startswith(("cp ", "for "))]
     assert len(lines) == 3
