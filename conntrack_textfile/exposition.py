@@ -109,7 +109,7 @@ def _about_the_table(snapshot: Snapshot) -> Iterator[str]:
     conntrack = snapshot.conntrack
     yield _gauge(
         "conntrack_entries",
-        "Entries in the table by the kernel's own count (nf_conntrack_count).",
+        "Entries in the whole table, filters or not, by the kernel's count (nf_conntrack_count).",
         conntrack.entries,
     )
     yield _gauge(
