@@ -6,6 +6,7 @@ and sizes are bounded, since anybody who reaches the port can send anything.
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import re
@@ -182,7 +183,8 @@ class Application:
         except BaseException:
             self._done("500")
             raise
-        answer.done = lambda: self._done(answer.status)
+        # Not a closure over the answer: it would hold the page until garbage is looked for.
+        answer.done = functools.partial(self._done, answer.status)
         return answer
 
     def _done(self, status: str) -> None:

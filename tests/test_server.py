@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import gzip
 import http.client
 import os
@@ -8,6 +9,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -220,6 +222,24 @@ def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch)
     with listening(made) as port, socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
         assert done.wait(10)
+
+
+def test_a_page_is_gone_when_it_was_sent_and_is_no_longer_shown() -> None:
+    piece = bytes(1000)
+    nobody_else = sys.getrefcount(piece)
+    pages = [Page([piece])]
+    gc.collect()
+    gc.disable()
+    try:
+        with listening(application(lambda: (b"", pages[0]))) as port:
+            assert len(get(f"http://127.0.0.1:{port}/metrics")[1]) == 1000
+            pages.clear()
+            end = time.monotonic() + 5
+            while sys.getrefcount(piece) != nobody_else:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+    finally:
+        gc.enable()
 
 
 def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
