@@ -134,7 +134,7 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
     )
     refresher.start()
     for listener in listeners:
-        server.start(listener, application, access)
+        server.start(listener, application)
         log.info("listening on %s", options.Address(*listener.getsockname()[:2]))
     log.info("stopped by %s", signal.Signals(signal.sigwait(stop)).name)
     # At once: to tidy up after a refresh that is under way would take seconds

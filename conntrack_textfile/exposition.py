@@ -168,7 +168,7 @@ def _about_the_connections(connections: Connections) -> Iterator[str]:
     yield _gauge(
         "conntrack_folded_keys",
         "Keys beyond the limit, summed up as other.",
-        connections.keys - connections.exported,
+        connections.folded,
     )
     for (_, _, name, text), total in zip(_SUMS, connections.totals, strict=True):
         yield _gauge(name, text, total)

@@ -38,7 +38,7 @@ class Overview(NamedTuple):
 def overview(connections: Connections) -> Overview:
     """The few numbers that the page shows, of what may be very many."""
     totals = connections.totals
-    folded = connections.keys - connections.exported
+    folded = connections.folded
     names = connections.label_names
     titled = {
         "Top sources": ("src",),

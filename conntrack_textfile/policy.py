@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from conntrack_textfile import names, networks
-from conntrack_textfile.tally import Sums
+from conntrack_textfile.tally import Sums, add
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -73,7 +73,7 @@ class Connections(NamedTuple):
     """How many keys the connections were summed up to."""
 
     exported: int
-    """How many of these have a series of their own. The others are folded."""
+    """How many of these have a series of their own."""
 
     filtered: int
     """Connections that filters took out: they are in no sum."""
@@ -84,6 +84,11 @@ class Connections(NamedTuple):
     uncounted: int
     states: dict[tuple[str, str, str], int]  # by l3protocol, l4protocol, state
     flags: dict[tuple[str, str, str], int]
+
+    @property
+    def folded(self) -> int:
+        """How many keys have no series of their own."""
+        return self.keys - self.exported
 
 
 def show(policy: Policy, tally: Tally) -> Connections:
@@ -147,27 +152,20 @@ def _grouped(policy: Policy, tally: Tally) -> tuple[_Rows, int]:
     filtered = 0
     sums: dict[_Group, list[int]] = {}
     filters = policy.include or policy.exclude
-    # Written out, since there may be a million of them.
-    for key, a, b, c, d, e in zip(tally.keys, *tally.columns, strict=True):
+    for key, row in zip(tally.keys, zip(*tally.columns, strict=True), strict=True):
         if filters and not _passes(policy, key):
-            filtered += a
-            continue
-        at = group(key)
-        row = sums.get(at)
-        if row is None:
-            sums[at] = [a, b, c, d, e]
+            filtered += row[0]
         else:
-            row[0] += a
-            row[1] += b
-            row[2] += c
-            row[3] += d
-            row[4] += e
-    subtotals: dict[tuple[int, int], Sums] = {}
-    for (l3, _, _, l4, _, _), row in sums.items():
-        before = subtotals.get((l3, l4), (0,) * 5)
-        subtotals[l3, l4] = Sums(*map(operator.add, before, row))
+            add(sums, group(key), row)
+    subtotals: dict[tuple[int, int], list[int]] = {}
+    for (l3, _, _, l4, _, _), values in sums.items():
+        add(subtotals, (l3, l4), values)
+    return _rows(sums, {at: Sums(*values) for at, values in subtotals.items()}), filtered
+
+
+def _rows(sums: dict[_Group, list[int]], subtotals: Subtotals) -> _Rows:
     columns = tuple([row[field] for row in sums.values()] for field in range(5))
-    return _Rows(list(sums), columns, subtotals, ordered=False), filtered
+    return _Rows(list(sums), columns, subtotals, ordered=False)
 
 
 def _passes(policy: Policy, key: Key) -> bool:
@@ -212,11 +210,8 @@ def _folded(policy: Policy, rows: _Rows, totals: Sums) -> _Rows:
     for (l3, l4), row in sorted(rest.items()):
         if row[0]:
             # A user may have given this very name to something large.
-            into = sums.setdefault(_other(policy, l3, l4), [0, 0, 0, 0, 0])
-            for field, value in enumerate(row):
-                into[field] += value
-    columns = tuple([row[field] for row in sums.values()] for field in range(5))
-    return _Rows(list(sums), columns, rows.subtotals, ordered=False)
+            add(sums, _other(policy, l3, l4), row)
+    return _rows(sums, rows.subtotals)
 
 
 def _other(policy: Policy, l3: int, l4: int) -> _Group:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING, NamedTuple
 
-from conntrack_textfile.tally import Sums
+from conntrack_textfile.tally import Sums, add
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from conntrack_textfile.policy import Connections
-
 
 _Sums = dict[tuple[str, ...], list[int]]
 
@@ -39,18 +38,9 @@ def rank(connections: Connections, wanted: Sequence[Sequence[str]], count: int) 
         if tuple(labels) != names
     ]
     if picked:
-        for values, a, b, c, d, e in zip(connections.labels, *columns, strict=True):
+        for values, row in zip(connections.labels, zip(*columns, strict=True), strict=True):
             for at, sums in picked:
-                key = tuple([values[i] for i in at])
-                row = sums.get(key)
-                if row is None:
-                    sums[key] = [a, b, c, d, e]
-                else:
-                    row[0] += a
-                    row[1] += b
-                    row[2] += c
-                    row[3] += d
-                    row[4] += e
+                add(sums, tuple([values[i] for i in at]), row)
     found = []
     for labels in wanted:
         if tuple(labels) == names:  # every series is one of these

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from conntrack_textfile.options import Address
-    from conntrack_textfile.webconfig import Access, Passwords
+    from conntrack_textfile.passwords import Passwords
+    from conntrack_textfile.webconfig import Access
 
     _ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
 
@@ -121,11 +122,11 @@ class Application:
         self._max_requests = max_requests
         self._slots = threading.Semaphore(max_requests)
         self._exporter = _Exporter() if exporter_metrics else None
-        self._access = access
+        self.access = access
 
     def __call__(self, environ: dict[str, Any], start: _Start) -> Iterable[bytes]:
         """Answer a request: the interface of PEP 3333."""
-        settings = self._access.current() if self._access else None
+        settings = self.access.current() if self.access else None
         if settings is not None:
             start = _with_headers(start, settings.headers)
         path = environ["PATH_INFO"]
@@ -341,11 +342,9 @@ def handed_over() -> list[socket.socket]:
     return found
 
 
-def start(
-    listener: socket.socket, application: Application, access: Access | None = None
-) -> WSGIServer:
+def start(listener: socket.socket, application: Application) -> WSGIServer:
     """Serve on a listening socket, in threads that end with the process."""
-    server = _Server(listener, application, access)
+    server = _Server(listener, application)
     threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
     return server
 
@@ -355,9 +354,7 @@ class _Server(ThreadingMixIn, WSGIServer):
     _slots = threading.Semaphore(MAX_CONNECTIONS)  # of all servers together
     _told = float("-inf")
 
-    def __init__(
-        self, listener: socket.socket, application: Application, access: Access | None
-    ) -> None:
+    def __init__(self, listener: socket.socket, application: Application) -> None:
         host, port = listener.getsockname()[:2]
         super().__init__((host, port), _Handler, bind_and_activate=False)
         self.socket.close()
@@ -366,7 +363,6 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.server_name, self.server_port = host, port
         self.setup_environ()
         self.serves = application
-        self._access = access
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._slots.acquire(blocking=False):
@@ -381,7 +377,8 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Serve one connection, in its thread; by TLS where that is wanted."""
-        tls = self._access.current().tls if self._access else None
+        access = self.serves.access
+        tls = access.current().tls if access else None
         if tls is None:
             super().finish_request(request, client_address)
             return

@@ -53,9 +53,8 @@ class Snapshot(NamedTuple):
         found = {}
         if self.conntrack.accounting is False:
             found["accounting"] = _ACCOUNTING_OFF
-        if self.connections is not None and self.connections.exported < self.connections.keys:
-            folded = self.connections.keys - self.connections.exported
-            found["folded"] = _FOLDED.format(folded, self.connections.keys)
+        if self.connections is not None and self.connections.folded:
+            found["folded"] = _FOLDED.format(self.connections.folded, self.connections.keys)
         return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -56,6 +56,8 @@ FLAGS = ("unreplied", "assured", "offload", "hw_offload")
 # By layer 3 (4 or 6) and protocol number.
 Subtotals = dict[tuple[int, int], "Sums"]
 
+_At = TypeVar("_At")
+
 # Entries by layer 3, protocol number, and name of the state or flag.
 Counts = dict[tuple[int, int, str], int]
 
@@ -103,6 +105,19 @@ class Tally(NamedTuple):
         }
 
 
+def add(sums: dict[_At, list[int]], at: _At, row: Sequence[int]) -> None:
+    """Add a row of five to what is summed there."""
+    into = sums.get(at)
+    if into is None:
+        sums[at] = list(row)
+    else:  # written out, since there may be a million of them
+        into[0] += row[0]
+        into[1] += row[1]
+        into[2] += row[2]
+        into[3] += row[3]
+        into[4] += row[4]
+
+
 class Gathered:
     """What the pure engine gathers entry by entry, and makes its tally of."""
 
@@ -123,9 +138,7 @@ class Gathered:
         columns = tuple([self.sums[key][field] for key in keys] for field in range(5))
         subtotals: dict[tuple[int, int], list[int]] = {}
         for (src, _, l4, _), row in self.sums.items():
-            subtotal = subtotals.setdefault((4 if len(src) == 4 else 6, l4), [0, 0, 0, 0, 0])
-            for field, value in enumerate(row):
-                subtotal[field] += value
+            add(subtotals, (4 if len(src) == 4 else 6, l4), row)
         states: Counts = {}
         flags: Counts = {}
         for (l3, l4, state, unreplied, flag), count in self.marks.items():

@@ -1,12 +1,19 @@
-"""Certificates of the tests' own, made by openssl(1)."""
+"""Web config files of the tests' own: certificates made by openssl(1), a password."""
 
 from __future__ import annotations
 
+import base64
 import subprocess
 from typing import TYPE_CHECKING
 
+import bcrypt
+
 if TYPE_CHECKING:
     from pathlib import Path
+
+# Quick to check, as tests check many.
+HASH = bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()
+TLS = "tls_server_config:\n  cert_file: server.crt\n  key_file: server.key\n"
 
 _KEY = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
 
@@ -33,3 +40,15 @@ def certificate(directory: Path, name: str, by: str = "ca") -> None:
     )
     signed = ["-CA", f"{by}.crt", "-CAkey", f"{by}.key", "-days", "2", "-extfile", "ext"]
     _openssl(directory, "x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.crt", *signed)
+
+
+def write(place: Path, text: str) -> str:
+    """Write a web config file; its path."""
+    file = place / "web.yml"
+    file.write_text(text)
+    return str(file)
+
+
+def basic(name: str, password: str) -> str:
+    """The value of an Authorization header."""
+    return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+from tests.certificates import authority, certificate
+
 if TYPE_CHECKING:
     from collections.abc import Generator
 
@@ -45,3 +47,24 @@ def pytest_runtest_makereport(
 def capture(request: pytest.FixtureRequest) -> Path:
     """Each proc root that holds a capture of a real table."""
     return DATA / str(request.param)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with certificates of one authority and of another."""
+    need("openssl")
+    directory = tmp_path_factory.mktemp("certificates")
+    for name in ("ca", "other"):
+        authority(directory, name)
+    for name in ("server", "second", "client"):
+        certificate(directory, name)
+    certificate(directory, "stranger", by="other")
+    return directory
+
+
+@pytest.fixture
+def place(made: Path, tmp_path: Path) -> Path:
+    """A directory with the files of a server, to be changed."""
+    for name in ("ca.crt", "server.crt", "server.key", "second.crt", "second.key", "client.key"):
+        shutil.copy(made / name, tmp_path)
+    return tmp_path

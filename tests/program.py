@@ -39,10 +39,6 @@ class Serving:
         return f"http://127.0.0.1:{self.port}"
 
     @property
-    def tls_url(self) -> str:
-        return f"https://localhost:{self.port}"
-
-    @property
     def log(self) -> str:
         return "".join(self.lines)
 

@@ -1,0 +1,249 @@
+"""serve with a web config file, and real clients: TLS, certificates, passwords, Prometheus."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import shutil
+import socket
+import ssl
+import subprocess
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import bcrypt
+import pytest
+
+from tests.certificates import HASH, TLS, basic, write
+from tests.conftest import DATA, need
+from tests.program import Serving, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SAMPLE = f"--path.procfs={DATA / 'kernel-6.18'}"
+
+
+@contextlib.contextmanager
+def guarded(place: Path, text: str, *args: str) -> Iterator[Serving]:
+    with serving(SAMPLE, f"--web.config.file={write(place, text)}", *args) as program:
+        yield program
+
+
+def trusting(made: Path, client: str = "") -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(made / "ca.crt"))
+    if client:
+        context.load_cert_chain(made / f"{client}.crt", made / f"{client}.key")
+    return context
+
+
+def ask(
+    program: Serving, context: ssl.SSLContext | None, path: str = "/metrics", **headers: str
+) -> tuple[int, bytes, dict[str, str]]:
+    client = http.client.HTTPConnection("localhost", program.port, timeout=30)
+    if context:
+        client = http.client.HTTPSConnection("localhost", program.port, context=context, timeout=30)
+    with contextlib.closing(client):
+        client.request("GET", path, headers=headers)
+        answer = client.getresponse()
+        return answer.status, answer.read(), dict(answer.headers)
+
+
+def test_tls_and_a_password_guard_all_but_the_health(made: Path, place: Path) -> None:
+    text = f"{TLS}basic_auth_users:\n  alice: {HASH}\n"
+    text += "http_server_config:\n  headers:\n    X-Frame-Options: deny\n"
+    with guarded(place, text) as program:
+        context = trusting(made)
+        right = basic("alice", "secret")
+        status, body, headers = ask(program, context, Authorization=right)
+        assert status == 200
+        assert b"conntrack_total_connections 91\n" in body
+        assert headers["X-Frame-Options"] == "deny"
+        for path in ("/metrics", "/", "/nowhere"):
+            for wrong in (basic("alice", "x"), basic("x", "secret"), ""):
+                status, body, headers = ask(program, context, path, Authorization=wrong)
+                assert (status, body) == (401, b"Unauthorized: name and password, please\n")
+                assert headers["WWW-Authenticate"].startswith('Basic realm="conntrack-textfile"')
+                assert headers["X-Frame-Options"] == "deny"
+        assert b"fd77:1::2" in ask(program, context, "/", Authorization=right)[1]
+        assert ask(program, context, "/-/healthy")[:2] == (200, b"OK: healthy\n")
+        assert ask(program, context, "/-/ready")[:2] == (200, b"OK: ready\n")
+        with pytest.raises((http.client.BadStatusLine, ConnectionError)):
+            ask(program, None)
+        assert "Traceback" not in program.log
+        # One line for all that fail within a minute.
+        for _ in range(20):
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                ask(program, None)
+        program.wait_for_log("TLS with 127.0.0.1 failed: http request")
+        assert program.log.count("failed: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "admitted"),
+    [
+        ("RequestClientCert", {"", "client", "stranger"}),
+        ("RequireAnyClientCert", {"client"}),
+        ("VerifyClientCertIfGiven", {"", "client"}),
+        ("RequireAndVerifyClientCert", {"client"}),
+    ],
+)
+def test_client_certificates(made: Path, place: Path, kind: str, admitted: set[str]) -> None:
+    text = f"{TLS}  client_auth_type: {kind}\n  client_ca_file: ca.crt\n"
+    with guarded(place, text) as program:
+        found = set()
+        for client in ("", "client", "stranger"):
+            with contextlib.suppress(ssl.SSLError, ConnectionError):
+                assert ask(program, trusting(made, client))[0] == 200
+                found.add(client)
+        assert found == admitted
+
+
+def offers(program: Serving, *args: str) -> bool:
+    """Whether openssl(1) can agree with the server."""
+    argv = ["openssl", "s_client", "-connect", f"localhost:{program.port}", *args]
+    done = subprocess.run(argv, input="", capture_output=True, text=True, timeout=30, check=False)
+    return "Cipher is (NONE)" not in done.stdout and "BEGIN CERTIFICATE" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("more", "versions"),
+    [
+        ("", {"-tls1_2", "-tls1_3"}),
+        ("  min_version: TLS10\n", {"-tls1_2", "-tls1_3"}),
+        ("  min_version: TLS13\n", {"-tls1_3"}),
+        ("  max_version: TLS12\n", {"-tls1_2"}),
+        ("  cipher_suites: [TLS_AES_128_GCM_SHA256]\n", {"-tls1_3"}),
+    ],
+)
+def test_only_the_versions_that_are_wanted_are_spoken(
+    place: Path, more: str, versions: set[str]
+) -> None:
+    with guarded(place, TLS + more) as program:
+        weak = "-cipher=ALL:@SECLEVEL=0"
+        spoken = {
+            version
+            for version in ("-tls1", "-tls1_1", "-tls1_2", "-tls1_3")
+            if offers(program, version, weak)
+        }
+        assert spoken == versions
+        for cipher in ("NULL", "RC4", "3DES", "aNULL", "EXPORT"):
+            assert not offers(program, "-tls1_2", "-cipher", f"{cipher}:@SECLEVEL=0")
+
+
+def test_a_new_certificate_needs_no_restart(made: Path, place: Path) -> None:
+    def subject(program: Serving) -> object:
+        context = trusting(made)
+        with (
+            socket.create_connection(("localhost", program.port), 10) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as secured,
+        ):
+            certificate = secured.getpeercert()
+            assert certificate is not None
+            return certificate["subject"]
+
+    with guarded(place, TLS) as program:
+        assert subject(program) == ((("commonName", "server"),),)
+        for kind in ("key", "crt"):
+            shutil.copy(place / f"second.{kind}", place / "new")
+            (place / "new").rename(place / f"server.{kind}")
+        assert subject(program) == ((("commonName", "second"),),)
+        write(place, "tls_server_config: broken")
+        assert subject(program) == ((("commonName", "second"),),)
+        program.wait_for_log("must be a mapping; going on with the settings before")
+
+
+@pytest.mark.parametrize("greeting", [b"", b"\x16\x03\x01"])
+def test_200_slow_clients_do_not_keep_a_scrape_waiting(
+    made: Path, place: Path, greeting: bytes
+) -> None:
+    with guarded(place, TLS) as program, contextlib.ExitStack() as stack:
+        context = trusting(made)
+        assert ask(program, context)[0] == 200
+        for _ in range(200):
+            slow = stack.enter_context(socket.create_connection(("localhost", program.port), 10))
+            slow.sendall(greeting)
+        started = time.monotonic()
+        for _ in range(5):
+            assert ask(program, context)[0] == 200
+        assert time.monotonic() - started < 5
+        # They are not there for ever.
+        slow.settimeout(20)
+        assert slow.recv(1) == b""
+
+
+def test_40_scrapes_at_once_with_one_password(made: Path, place: Path) -> None:
+    hashed = bcrypt.hashpw(b"secret", bcrypt.gensalt(10)).decode()
+    text = f"{TLS}basic_auth_users:\n  alice: {hashed}\n"
+    with guarded(place, text) as program, ThreadPoolExecutor(40) as pool:
+        context = trusting(made)
+        statuses = pool.map(
+            lambda _: ask(program, context, Authorization=basic("alice", "secret"))[0], range(120)
+        )
+        assert set(statuses) == {200}
+
+
+PROMETHEUS = """
+scrape_configs:
+  - job_name: password
+    scrape_interval: 1s
+    scheme: https
+    tls_config: {{ca_file: {made}/ca.crt, server_name: localhost}}
+    basic_auth: {{username: alice, password: secret}}
+    static_configs: [{{targets: ["127.0.0.1:{password}"]}}]
+  - job_name: certificate
+    scrape_interval: 1s
+    scheme: https
+    tls_config:
+      ca_file: {made}/ca.crt
+      cert_file: {made}/client.crt
+      key_file: {made}/client.key
+    static_configs: [{{targets: ["127.0.0.1:{certificate}"]}}]
+  - job_name: stranger
+    scrape_interval: 1s
+    scheme: https
+    tls_config: {{ca_file: {made}/ca.crt}}
+    static_configs: [{{targets: ["127.0.0.1:{password}", "127.0.0.1:{certificate}"]}}]
+"""
+
+
+def test_a_real_prometheus_by_password_and_by_certificate(made: Path, tmp_path: Path) -> None:
+    need("prometheus")
+    places = [tmp_path / name for name in ("one", "two")]
+    for directory in places:
+        shutil.copytree(made, directory)
+    verified = f"{TLS}  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: ca.crt\n"
+    with contextlib.ExitStack() as stack:
+        one = stack.enter_context(guarded(places[0], f"{TLS}basic_auth_users:\n  alice: {HASH}\n"))
+        two = stack.enter_context(guarded(places[1], verified))
+        config = tmp_path / "prometheus.yml"
+        config.write_text(PROMETHEUS.format(made=made, password=one.port, certificate=two.port))
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        argv = [f"--config.file={config}", f"--storage.tsdb.path={tmp_path}/tsdb"]
+        process = subprocess.Popen(
+            ["prometheus", *argv, f"--web.listen-address={address}"], stderr=subprocess.DEVNULL
+        )
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        up: dict[tuple[str, str], str] = {}
+        end = time.monotonic() + 60
+        while len(up) < 4 and time.monotonic() < end:
+            time.sleep(0.5)
+            with contextlib.suppress(OSError):
+                url = f"http://{address}/api/v1/query?query=up"
+                answer = json.load(urllib.request.urlopen(url, timeout=5))
+                up = {
+                    (result["metric"]["job"], result["metric"]["instance"]): result["value"][1]
+                    for result in answer["data"]["result"]
+                }
+        assert up == {
+            ("password", f"127.0.0.1:{one.port}"): "1",
+            ("certificate", f"127.0.0.1:{two.port}"): "1",
+            ("stranger", f"127.0.0.1:{one.port}"): "0",
+            ("stranger", f"127.0.0.1:{two.port}"): "0",
+        }
