@@ -8,13 +8,19 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from conntrack_textfile import exposition, options, snapshot, sysctl, tally, textfile
-from conntrack_textfile.options import Options, UsageError
-from conntrack_textfile.source import SourceError
-from conntrack_textfile.tally import Engine, EngineError
-from conntrack_textfile.textfile import OutputError
+from conntrack_textfile.errors import (
+    EngineError,
+    ListenError,
+    OutputError,
+    SourceError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from logging import Logger
+
+    from conntrack_textfile.options import Options
+    from conntrack_textfile.tally import Engine
 
 
 def main(argv: list[str]) -> int:
@@ -35,7 +41,7 @@ def main(argv: list[str]) -> int:
             _write(opts, engine)
     except UsageError as error:
         return _usage(error)
-    except (EngineError, SourceError, OutputError) as error:
+    except (EngineError, ListenError, OutputError, SourceError) as error:
         _log(opts).error("%s", error)
         _log(opts).debug("failed", exc_info=True)
         return 1
@@ -103,19 +109,20 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
     # Imported here: one snapshot must not pay for an HTTP server.
     import signal
 
-    from conntrack_textfile import server
-    from conntrack_textfile.refresh import Refresher
+    from conntrack_textfile.web import http, sockets
+    from conntrack_textfile.web.application import Application
+    from conntrack_textfile.web.refresh import Refresher
 
     log = _log(opts)
 
     access = None
     if opts.web_config:
-        from conntrack_textfile.webconfig import Access
+        from conntrack_textfile.web.config import Access
 
         access = Access(opts.web_config)
-    listeners = server.handed_over() if opts.systemd_socket else []
+    listeners = sockets.handed_over() if opts.systemd_socket else []
     if not listeners:
-        listeners = [server.listen(address) for address in opts.listen]
+        listeners = [sockets.listen(address) for address in opts.listen]
     # Blocked in every thread, so that only the wait below gets them.
     stop = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, stop)
@@ -125,7 +132,7 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
         failure=lambda last: snapshot.failure(opts, engine, last),
         interval=opts.interval,
     )
-    application = server.Application(
+    application = Application(
         refresher,
         telemetry_path=opts.telemetry_path,
         max_requests=opts.max_requests,
@@ -134,7 +141,7 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
     )
     refresher.start()
     for listener in listeners:
-        server.start(listener, application)
+        http.start(listener, application)
         log.info("listening on %s", options.Address(*listener.getsockname()[:2]))
     log.info("stopped by %s", signal.Signals(signal.sigwait(stop)).name)
     # At once: to tidy up after a refresh that is under way would take seconds

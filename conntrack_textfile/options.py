@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import docopt
 
 from conntrack_textfile import __version__, names, networks
+from conntrack_textfile.errors import UsageError
 from conntrack_textfile.policy import LABELS, Policy
 
 if TYPE_CHECKING:
@@ -84,10 +85,6 @@ Options:
 _MAX_FILE = 1 << 24  # characters
 
 _Parsed = TypeVar("_Parsed")
-
-
-class UsageError(Exception):
-    """The command line is wrong. The message says which part and what would be right."""
 
 
 class Address(NamedTuple):

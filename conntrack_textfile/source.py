@@ -10,6 +10,8 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
+from conntrack_textfile.errors import SourceError
+
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
@@ -28,10 +30,6 @@ _SILENCE = 10  # seconds
 _TRANSIENT = {errno.EINTR, errno.EAGAIN, errno.EIO, errno.ENOBUFS}
 _ATTEMPTS = 5
 _SECONDS = 5.0
-
-
-class SourceError(Exception):
-    """The table cannot be read. The message says what failed, why, and what to do."""
 
 
 def read(wanted: str, proc_root: str, engine: Engine) -> tuple[str, Tally]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from conntrack_textfile.errors import EngineError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Protocol
@@ -166,10 +168,6 @@ class Engine(NamedTuple):
     name: str
     text: Callable[[], TextCounter]
     netlink: Callable[[], NetlinkCounter]
-
-
-class EngineError(Exception):
-    """The engine asked for is not there. The message says what to do."""
 
 
 def engine() -> Engine:

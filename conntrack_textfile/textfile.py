@@ -14,14 +14,12 @@ import re
 import stat
 from typing import TYPE_CHECKING
 
+from conntrack_textfile.errors import OutputError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 STDOUT = 1
-
-
-class OutputError(Exception):
-    """The text cannot be written or served. The message says what failed and why."""
 
 
 def stream(pieces: Iterable[bytes]) -> bool:

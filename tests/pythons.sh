@@ -35,7 +35,7 @@ for python in "$@"; do
         "$uv" pip install --quiet --python venv --constraint constraints --editable '.[web]' \
             cython hypothesis pytest setuptools &&
         CONNTRACK_TEXTFILE_NO_SKIPS=1 venv/bin/python -m pytest -q \
-            tests/test_{cli,engines,exposition,filters,guarded,logs,names,networks,options}.py \
-            tests/test_{passwords,policy,procfile,ranking,refresh,server,snapshot,source,sysctl}.py \
-            tests/test_{textfile,top,webconfig}.py)
+            tests/web tests/test_{cli,engines,exposition,filters,logs,names,networks,options}.py \
+            tests/test_{policy,procfile,ranking,snapshot,source,sysctl}.py \
+            tests/test_{textfile,top}.py)
 done

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conntrack_textfile import ctnetlink, procfile
-from conntrack_textfile.tally import Engine, EngineError, engine
+from conntrack_textfile.errors import EngineError
+from conntrack_textfile.tally import Engine, engine
 from tests import fuzz_engines
 from tests.conftest import DATA
 from tests.fuzz_engines import LINES, MESSAGES, outcome

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from conntrack_textfile.errors import UsageError
 from conntrack_textfile.filters import Filter
 from conntrack_textfile.names import SERVICES
 from conntrack_textfile.networks import Network
-from conntrack_textfile.options import Address, Options, UsageError, parse
+from conntrack_textfile.options import Address, Options, parse
 from conntrack_textfile.policy import Policy
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from conntrack_textfile import names, snapshot, source
+from conntrack_textfile import names, snapshot
+from conntrack_textfile.errors import SourceError
 from conntrack_textfile.options import parse
 from conntrack_textfile.sysctl import Conntrack
 from conntrack_textfile.tally import engine
@@ -117,7 +118,7 @@ def test_an_empty_table_is_a_snapshot(tmp_path: Path) -> None:
 
 
 def test_a_missing_table_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(source.SourceError):
+    with pytest.raises(SourceError):
         take(tmp_path)
 
 

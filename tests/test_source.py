@@ -10,6 +10,7 @@ import pytest
 import tenacity
 
 from conntrack_textfile import source
+from conntrack_textfile.errors import SourceError
 from conntrack_textfile.tally import Tally, engine
 from tests.conftest import DATA
 
@@ -63,14 +64,14 @@ def test_errors_that_stay_are_not_tried_again() -> None:
 
 
 def test_a_missing_file_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(source.SourceError) as error:
+    with pytest.raises(SourceError) as error:
         source.read("procfs", str(tmp_path), engine())
     for word in (str(tmp_path), "modprobe nf_conntrack", "namespace", "CONFIG_NF_CONNTRACK_PROCFS"):
         assert word in str(error.value)
 
 
 def test_a_missing_proc_root_is_not_blamed_on_the_module(tmp_path: Path) -> None:
-    with pytest.raises(source.SourceError, match=r"no proc root .*nope: see --path.procfs"):
+    with pytest.raises(SourceError, match=r"no proc root .*nope: see --path.procfs"):
         source.read("procfs", str(tmp_path / "nope"), engine())
 
 
@@ -78,7 +79,7 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     # The kernel answers EIO to every read of this file at its beginning.
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "nf_conntrack").symlink_to("/proc/self/mem")
-    with pytest.raises(source.SourceError, match="Input/output error"):
+    with pytest.raises(SourceError, match="Input/output error"):
         source.read("procfs", str(tmp_path), engine())
 
 
@@ -212,7 +213,7 @@ def test_a_dump_that_fails_says_why(
     monkeypatch: pytest.MonkeyPatch, dump: Dump | OSError, reason: str
 ) -> None:
     dumps(monkeypatch, dump)
-    with pytest.raises(source.SourceError, match=reason):
+    with pytest.raises(SourceError, match=reason):
         source.read("netlink", "/proc", engine())
 
 
@@ -234,7 +235,7 @@ def test_when_both_fail_one_error_names_both(
 ) -> None:
     dumps(monkeypatch, Dump(message(2, payload=struct.pack("=i", -1))))
     monkeypatch.setattr(source, "_is_live", lambda _root: True)
-    with pytest.raises(source.SourceError) as error:
+    with pytest.raises(SourceError) as error:
         source.read("auto", str(tmp_path), engine())
     assert "CAP_NET_ADMIN" in str(error.value)
     assert "modprobe nf_conntrack" in str(error.value)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from conntrack_textfile.textfile import OutputError, replace
+from conntrack_textfile.errors import OutputError
+from conntrack_textfile.textfile import replace
 from tests.conftest import need
 from tests.program import COMMAND
 

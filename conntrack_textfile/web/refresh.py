@@ -10,16 +10,17 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from conntrack_textfile import exposition, page
+from conntrack_textfile import exposition
 from conntrack_textfile.logs import LOG
-from conntrack_textfile.server import EMPTY, Page
 from conntrack_textfile.snapshot import OVER
+from conntrack_textfile.web import page
+from conntrack_textfile.web.body import EMPTY, Body
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from conntrack_textfile.page import Overview
     from conntrack_textfile.snapshot import Snapshot
+    from conntrack_textfile.web.page import Overview
 
 # The last good snapshot is shown for this many intervals, then no more.
 _LIFETIME = 3
@@ -31,8 +32,8 @@ _PATIENCE = 5.0
 class _State(NamedTuple):
     """What scrapes see. Swapped as a whole."""
 
-    snapshot: Snapshot  # without its connections: the page has them
-    page: Page
+    snapshot: Snapshot  # without its connections: the body has them
+    body: Body
     overview: Overview | None
     expires: float  # monotonic seconds
 
@@ -62,15 +63,15 @@ class Refresher:
         """Begin, with a first snapshot at once. It goes on until the process ends."""
         threading.Thread(target=self._run, name="refresh", daemon=True).start()
 
-    def current(self) -> tuple[bytes, Page] | None:
-        """The status text and the page of connections; None while the first reading lasts."""
+    def current(self) -> tuple[bytes, Body] | None:
+        """The status text and the body of connections; None while the first reading lasts."""
         self._tried.wait(_PATIENCE)
         state = self._state
         if state is None:
             return None
         if time.monotonic() > state.expires:
             return exposition.render_status(state.snapshot._replace(success=False)), EMPTY
-        return exposition.render_status(state.snapshot), state.page
+        return exposition.render_status(state.snapshot), state.body
 
     def html(self, telemetry_path: str) -> tuple[bytes, str]:
         """The page for people, and the Content-Security-Policy that it keeps."""
@@ -114,7 +115,7 @@ class Refresher:
     def _show(self, snapshot: Snapshot) -> None:
         assert snapshot.connections is not None
         assert snapshot.duration is not None
-        text = Page(exposition.render_connections(snapshot.connections))
+        text = Body(exposition.render_connections(snapshot.connections))
         overview = page.overview(snapshot.connections)
         # A reading that takes longer than the interval is not stale for that.
         lifetime = _LIFETIME * max(self._interval, snapshot.duration)
@@ -141,7 +142,7 @@ class Refresher:
         last = self._state
         self._state = _State(
             self._failure(last.snapshot if last else None),
-            last.page if last else EMPTY,
+            last.body if last else EMPTY,
             last.overview if last else None,
             last.expires if last else 0.0,
         )

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from conntrack_textfile import refresh
+from conntrack_textfile.errors import SourceError
 from conntrack_textfile.logs import LOG
 from conntrack_textfile.policy import LABELS, Connections
-from conntrack_textfile.refresh import Refresher
 from conntrack_textfile.snapshot import Snapshot
-from conntrack_textfile.source import SourceError
 from conntrack_textfile.sysctl import Conntrack
 from conntrack_textfile.tally import Sums
+from conntrack_textfile.web import refresh
+from conntrack_textfile.web.refresh import Refresher
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

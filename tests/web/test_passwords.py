@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import bcrypt
 import pytest
 
-from conntrack_textfile import passwords as module
-from conntrack_textfile.passwords import Passwords
+from conntrack_textfile.web import passwords as module
+from conntrack_textfile.web.passwords import Passwords
 from tests.certificates import HASH, basic
 
 

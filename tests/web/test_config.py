@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from conntrack_textfile import webconfig
+from conntrack_textfile.errors import UsageError
 from conntrack_textfile.logs import LOG
-from conntrack_textfile.options import UsageError
-from conntrack_textfile.webconfig import Access, load
+from conntrack_textfile.web import config
+from conntrack_textfile.web.config import Access, load
 from tests.certificates import HASH, TLS, basic, write
 from tests.conftest import DATA
 from tests.program import COMMAND
@@ -236,15 +236,15 @@ def test_a_change_while_it_is_read_is_not_missed(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     access = Access(write(place, TLS))
-    settings = webconfig._settings
+    settings = config._settings
 
-    def slow(*args: Any) -> webconfig.Settings:
+    def slow(*args: Any) -> config.Settings:
         found = settings(*args)
         monkeypatch.undo()
         write(place, f"{TLS}basic_auth_users:\n  alice: {HASH}\n")
         return found
 
-    monkeypatch.setattr(webconfig, "_settings", slow)
+    monkeypatch.setattr(config, "_settings", slow)
     write(place, f"{TLS}# changed\n")
     assert access.current().passwords is None
     assert access.current().passwords is not None
@@ -256,10 +256,10 @@ def test_whatever_goes_wrong_with_a_new_file_is_logged(
     access = Access(write(place, TLS))
     first = access.current()
 
-    def oops(_: str) -> webconfig.Settings:
+    def oops(_: str) -> config.Settings:
         raise KeyError("oops")
 
-    monkeypatch.setattr(webconfig, "load", oops)
+    monkeypatch.setattr(config, "load", oops)
     write(place, f"{TLS}# changed\n")
     assert access.current() is first
     assert "'oops'; going on with the settings before" in caplog.text

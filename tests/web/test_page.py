@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from conntrack_textfile import page, snapshot
+from conntrack_textfile import snapshot
 from conntrack_textfile.options import parse
 from conntrack_textfile.snapshot import Snapshot
 from conntrack_textfile.sysctl import Conntrack
 from conntrack_textfile.tally import engine
+from conntrack_textfile.web import page
 from tests.browser import browsing
 from tests.conftest import DATA, need
 from tests.program import serving
 from tests.test_ranking import connections
+from tests.web.serving import get
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,6 +124,7 @@ def test_a_browser_shows_it_light_and_dark_on_phone_and_desk(
     browser: Browser, width: int, dark: bool
 ) -> None:
     with serving(f"--path.procfs={DATA / 'kernel-6.18'}") as program:
+        get(f"{program.url}/metrics")  # it waits for the first snapshot
         browser.open(f"{program.url}/", width=width, dark=dark)
         assert browser.complaints() == []
         assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -14,9 +14,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from conntrack_textfile.errors import UsageError
 from conntrack_textfile.logs import LOG
-from conntrack_textfile.options import UsageError
-from conntrack_textfile.passwords import HASH, Passwords
+from conntrack_textfile.web.passwords import HASH, Passwords
 
 _MISSING = "needs the packages of the extra web: pip install bcrypt pyyaml in this environment"
 

@@ -1,0 +1,1 @@
+"""HTTP: TLS, passwords, sockets, and the application that answers. The only place that knows it."""

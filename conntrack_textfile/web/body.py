@@ -1,0 +1,47 @@
+"""The body of a scrape: deflated once, sent often."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class Body:
+    """A text made ready once, to be sent often: plain and deflated."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        deflate = _deflater()
+        self.plain: list[bytes] = []
+        self.deflated: list[bytes] = []
+        self.size = 0
+        self.crc = 0
+        for piece in pieces:
+            self.plain.append(piece)
+            self.deflated.append(deflate.compress(piece))
+            self.size += len(piece)
+            self.crc = zlib.crc32(piece, self.crc)
+        # Ends on a whole byte and refers to nothing before it: any deflated
+        # text can follow. See gzipped().
+        self.deflated.append(deflate.flush(zlib.Z_FULL_FLUSH))
+
+    def gzipped(self, rest: bytes) -> list[bytes]:
+        """The body and another text as one gzip stream (RFC 1952), in pieces."""
+        deflate = _deflater()
+        size = (self.size + len(rest)) & 0xFFFFFFFF
+        return [
+            b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff",
+            *self.deflated,
+            deflate.compress(rest) + deflate.flush(),
+            struct.pack("<II", zlib.crc32(rest, self.crc), size),
+        ]
+
+
+def _deflater() -> zlib._Compress:
+    return zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+
+
+EMPTY = Body([])

@@ -1,0 +1,29 @@
+"""The metrics about this process, with the names that promhttp has made common."""
+
+from __future__ import annotations
+
+import prometheus_client
+
+
+class Metrics:
+    """Counts scrapes, beside what prometheus_client knows of the process."""
+
+    def __init__(self) -> None:
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = prometheus_client.CollectorRegistry()
+        prometheus_client.ProcessCollector(registry=self.registry)
+        prometheus_client.PlatformCollector(registry=self.registry)
+        prometheus_client.GCCollector(registry=self.registry)
+        self.requests = prometheus_client.Counter(
+            "promhttp_metric_handler_requests_total",
+            "Scrapes by HTTP status code.",
+            ["code"],
+            registry=self.registry,
+        )
+        for code in ("200", "500", "503"):
+            self.requests.labels(code)
+        self.in_flight = prometheus_client.Gauge(
+            "promhttp_metric_handler_requests_in_flight",
+            "Scrapes that are being served.",
+            registry=self.registry,
+        )

@@ -1,0 +1,58 @@
+"""Listening sockets: made here, or handed over by systemd."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from conntrack_textfile.errors import ListenError
+
+if TYPE_CHECKING:
+    from conntrack_textfile.options import Address
+
+
+def listen(address: Address) -> socket.socket:
+    """A listening socket. Raises ListenError.
+
+    No host means all addresses, IPv4 and IPv6. Of a name's addresses it takes
+    the first, IPv4 before IPv6, as exporters written in Go do.
+    """
+    try:
+        if not address.host:
+            if socket.has_dualstack_ipv6():
+                return socket.create_server(
+                    ("", address.port), family=socket.AF_INET6, dualstack_ipv6=True
+                )
+            return socket.create_server(("", address.port))
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        family, _, _, _, where = min(found, key=lambda info: info[0] != socket.AF_INET)
+        return socket.create_server(where, family=family)
+    except socket.gaierror as error:
+        raise ListenError(f"cannot listen on {address}: {error.strerror}") from error
+    except UnicodeError:
+        raise ListenError(f"cannot listen on {address}: not a host name") from None
+    except OSError as error:
+        raise ListenError(f"cannot listen on {address}: {os.strerror(error.errno or 0)}") from error
+
+
+def handed_over() -> list[socket.socket]:
+    """The listening sockets that systemd handed over, if any (sd_listen_fds(3)).
+
+    Raises ListenError.
+    """
+    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
+    if pid != str(os.getpid()) or not count.isdecimal():
+        return []
+    found = []
+    for number in range(3, 3 + int(count)):
+        try:
+            handed = socket.socket(fileno=number)
+            listens = handed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        except OSError:
+            listens = 0
+        if not listens or handed.family not in (socket.AF_INET, socket.AF_INET6):
+            raise ListenError("systemd handed over what is not a listening TCP socket")
+        handed.settimeout(None)
+        found.append(handed)
+    return found

@@ -1,0 +1,66 @@
+"""What the tests of HTTP share: an application with fixed texts, and a client."""
+
+from __future__ import annotations
+
+import contextlib
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING, NamedTuple
+
+from conntrack_textfile.options import Address
+from conntrack_textfile.web import http, sockets
+from conntrack_textfile.web.application import Application
+from tests.conftest import DATA
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from conntrack_textfile.web.body import Body
+    from conntrack_textfile.web.config import Access
+
+SAMPLE = f"--path.procfs={DATA / 'kernel-6.18'}"
+
+
+def get(url: str, method: str = "GET", **headers: str) -> tuple[int, bytes, dict[str, str]]:
+    request = urllib.request.Request(url, method=method, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read(), dict(answer.headers)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read(), dict(error.headers)
+
+
+@contextlib.contextmanager
+def listening(application: Application) -> Iterator[int]:
+    with sockets.listen(Address("127.0.0.1", 0)) as listener:
+        running = http.start(listener, application)
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            running.shutdown()
+
+
+class Fixed(NamedTuple):
+    """What a test has to be served."""
+
+    current: Callable[[], tuple[bytes, Body] | None]
+
+    def html(self, telemetry_path: str) -> tuple[bytes, str]:
+        return f"<a href={telemetry_path}>".encode(), "default-src 'none'"
+
+    def ready(self) -> bool:
+        return self.current() is not None
+
+
+def application(
+    current: Callable[[], tuple[bytes, Body] | None], access: Access | None = None, **more: int
+) -> Application:
+    settings = {"max_requests": 40, "exporter_metrics": False, **more}
+    return Application(
+        Fixed(current),
+        telemetry_path="/metrics",
+        max_requests=settings["max_requests"],
+        exporter_metrics=bool(settings["exporter_metrics"]),
+        access=access,
+    )

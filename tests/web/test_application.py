@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import gc
+import re
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from conntrack_textfile.web.application import _accepts_gzip
+from conntrack_textfile.web.body import EMPTY, Body
+from tests.web.serving import application, get, listening
+
+
+@pytest.mark.parametrize(
+    ("header", "accepted"),
+    [
+        ("gzip", True),
+        ("deflate, gzip;q=1.0, *;q=0.5", True),
+        ("GZIP", True),
+        ("gzip;q=0.001", True),
+        ("gzip;q=0", False),
+        ("gzip; q=0.000", False),
+        ("identity", False),
+        ("x-gzip2", False),
+        ("", False),
+    ],
+)
+def test_gzip_is_sent_to_who_asks_for_it(header: str, *, accepted: bool) -> None:
+    assert _accepts_gzip(header) is accepted
+
+
+def test_paths_and_methods() -> None:
+    page = Body([b"conntrack_connections 1\n"])
+    with listening(application(lambda: (b"up 1\n", page))) as port:
+        base = f"http://127.0.0.1:{port}"
+        status, body, headers = get(f"{base}/metrics?x=y")
+        assert (status, body) == (200, b"conntrack_connections 1\nup 1\n")
+        assert headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+        assert headers["Content-Length"] == str(len(body))
+        assert "Python" not in headers["Server"]
+        status, body, headers = get(f"{base}/metrics", method="HEAD")
+        assert (status, body, headers["Content-Length"]) == (200, b"", "29")
+        status, body, headers = get(f"{base}/")
+        assert status == 200
+        assert body == b"<a href=/metrics>"
+        assert headers["Content-Security-Policy"] == "default-src 'none'"
+        assert headers["Cache-Control"] == "no-store"
+        assert get(f"{base}/other")[0] == 404
+        assert get(f"{base}/other", method="HEAD")[:2] == (404, b"")
+        for method in ("POST", "PUT", "DELETE", "OPTIONS", "BREW"):
+            status, _, headers = get(f"{base}/metrics", method=method)
+            assert (status, headers["Allow"]) == (405, "GET, HEAD")
+
+
+def test_no_snapshot_yet_is_503() -> None:
+    with listening(application(lambda: None)) as port:
+        assert get(f"http://127.0.0.1:{port}/metrics")[0] == 503
+        assert get(f"http://127.0.0.1:{port}/-/ready")[0] == 503
+        assert get(f"http://127.0.0.1:{port}/-/healthy")[:2] == (200, b"OK: healthy\n")
+    with listening(application(lambda: (b"", EMPTY))) as port:
+        assert get(f"http://127.0.0.1:{port}/-/ready")[:2] == (200, b"OK: ready\n")
+
+
+def test_more_scrapes_than_allowed_are_503_and_counted() -> None:
+    arrived = threading.Semaphore(0)
+    go_on = threading.Event()
+
+    def slow() -> tuple[bytes, Body]:
+        arrived.release()
+        go_on.wait(10)
+        return b"", EMPTY
+
+    with listening(application(slow, max_requests=2, exporter_metrics=1)) as port:
+        url = f"http://127.0.0.1:{port}/metrics"
+        with ThreadPoolExecutor(2) as pool:
+            held = [pool.submit(get, url) for _ in range(2)]
+            assert arrived.acquire(timeout=10)
+            assert arrived.acquire(timeout=10)
+            status, body, _ = get(url)
+            assert status == 503
+            assert b"--web.max-requests" in body
+            go_on.set()
+            assert [future.result()[0] for future in held] == [200, 200]
+        assert 'requests_total{code="503"} 1.0\n' in get(url)[1].decode()
+
+
+def test_an_error_in_an_answer_is_500_and_gives_back_its_place() -> None:
+    outcomes = iter([ValueError("bug"), None, None])
+
+    def current() -> tuple[bytes, Body]:
+        if outcome := next(outcomes):
+            raise outcome
+        return b"", EMPTY
+
+    with listening(application(current, max_requests=1, exporter_metrics=1)) as port:
+        url = f"http://127.0.0.1:{port}/metrics"
+        assert get(url)[0] == 500
+        assert get(url)[0] == 200
+        time.sleep(0.2)  # a scrape is counted after its answer was taken
+        text = get(url)[1].decode()
+        counts = re.findall(r'requests_total{code="(\d+)"} (\S+)', text)
+        assert dict(counts) == {"200": "1.0", "500": "1.0", "503": "0.0"}
+        assert "promhttp_metric_handler_requests_in_flight 1.0\n" in text
+
+
+def test_a_page_is_gone_when_it_was_sent_and_is_no_longer_shown() -> None:
+    piece = bytes(1000)
+    nobody_else = sys.getrefcount(piece)
+    pages = [Body([piece])]
+    gc.collect()
+    gc.disable()
+    try:
+        with listening(application(lambda: (b"", pages[0]))) as port:
+            assert len(get(f"http://127.0.0.1:{port}/metrics")[1]) == 1000
+            pages.clear()
+            end = time.monotonic() + 5
+            while sys.getrefcount(piece) != nobody_else:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+    finally:
+        gc.enable()

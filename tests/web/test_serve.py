@@ -1,0 +1,140 @@
+"""serve as its users run it."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import signal
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.conftest import DATA
+from tests.program import COMMAND, Serving, serving
+from tests.web.serving import SAMPLE, get
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_serve_answers_with_the_snapshot_and_its_own_metrics() -> None:
+    with serving(SAMPLE) as program:
+        status, body, _ = get(f"{program.url}/metrics")
+        assert status == 200
+        families = {f.name: f for f in text_string_to_metric_families(body.decode())}
+        assert families["conntrack_total_connections"].samples[0].value == 91
+        assert {"process_open_fds", "python_info"} <= set(families)
+        time.sleep(0.2)  # it is counted after its answer was taken
+        status, packed, headers = get(f"{program.url}/metrics", **{"Accept-Encoding": "gzip"})
+        assert headers["Content-Encoding"] == "gzip"
+        unpacked = gzip.decompress(packed).decode()
+        assert "conntrack_total_connections 91\n" in unpacked
+        assert 'promhttp_metric_handler_requests_total{code="200"} 1.0\n' in unpacked
+
+
+def test_the_exporters_own_metrics_can_be_left_out() -> None:
+    with serving(SAMPLE, "--web.disable-exporter-metrics", "--web.telemetry-path=/m") as program:
+        text = get(f"{program.url}/m")[1].decode()
+        assert not re.search(r"^(process|python|promhttp)_", text, re.MULTILINE)
+        assert get(f"{program.url}/metrics")[0] == 404
+
+
+def stop(program: Serving, number: int) -> None:
+    started = time.monotonic()
+    program.process.send_signal(number)
+    assert program.process.wait(5) == 0
+    assert time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_within_a_second(number: int) -> None:
+    with serving(SAMPLE) as program:
+        stop(program, number)
+        program.wait_for_log(f"stopped by {signal.Signals(number).name}")
+
+
+def test_a_signal_ends_it_in_the_middle_of_a_refresh(tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
+    fifo = tmp_path / "net" / "nf_conntrack"
+    os.mkfifo(fifo)
+    with serving(f"--path.procfs={tmp_path}") as program, fifo.open("wb") as table:
+        table.write((DATA / "kernel-6.18" / "net" / "nf_conntrack").read_bytes() * 3)
+        table.flush()  # and the reading waits for more
+        stop(program, signal.SIGTERM)
+
+
+def test_an_address_in_use_is_named() -> None:
+    with serving(SAMPLE) as program:
+        argv = [*COMMAND, "serve", SAMPLE, f"--web.listen-address=127.0.0.1:{program.port}"]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1
+        assert f"cannot listen on 127.0.0.1:{program.port}: Address already in use" in done.stderr
+
+
+def test_scrapes_during_refreshes_see_one_whole_snapshot(tmp_path: Path) -> None:
+    line = (
+        "ipv4     2 tcp      6 9 ESTABLISHED src=10.0.{a}.{b} dst=10.0.0.2 sport=1 dport={n} "
+        "packets={n} bytes=1 src=10.0.0.2 dst=10.0.0.1 sport=2 dport=1 packets=1 bytes=1 use=2\n"
+    )
+    (tmp_path / "net").mkdir()
+    table = tmp_path / "net" / "nf_conntrack"
+
+    def fill(n: int) -> None:
+        new = tmp_path / "new"
+        new.write_text("".join(line.format(a=i >> 8, b=i & 255, n=n) for i in range(2000)))
+        new.rename(table)
+
+    def scrape(url: str) -> int:
+        text = gzip.decompress(get(f"{url}/metrics", **{"Accept-Encoding": "gzip"})[1]).decode()
+        packets = re.findall(r'^conntrack_sent_packets{.*dport="(\d+)"} (\d+)$', text, re.MULTILINE)
+        total = re.search(r"^conntrack_total_sent_packets (\d+)$", text, re.MULTILINE)
+        assert total
+        assert len(packets) == 2000
+        ((port, each),) = set(packets)
+        assert port == each
+        assert int(total[1]) == 2000 * int(each)
+        return int(port)
+
+    fill(1)
+    with (
+        serving(f"--path.procfs={tmp_path}", "--collector.interval=0.3") as program,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        seen = set()
+        for n in range(2, 12):
+            fill(n)
+            seen |= set(pool.map(scrape, [program.url] * 40))
+        assert len(seen) > 2
+
+
+def test_a_table_that_goes_and_comes_back(tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
+    table = tmp_path / "net" / "nf_conntrack"
+    text = (DATA / "kernel-6.18" / "net" / "nf_conntrack").read_bytes()
+    with serving(f"--path.procfs={tmp_path}", "--collector.interval=0.2") as program:
+
+        def until(part: bytes, *, there: bool = True) -> bytes:
+            end = time.monotonic() + 10
+            while time.monotonic() < end:
+                body = get(f"{program.url}/metrics")[1]
+                if (part in body) is there:
+                    return body
+                time.sleep(0.02)
+            raise AssertionError(body)
+
+        assert b"conntrack_total" not in until(b"conntrack_snapshot_success 0\n")
+        table.write_bytes(text)
+        until(b"conntrack_total_connections 91\n")
+        table.unlink()
+        until(b"conntrack_snapshot_success 0\n")
+        until(b"conntrack_total_connections", there=False)
+        table.write_bytes(text)
+        until(b"conntrack_snapshot_success 1\n")
+        assert program.log.count("level=error") == 2
+        program.wait_for_log("works again")

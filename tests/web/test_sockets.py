@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import contextlib
+import http.client
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+
+from conntrack_textfile.errors import ListenError
+from conntrack_textfile.options import Address
+from conntrack_textfile.web import http as transport
+from conntrack_textfile.web import sockets
+from conntrack_textfile.web.body import EMPTY
+from tests.program import COMMAND
+from tests.web.serving import SAMPLE, application
+
+
+def test_all_addresses_means_ipv4_and_ipv6() -> None:
+    with sockets.listen(Address("", 0)) as listener:
+        running = transport.start(listener, application(lambda: (b"", EMPTY)))
+        port = listener.getsockname()[1]
+        for host in ("127.0.0.1", "::1"):
+            with contextlib.closing(http.client.HTTPConnection(host, port, timeout=5)) as client:
+                client.request("GET", "/metrics")
+                assert client.getresponse().status == 200
+        running.shutdown()
+
+
+def test_a_name_is_looked_up() -> None:
+    with sockets.listen(Address("localhost", 0)) as listener:
+        assert listener.getsockname()[0] == "127.0.0.1"
+    with pytest.raises(ListenError, match=r"cannot listen on nowhere.invalid:1: "):
+        sockets.listen(Address("nowhere.invalid", 1))
+    with pytest.raises(ListenError, match=r"cannot listen on a..b:1: not a host name"):
+        sockets.listen(Address("a..b", 1))
+
+
+ACTIVATE = """
+import os, socket, sys
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+os.set_inheritable(listener.fileno(), True)
+if listener.fileno() != 3:
+    os.dup2(listener.fileno(), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+def test_a_socket_of_systemd_is_served() -> None:
+    argv = [sys.executable, "-c", ACTIVATE, *COMMAND[1:], "serve", "--web.systemd-socket", SAMPLE]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        port = process.stdout.readline().strip()
+        answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20).read()
+        assert b"conntrack_total_connections 91\n" in answer
+    finally:
+        process.terminate()
+        assert "listening on 127.0.0.1:" in process.communicate()[1]
+
+
+GIVEN = """
+import os, sys
+os.environ.update(LISTEN_PID=sys.argv[1].replace("own", str(os.getpid())), LISTEN_FDS=sys.argv[2])
+os.dup2(0, 3)
+from conntrack_textfile.cli import main
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def test_what_is_no_listening_socket_is_an_error() -> None:
+    argv = [sys.executable, "-c", GIVEN, "own", "1", "serve", "--web.systemd-socket", SAMPLE]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "not a listening TCP socket" in done.stderr
+
+
+@pytest.mark.parametrize(("pid", "count"), [("", ""), ("1", "1"), ("own", "0"), ("own", "x")])
+def test_without_such_a_socket_it_listens_itself(pid: str, count: str) -> None:
+    listen = "--web.listen-address=127.0.0.1:0"
+    argv = [sys.executable, "-c", GIVEN, pid, count, "serve", "--web.systemd-socket", SAMPLE]
+    argv.append(listen)
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "listening on 127.0.0.1:" in process.stderr.readline()
+        process.terminate()
