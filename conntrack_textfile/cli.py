@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
-import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from conntrack_textfile import exposition, options, snapshot, sysctl, tally, textfile
@@ -14,6 +14,7 @@ from conntrack_textfile.errors import (
     OutputError,
     SourceError,
     UsageError,
+    tell,
 )
 
 if TYPE_CHECKING:
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     """Run a command line (without the program's name). The exit status: 0, 1 failed, 2 usage."""
+    with contextlib.suppress(MemoryError):
+        return _run(argv)
+    # Here, where nothing holds any more what did not fit.
+    tell("conntrack-textfile: out of memory: fewer keys take less (--aggregate.by, filters)")
+    return 1
+
+
+def _run(argv: list[str]) -> int:
     try:
         opts = options.parse(argv)
     except UsageError as error:
@@ -51,8 +60,7 @@ def main(argv: list[str]) -> int:
 
 
 def _usage(error: UsageError) -> int:
-    if sys.stderr is not None:  # closed by the caller
-        print(f"conntrack-textfile: {error} (see conntrack-textfile --help)", file=sys.stderr)
+    tell(f"conntrack-textfile: {error} (see conntrack-textfile --help)")
     return 2
 
 
@@ -72,7 +80,7 @@ def _write(opts: Options, engine: Engine) -> None:
     if opts.file == "-":
         textfile.stream(pieces)
     else:
-        textfile.replace(opts.file, pieces)
+        textfile.replace(opts.file, pieces, opts.file_mode, opts.file_group)
 
 
 def _top(opts: Options, engine: Engine) -> None:

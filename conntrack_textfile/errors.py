@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+
+_STDERR = 2
+
 
 class UsageError(Exception):
     """The command line, or a file that it names, is wrong: exit status 2."""
@@ -21,3 +27,17 @@ class OutputError(Exception):
 
 class ListenError(Exception):
     """The text cannot be served."""
+
+
+def tell(line: str) -> None:
+    """Write a line to standard error. What becomes of it changes nothing else.
+
+    Not by sys.stderr: what that cannot write it keeps, tries again at the end,
+    and then makes the exit status 120.
+    """
+    if sys.stderr is None:  # closed by the caller, and its number may be another file's
+        return
+    rest = f"{line}\n".encode(errors="backslashreplace")
+    with contextlib.suppress(OSError):
+        while rest:
+            rest = rest[os.write(_STDERR, rest) :]

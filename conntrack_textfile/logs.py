@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
+
+from conntrack_textfile.errors import tell
 
 LOG = logging.getLogger("conntrack_textfile")
 
@@ -19,13 +20,17 @@ _LEVELS = {
 
 def configure(level: str, form: str) -> logging.Logger:
     """Send what is at least of this level to standard error, as "logfmt" or "json"."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler()
     handler.setFormatter(_Formatter(form))
     LOG.handlers = [handler]
     LOG.setLevel(_LEVELS[level])
     LOG.propagate = False
-    logging.raiseExceptions = False  # nobody to tell when standard error is gone
     return LOG
+
+
+class _Handler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        tell(self.format(record))
 
 
 class _Formatter(logging.Formatter):

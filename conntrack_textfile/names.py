@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from conntrack_textfile.tally import WITH_PORTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # Kernel name of each protocol that it names itself (l4proto_name() in
 # net/netfilter/nf_conntrack_standalone.c). All others it prints as "unknown".
@@ -39,6 +44,9 @@ _PROTOCOLS = {
     **{number: keyword for number, keyword in enumerate(_IANA) if keyword != "-"},
     **_KERNEL,
 }
+
+_MAX_NAME = 255  # bytes
+_MAX_NAMES = 1 << 22  # bytes, of all different ones
 
 UNKNOWN = "unknown"
 _WITHOUT_PORTS = "na"
@@ -197,6 +205,19 @@ def l7protocol(l4: int, dport: int, services: Services = SERVICES) -> str:
     return _WITHOUT_PORTS if ports is None else ports.get(dport, UNKNOWN)
 
 
+def checked(name: str) -> str:
+    """A name that a user gives, which every series may have. Raises ValueError."""
+    if len(name.encode()) > _MAX_NAME:
+        raise ValueError(f"the name {name[:20]}... is longer than {_MAX_NAME} bytes")
+    return name
+
+
+def check_all(names: Iterable[str]) -> None:
+    """Raise ValueError where the names of a file are more than we keep in memory."""
+    if sum(len(name.encode()) for name in set(names)) > _MAX_NAMES:
+        raise ValueError(f"the names are together longer than {_MAX_NAMES >> 20} MiB")
+
+
 def parse_services(text: str) -> Services:
     """The built-in names, and over them those of lines as in /etc/services (services(5)).
 
@@ -217,6 +238,11 @@ def parse_services(text: str) -> Services:
             raise ValueError(f"line {number}: {port} is not a port")
         if protocol not in numbers:
             raise ValueError(f"line {number}: {protocol!r} is not a protocol")
+        try:
+            name = checked(words[0])
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
         if numbers.get(protocol) in found:
-            found[numbers[protocol]].setdefault(int(port), words[0])
+            found[numbers[protocol]].setdefault(int(port), name)
+    check_all(name for ports in found.values() for name in ports.values())
     return {number: {**ports, **found[number]} for number, ports in SERVICES.items()}

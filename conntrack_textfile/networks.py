@@ -6,6 +6,8 @@ from __future__ import annotations
 from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import NamedTuple
 
+from conntrack_textfile.names import check_all, checked
+
 
 class Network(NamedTuple):
     """A network by the leading bits that its addresses share."""
@@ -58,6 +60,7 @@ def parse_names(text: str) -> Names:
         if network in found:
             raise ValueError(f"line {number}: the network {words[0]} stands twice")
         found[network] = name
+    check_all(found.values())
     lengths: dict[tuple[int, int], dict[int, str]] = {}
     for (size, length, prefix), name in found.items():
         lengths.setdefault((size, length), {})[prefix] = name
@@ -104,7 +107,7 @@ def _packed(text: str) -> bytes:
 def _named(words: list[str]) -> tuple[Network, str]:
     if len(words) != 2:
         raise ValueError("a line is CIDR and a name of one word")
-    network, name = parse(words[0]), words[1]
+    network, name = parse(words[0]), checked(words[1])
     # Else a series with this name could not be told from one with that address.
     address, slash, length = name.partition("/")
     if _packed(address) and (not slash or _is_length(length)):

@@ -63,6 +63,8 @@ Options:
                                    [default: 10000]
   --limit.by=WHAT                  What the largest are by: bytes, packets or
                                    connections [default: bytes]
+  --file.mode=MODE                 Permissions of FILE, in octal [default: 0644]
+  --file.group=NAME                Group of FILE: that of its writer if not given
   --path.procfs=DIR                Where procfs is mounted [default: /proc]
   --web.listen-address=ADDR        HOST:PORT, [IPV6]:PORT, or :PORT for all
                                    addresses; may be given again [default: :9095]
@@ -83,6 +85,7 @@ Options:
 
 
 _MAX_FILE = 1 << 24  # characters
+_MAX_REASON = 300  # characters
 
 _Parsed = TypeVar("_Parsed")
 
@@ -102,6 +105,8 @@ class Options(NamedTuple):
 
     command: str  # write, serve or top
     file: str
+    file_mode: int
+    file_group: int | None
     rows: int
     watch: bool
     interval: float  # seconds
@@ -134,6 +139,8 @@ def parse(argv: list[str]) -> Options:
     return Options(
         command=command,
         file=_not_empty("FILE", "-" if given["FILE"] is None else given["FILE"]),
+        file_mode=_mode(given, "--file.mode"),
+        file_group=_group(given, "--file.group"),
         rows=_count(given, "-n"),
         watch=given["--watch"],
         interval=_seconds(given, "--collector.interval"),
@@ -197,7 +204,10 @@ def _file(given: docopt.ParsedOptions, name: str, parse: Callable[[str], _Parsed
     try:
         return parse(text)
     except ValueError as error:
-        raise UsageError(f"{name}: {path}, {error}") from None
+        reason = str(error)
+        if len(reason) > _MAX_REASON:  # it quotes a word of the file
+            reason = f"{reason[:_MAX_REASON]}..."
+        raise UsageError(f"{name}: {path}, {reason}") from None
 
 
 def _labels(given: docopt.ParsedOptions, name: str) -> tuple[str, ...]:
@@ -264,6 +274,30 @@ def _count(given: docopt.ParsedOptions, name: str) -> int:
     if _is_number(value):
         return int(value)
     raise UsageError(f"{name} must be a whole number, 0 or more, not {value!r}")
+
+
+def _mode(given: docopt.ParsedOptions, name: str) -> int:
+    value: str = given[name]
+    # A file that all may write is anybody's, and none of this is a program.
+    if re.fullmatch("0?[046]{2}[04]", value, re.ASCII):
+        return int(value, 8)
+    raise UsageError(
+        f"{name} must be in octal, such as 0640: read (4) and write (2) for owner and group, "
+        f"read for others, not {value!r}"
+    )
+
+
+def _group(given: docopt.ParsedOptions, name: str) -> int | None:
+    if given[name] is None:
+        return None
+    # Imported here: few runs ask for it.
+    import grp
+
+    value = _not_empty(name, given[name])
+    try:
+        return grp.getgrnam(value).gr_gid
+    except KeyError:
+        raise UsageError(f"{name}: there is no group {value!r}") from None
 
 
 def _is_number(text: str) -> bool:

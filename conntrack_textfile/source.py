@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from typing import TYPE_CHECKING
 
 from conntrack_textfile.errors import SourceError
@@ -135,12 +136,21 @@ def retrying(attempt: Callable[[], Tally]) -> Tally:
 
 def _blocks(path: str) -> Iterator[memoryview]:
     """The file in blocks. Each is gone with the next."""
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=regular) as file:
         # Fills the buffer, with many small reads of what the kernel gives.
         while size := file.readinto(_BUFFER):
             yield _BUFFER[:size]
         if size is None:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+def regular(path: str, flags: int) -> int:
+    """An opener for open() that refuses what is no regular file, as a FIFO, which would hang."""
+    fd = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return fd
 
 
 def _dump() -> socket.socket:

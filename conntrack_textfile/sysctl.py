@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from conntrack_textfile.source import regular
+
 _DIRECTORY = ("sys", "net", "netfilter")
 
 
@@ -39,7 +41,7 @@ def enable_accounting(proc_root: str) -> None:
     path = os.path.join(proc_root, *_DIRECTORY, "nf_conntrack_acct")
     if _number(proc_root, "nf_conntrack_acct") == 1:
         return  # where it is set, it need not be writable
-    with open(path, "r+b", buffering=0) as file:
+    with open(path, "wb", buffering=0, opener=regular) as file:
         file.write(b"1\n")
     if _number(proc_root, "nf_conntrack_acct") != 1:
         raise OSError(f"{path} does not keep the value")
@@ -47,7 +49,8 @@ def enable_accounting(proc_root: str) -> None:
 
 def _number(proc_root: str, name: str) -> int | None:
     try:
-        with open(os.path.join(proc_root, *_DIRECTORY, name), "rb", buffering=0) as file:
+        path = os.path.join(proc_root, *_DIRECTORY, name)
+        with open(path, "rb", buffering=0, opener=regular) as file:
             text = file.read(32).strip()
     except OSError:
         return None

@@ -3,11 +3,18 @@
 The text goes to a temporary file in the same directory, which is flushed to the
 disk and then renamed over the old one. node_exporter reads only names that end
 in .prom, so it never sees the temporary one.
+
+Root writes into directories of other users, as that of node_exporter. Whatever
+their owner moves, links or exchanges meanwhile, the result is a file in the
+directory that was opened, and nowhere else: the directory is opened once, all
+that follows goes by its descriptor, and no symbolic link of another user is
+followed on the way to it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -20,6 +27,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 STDOUT = 1
+
+# O_PATH needs no right to read a directory. O_DIRECTORY triggers an automount.
+_HANDLE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY = _HANDLE | os.O_DIRECTORY
+_MAX_LINKS = 40  # MAXSYMLINKS of the kernel
+_ATTEMPTS = 100
 
 
 def stream(pieces: Iterable[bytes]) -> bool:
@@ -37,85 +50,198 @@ def stream(pieces: Iterable[bytes]) -> bool:
     return True
 
 
-def replace(file: str, pieces: Iterable[bytes]) -> None:
-    """Put the text in place of the file, whole or not at all. Mode 0644.
+def replace(
+    file: str, pieces: Iterable[bytes], mode: int = 0o644, group: int | None = None
+) -> None:
+    """Put the text in place of the file, whole or not at all, with this mode and group.
 
-    A symbolic link is followed: the file it names is replaced, the link stays.
-    Raises OutputError; the old file is then as it was.
+    A symbolic link of root or of the caller is followed: the file it names is
+    replaced, the link stays. Raises OutputError; the old file is then as it was,
+    unless the disk failed after the rename.
     """
-    path = os.path.realpath(file)
-    directory, name = os.path.split(path)
-    if file.endswith("/") and not os.path.isdir(path):
-        raise OutputError(f"cannot write {file}: there is no directory {path}")
     try:
-        _check(path, file)
-        _sweep(directory, name)
-        with _temporary(directory, name) as (temporary, fd):
-            for piece in pieces:
-                _write(fd, piece)
-            os.fchmod(fd, 0o644)
-            os.fsync(fd)
-            os.rename(temporary, path)
+        directory, name = _open_directory(file)
+        try:
+            _sweep(directory, name)
+            with _temporary(directory, name) as (temporary, fd):
+                for piece in pieces:
+                    _write(fd, piece)
+                if group is not None:
+                    _give(fd, group, file)
+                os.fchmod(fd, mode)
+                _flush(fd)
+                os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+            # The rename is in the directory: without this a power loss can undo it.
+            _flush(directory)
+        except FileNotFoundError:
+            if os.fstat(directory).st_nlink:
+                raise
+            raise OutputError(f"cannot write {file}: its directory was removed") from None
+        finally:
+            os.close(directory)
     except OSError as error:
-        if file.startswith("/dev/"):
-            raise OutputError(f"cannot write {file}: use - for standard output") from None
-        if not os.path.isdir(directory):
-            raise OutputError(f"cannot write {file}: there is no directory {directory}") from None
-        raise OutputError(f"cannot write {file}: {error.strerror}") from error
+        reason = "use - for standard output" if file.startswith("/dev/") else error.strerror
+        raise OutputError(f"cannot write {file}: {reason}") from error
 
 
-def _check(path: str, file: str) -> None:
-    """Refuse what a rename would destroy."""
+def _open_directory(file: str) -> tuple[int, str]:
+    """The directory that a file is in, opened, and the file's name there.
+
+    Goes from directory to directory by descriptor, as the kernel would, but sees
+    every symbolic link: open(2) has no flag to follow those of some users alone.
+    Raises OutputError and OSError.
+    """
+    path = "/" if file.startswith("/") else ""  # what was walked, for messages
+    at = os.open(path or ".", _DIRECTORY)
     try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        return
-    if stat.S_ISDIR(mode):
-        raise OutputError(f"cannot write {file}: it is a directory; name a file in it")
-    if not stat.S_ISREG(mode):
-        # A rename would put a plain file in the place of /dev/null.
-        raise OutputError(f"cannot write {file}: not a regular file; use - for standard output")
+        rest = file.split("/")[::-1]
+        links = 0
+        while True:
+            name = rest.pop()
+            path = os.path.join(path, name)
+            try:
+                inner = os.open(name or ".", _DIRECTORY, dir_fd=at)
+            except FileNotFoundError:
+                if rest:
+                    raise _no_directory(file, path) from None
+                break
+            except NotADirectoryError:
+                target = _follow(at, name, path, file)
+                if target is None and rest:
+                    raise _no_directory(file, path) from None
+                if target is None:
+                    break
+                links += 1
+                if links > _MAX_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from None
+                inner = os.open("/" if target.startswith("/") else ".", _DIRECTORY, dir_fd=at)
+                path = "/" if target.startswith("/") else os.path.dirname(path)
+                rest += target.split("/")[::-1]
+            else:
+                if not rest:
+                    os.close(inner)
+                    raise OutputError(f"cannot write {file}: it is a directory; name a file in it")
+            os.close(at)
+            at = inner
+        # To list and to flush it takes a right to read, without which it can be written too.
+        with contextlib.suppress(PermissionError):
+            handle, at = at, os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
+            os.close(handle)
+    except BaseException:
+        os.close(at)
+        raise
+    return at, name
+
+
+def _no_directory(file: str, path: str) -> OutputError:
+    return OutputError(f"cannot write {file}: there is no directory {path}")
+
+
+def _follow(at: int, name: str, path: str, file: str) -> str | None:
+    """Where a symbolic link leads; None for a regular file, which is to be replaced.
+
+    Refuses other files, and links that somebody else may have made: whoever
+    makes a link chooses what is replaced.
+    """
+    fd = os.open(name, _HANDLE, dir_fd=at)
+    try:
+        found = os.fstat(fd)
+        if stat.S_ISREG(found.st_mode):
+            return None
+        if not stat.S_ISLNK(found.st_mode):
+            # A rename would put a plain file in the place of /dev/null.
+            raise OutputError(f"cannot write {file}: not a regular file; use - for standard output")
+        trusted = (0, os.geteuid())
+        if found.st_uid not in trusted:
+            raise OutputError(
+                f"cannot write {file}: the symbolic link {path} belongs to {_user(found.st_uid)}, "
+                f"who could make it lead anywhere: name the file itself, or, if the link is "
+                f"right, make it yours (chown -h {_user(trusted[1])} {path})"
+            )
+        # Where fs.protected_hardlinks is off, users can put a second name for a
+        # link of root into a directory of theirs.
+        where = os.fstat(at)
+        if found.st_nlink > 1 and (where.st_uid not in trusted or where.st_mode & 0o022):
+            raise OutputError(
+                f"cannot write {file}: the symbolic link {path} has other names, and is in a "
+                f"directory that {_user(where.st_uid)} or others may write: name the file itself, "
+                "or make the link anew"
+            )
+        return os.readlink("", dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
+def _user(uid: int) -> str:
+    # Imported here: for an error alone.
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 @contextlib.contextmanager
-def _temporary(directory: str, name: str) -> Iterator[tuple[str, int]]:
+def _temporary(directory: int, name: str) -> Iterator[tuple[str, int]]:
     """A new file that is gone afterwards, unless it was renamed."""
-    path, fd = _create(directory, name)
+    temporary, fd = _create(directory, name)
     try:
-        yield path, fd
+        yield temporary, fd
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+            os.unlink(temporary, dir_fd=directory)
         raise
     finally:
         os.close(fd)
 
 
-def _create(directory: str, name: str) -> tuple[str, int]:
+def _create(directory: int, name: str) -> tuple[str, int]:
     """A new file under a lock, which says to _sweep() that its writer lives."""
-    while True:
-        path = os.path.join(directory, f".{name}.{os.urandom(8).hex()}.tmp")
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    for _ in range(_ATTEMPTS):
+        temporary = f".{name}.{os.urandom(8).hex()}.tmp"
+        fd = os.open(temporary, flags, 0o600, dir_fd=directory)
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(fd, fcntl.LOCK_EX)
         if os.fstat(fd).st_nlink:
-            return path, fd
+            return temporary, fd
         os.close(fd)  # another run swept it before it was locked
+    raise OSError(errno.EBUSY, "its temporary file is removed, again and again")
 
 
-def _sweep(directory: str, name: str) -> None:
+def _sweep(directory: int, name: str) -> None:
     """Remove the temporary files of runs that were killed: the kernel took back their locks."""
     temporary = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{16}}\.tmp")
+    flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
     with contextlib.suppress(OSError):
         for entry in filter(temporary.fullmatch, os.listdir(directory)):
-            path = os.path.join(directory, entry)
             with contextlib.suppress(OSError):
-                fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+                fd = os.open(entry, flags, dir_fd=directory)
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.unlink(path)
+                    os.unlink(entry, dir_fd=directory)
                 finally:
                     os.close(fd)
+
+
+def _give(fd: int, group: int, file: str) -> None:
+    try:
+        os.fchown(fd, -1, group)
+    except PermissionError:
+        raise OutputError(
+            f"cannot give {file} to the group of --file.group: run as root or as a member of it"
+        ) from None
+
+
+def _flush(fd: int) -> None:
+    """To the disk, where the file system knows how."""
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        # EBADF: a directory that may be written and not read has no other descriptor.
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF):
+            raise
 
 
 def _write(fd: int, piece: bytes) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import time
 from typing import TYPE_CHECKING
 
 from conntrack_textfile.ranking import human, rank
@@ -111,9 +111,8 @@ def _summary(snapshot: Snapshot, connections: Connections) -> str:
     totals, conntrack = connections.totals, snapshot.conntrack
     counted = f", {connections.uncounted} uncounted" if connections.uncounted else ""
     assert snapshot.timestamp is not None
-    at = datetime.fromtimestamp(snapshot.timestamp).astimezone()
     parts = [
-        f"{at:%H:%M:%S}",
+        time.strftime("%H:%M:%S", time.localtime(snapshot.timestamp)),
         f"{totals.connections} connections in {connections.keys} keys{counted}",
         f"{human(totals.sent_bytes)} sent, {human(totals.reply_bytes)} reply",
     ]

@@ -111,6 +111,80 @@ def test_a_closed_standard_output_is_an_error() -> None:
     assert "cannot write to standard output" in done.stderr
 
 
+OFF = f"--path.procfs={DATA / 'kernel-6.18-defaults'}"  # which gives a warning
+
+
+@pytest.mark.parametrize("closed", [">/dev/full", ">&-"])
+@pytest.mark.parametrize(
+    ("argv", "status"),
+    [
+        (["write", OFF], 0),
+        (["write", OFF, "--log.format=json"], 0),
+        (["top", OFF], 0),
+        (["write", "--path.procfs=/nope"], 1),
+        (["write", "--path.procfs=/nope", "--log.level=debug"], 1),
+        (["write", SAMPLE, "/nope/a.prom"], 1),
+        (["write", "--nope"], 2),
+        (["nope"], 2),
+    ],
+)
+def test_nobody_to_tell_changes_no_status(closed: str, argv: list[str], status: int) -> None:
+    assert shell(f'"$@" 2{closed}', *argv).returncode == status
+
+
+def test_what_is_told_goes_into_no_file(tmp_path: Path) -> None:
+    """With standard error closed its number is that of a file which is opened later."""
+    file = tmp_path / "a.prom"
+    done = shell('"$@" 2>&-', "write", OFF, "--log.level=debug", str(file))
+    assert done.returncode == 0
+    assert list(text_string_to_metric_families(file.read_text()))
+    assert "level=" not in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "said"),
+    [
+        (["write", SAMPLE, "a.prom"], 1, "cannot write a.prom: its directory was removed"),
+        (["write", "--path.procfs=net"], 1, "there is no proc root net"),
+        (["write", SAMPLE], 0, ""),
+        (["top", SAMPLE], 0, ""),
+        (["write", "--networks.file=n"], 2, "cannot read n: No such file or directory"),
+    ],
+)
+def test_a_working_directory_that_was_removed(
+    tmp_path: Path, argv: list[str], status: int, said: str
+) -> None:
+    done = shell(f'mkdir {tmp_path}/x; cd {tmp_path}/x; rmdir {tmp_path}/x; "$@"', *argv)
+    assert done.returncode == status, done.stderr
+    assert said in done.stderr
+    assert done.stderr.count("\n") == bool(said)
+
+
+@pytest.mark.parametrize("engine", ["compiled", "pure"])
+def test_too_little_memory_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    monkeypatch.setenv("CONNTRACK_TEXTFILE_ENGINE", engine)
+    line = (
+        "ipv4     2 udp      17 29 src={0} dst=10.0.0.1 sport=1 dport=53 packets=1 bytes=1 "
+        "src=10.0.0.1 dst={0} sport=53 dport=1 packets=1 bytes=1 mark=0 zone=0 use=2\n"
+    )
+    (tmp_path / "net").mkdir()
+    with open(tmp_path / "net" / "nf_conntrack", "w") as table:
+        table.writelines(
+            line.format(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}") for n in range(150_000)
+        )
+    file = tmp_path / "a.prom"
+    file.write_text("old\n")
+    given = ("write", f"--path.procfs={tmp_path}", "--limit.keys=0", str(file))
+    done = shell('ulimit -d 24000; "$@"', *given)
+    assert done.returncode == 1
+    assert "out of memory" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert file.read_text() == "old\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.prom", "net"]
+
+
 def test_accounting_that_cannot_be_switched_on_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "nf_conntrack").touch()

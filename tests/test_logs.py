@@ -11,42 +11,42 @@ from conntrack_textfile.logs import LOG
 HOSTILE = 'a "quoted" name\nlevel=error msg="forged" \x1b[31m'
 
 
-def test_logfmt_keeps_an_event_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_logfmt_keeps_an_event_on_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     logs.configure("info", "logfmt")
     LOG.warning("%s", HOSTILE)
-    line = capsys.readouterr().err
+    line = capfd.readouterr().err
     found = re.fullmatch(r'ts=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z level=warn msg=(".*")\n', line)
     assert found
     assert json.loads(found[1]) == HOSTILE
 
 
-def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_one_object_a_line(capfd: pytest.CaptureFixture[str]) -> None:
     logs.configure("info", "json")
     LOG.error("%s", HOSTILE)
-    event = json.loads(capsys.readouterr().err)
+    event = json.loads(capfd.readouterr().err)
     assert event["level"] == "error"
     assert event["msg"] == HOSTILE
 
 
 @pytest.mark.parametrize(("level", "count"), [("debug", 4), ("info", 3), ("warn", 2), ("error", 1)])
 def test_levels_hold_back_what_is_below(
-    capsys: pytest.CaptureFixture[str], level: str, count: int
+    capfd: pytest.CaptureFixture[str], level: str, count: int
 ) -> None:
     logs.configure(level, "logfmt")
     LOG.debug("a")
     LOG.info("b")
     LOG.warning("c")
     LOG.error("d")
-    assert capsys.readouterr().err.count("\n") == count
+    assert capfd.readouterr().err.count("\n") == count
 
 
 @pytest.mark.parametrize("form", ["logfmt", "json"])
-def test_a_traceback_stays_in_its_event(capsys: pytest.CaptureFixture[str], form: str) -> None:
+def test_a_traceback_stays_in_its_event(capfd: pytest.CaptureFixture[str], form: str) -> None:
     logs.configure("debug", form)
     try:
         int(HOSTILE)
     except ValueError:
         LOG.debug("failed", exc_info=True)
-    line = capsys.readouterr().err
+    line = capfd.readouterr().err
     assert line.count("\n") == 1
     assert "Traceback" in line

@@ -158,6 +158,11 @@ def test_the_file_of_this_machine_is_read() -> None:
         ("http 80/tpc", "line 1: 'tpc' is not a protocol"),
         ("http 80/tcp/udp", "line 1: 'tcp/udp' is not a protocol"),
         ("http 65536/tcp", "line 1: 65536 is not a port"),
+        ("n" * 256 + " 1/tcp", "line 1: the name nnnn.* is longer than 255 bytes"),
+        (
+            "".join(f"{n:0255} {n}/tcp\n" for n in range(16500)),
+            "the names are together longer than 4 MiB",
+        ),
     ],
 )
 def test_a_bad_line_of_services_is_told(text: str, reason: str) -> None:

@@ -97,6 +97,10 @@ def test_the_longest_prefix_names_an_address(address: str, name: str | None) -> 
     assert networks.name(networks.parse_names(TEXT), packed(address)) == name
 
 
+# 16,500 names of 255 bytes each.
+MANY = "".join(f"10.{n >> 8}.{n & 255}.0/24 {n:0255}\n" for n in range(16500))
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -108,11 +112,20 @@ def test_the_longest_prefix_names_an_address(address: str, name: str | None) -> 
         ("# fine\noffice 10.0.0.0/8", "line 2: 'office' is not an address or network"),
         ("10.0.0.0/8 192.0.2.1", "line 1: the name '192.0.2.1' is an address"),
         ("10.0.0.0/8 ::/0", "line 1: the name '::/0' is an address"),
+        ("10.0.0.0/8 " + "n" * 256, "line 1: the name nnnn.* is longer than 255 bytes"),
+        ("10.0.0.0/8 " + "é" * 128, "line 1: the name éééé.* is longer than 255 bytes"),
+        (MANY, "the names are together longer than 4 MiB"),
     ],
 )
 def test_a_bad_line_is_told(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         networks.parse_names(text)
+
+
+def test_a_name_may_be_long_and_given_often() -> None:
+    name = "é" * 127 + "x"
+    lines = "".join(f"10.{n >> 8}.{n & 255}.0/24 {name}\n" for n in range(20000))
+    assert networks.name(networks.parse_names(lines), packed("10.1.2.3")) == name
 
 
 def test_a_name_may_look_a_little_like_an_address() -> None:

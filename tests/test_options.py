@@ -16,6 +16,8 @@ def test_the_defaults() -> None:
     assert parse(["serve"]) == Options(
         command="serve",
         file="-",
+        file_mode=0o644,
+        file_group=None,
         rows=20,
         watch=False,
         interval=60.0,
@@ -55,6 +57,8 @@ def test_every_option_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             "--services.file=SERVICES",
             "--limit.keys=0",
             "--limit.by=packets",
+            "--file.mode=0640",
+            "--file.group=root",
             "--path.procfs=/host/proc",
             "--web.listen-address=127.0.0.1:1",
             "--web.listen-address=[::1]:2",
@@ -73,6 +77,8 @@ def test_every_option_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert given == Options(
         command="write",
         file="out.prom",
+        file_mode=0o640,
+        file_group=0,
         rows=5,
         watch=True,
         interval=1.5,
@@ -169,6 +175,15 @@ def test_addresses(text: str, host: str, port: int) -> None:
         (["--web.max-requests=-1"], "--web.max-requests"),
         (["--web.max-requests=1.5"], "--web.max-requests"),
         (["--path.procfs="], "--path.procfs"),
+        (["--file.mode=0666"], "--file.mode must be in octal, such as 0640"),
+        (["--file.mode=0755"], "--file.mode"),
+        (["--file.mode=4640"], "--file.mode"),
+        (["--file.mode=40"], "--file.mode"),
+        (["--file.mode=0o640"], "--file.mode"),
+        (["--file.mode=u=rw"], "--file.mode"),
+        (["--file.mode=٦٤٠"], "--file.mode"),
+        (["--file.group="], "--file.group must not be empty"),
+        (["--file.group=no-such-group"], "--file.group: there is no group 'no-such-group'"),
         (["--log.level=info", "--log.level=info"], "--log.level may be given only once"),
         (["--log.level"], "--log.level requires argument"),
         (["--web.disable-exporter-metrics=1"], "--web.disable-exporter-metrics"),
@@ -210,6 +225,9 @@ def test_a_command_is_needed(argv: list[str], named: str) -> None:
         ("networks", b"10.0.0.0/8 \xff\n", "not text in UTF-8"),
         ("networks", b"#" * ((1 << 24) + 1), "too large, over 16 MiB"),
         ("services", b"\n\nweb 70000/tcp\n", "line 3: 70000 is not a port"),
+        ("networks", b"10.0.0.0/8 " + b"n" * (1 << 23), "longer than 255 bytes"),
+        ("services", b"n" * (1 << 23) + b" 1/tcp\n", "longer than 255 bytes"),
+        ("networks", b"n" * (1 << 23) + b" 10.0.0.0/8\n", "line 1: 'nnnn"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(
@@ -220,6 +238,7 @@ def test_a_bad_file_is_named_with_its_line(
     with pytest.raises(UsageError) as error:
         parse(["write", f"--{option}.file={file}"])
     assert named in str(error.value)
+    assert len(str(error.value)) < 500  # it does not say the whole file again
     assert str(file) in str(error.value)
     assert str(error.value).startswith(f"--{option}.file: ")
     assert "\n" not in str(error.value)

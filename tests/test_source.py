@@ -83,6 +83,17 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
         source.read("procfs", str(tmp_path), engine())
 
 
+def test_a_fifo_is_an_error_and_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
+    fifo = tmp_path / "net" / "nf_conntrack"
+    os.mkfifo(fifo)
+    with pytest.raises(SourceError, match="nf_conntrack: it is not a regular file"):
+        source.read("procfs", str(tmp_path), engine())
+    fifo.unlink()
+    fifo.touch()
+    assert source.read("procfs", str(tmp_path), engine())[1].sums == {}
+
+
 @pytest.mark.parametrize(
     "stumble", [OSError(errno.EIO, "Input/output error"), BlockingIOError(errno.EAGAIN, "again")]
 )
@@ -115,7 +126,7 @@ def test_nothing_to_read_yet_is_not_the_end(
     with open(fifo, "wb") as writer:
         writer.write(b"half an entry")
         writer.flush()
-        monkeypatch.setattr("builtins.open", lambda _path, _mode: os.fdopen(reader, "rb"))
+        monkeypatch.setattr("builtins.open", lambda *_given, **_opener: os.fdopen(reader, "rb"))
         blocks = source._blocks(str(fifo))
         assert bytes(next(blocks)) == b"half an entry"
         with pytest.raises(BlockingIOError):

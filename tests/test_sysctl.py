@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -56,6 +57,27 @@ def test_a_missing_switch_is_an_error(tmp_path: Path) -> None:
 
 def test_a_switch_that_does_not_hold_is_an_error(tmp_path: Path) -> None:
     root = proc_root(tmp_path)
-    (tmp_path / "sys" / "net" / "netfilter" / "nf_conntrack_acct").symlink_to("/dev/null")
+    # A file of the kernel that takes a 1, and gives nothing back.
+    acct = tmp_path / "sys" / "net" / "netfilter" / "nf_conntrack_acct"
+    acct.symlink_to("/proc/self/clear_refs")
     with pytest.raises(OSError, match="does not keep the value"):
+        sysctl.enable_accounting(root)
+
+
+@pytest.mark.parametrize("name", ["nf_conntrack_count", "nf_conntrack_max", "nf_conntrack_acct"])
+def test_a_fifo_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    root = proc_root(tmp_path, nf_conntrack_count="1\n", nf_conntrack_max="1\n")
+    file = tmp_path / "sys" / "net" / "netfilter" / name
+    file.unlink(missing_ok=True)
+    os.mkfifo(file)
+    assert sysctl.read(root).count(None) == 1 + (name != "nf_conntrack_acct")
+    file.unlink()
+    file.write_text("1\n")  # and the next reading is whole
+    assert sysctl.read(root).count(None) == (name != "nf_conntrack_acct")
+
+
+def test_a_fifo_is_no_switch(tmp_path: Path) -> None:
+    root = proc_root(tmp_path)
+    os.mkfifo(tmp_path / "sys" / "net" / "netfilter" / "nf_conntrack_acct")
+    with pytest.raises(OSError, match=r"No such device|not a regular file"):
         sysctl.enable_accounting(root)

@@ -98,6 +98,14 @@ def test_top_is_plain_text_where_there_is_no_terminal() -> None:
     assert "\x1b" not in done.stdout
 
 
+@pytest.mark.parametrize("zone", ["XXX-99", "XXX99", ":/nonexistent", ""])
+def test_a_clock_of_any_zone_is_shown(monkeypatch: pytest.MonkeyPatch, zone: str) -> None:
+    monkeypatch.setenv("TZ", zone)
+    done = run("top", SAMPLE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.match(r"[0-9]{2}:[0-9]{2}:[0-9]{2}   91 connections", done.stdout)
+
+
 def test_top_of_an_empty_table(tmp_path: Path) -> None:
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "nf_conntrack").touch()

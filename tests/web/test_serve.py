@@ -5,11 +5,12 @@ from __future__ import annotations
 import gzip
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -17,9 +18,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.conftest import DATA
 from tests.program import COMMAND, Serving, serving
 from tests.web.serving import SAMPLE, get
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_serve_answers_with_the_snapshot_and_its_own_metrics() -> None:
@@ -60,12 +58,27 @@ def test_a_signal_ends_it_within_a_second(number: int) -> None:
 
 def test_a_signal_ends_it_in_the_middle_of_a_refresh(tmp_path: Path) -> None:
     (tmp_path / "net").mkdir()
-    fifo = tmp_path / "net" / "nf_conntrack"
-    os.mkfifo(fifo)
-    with serving(f"--path.procfs={tmp_path}") as program, fifo.open("wb") as table:
-        table.write((DATA / "kernel-6.18" / "net" / "nf_conntrack").read_bytes() * 3)
-        table.flush()  # and the reading waits for more
+    table = tmp_path / "net" / "nf_conntrack"
+    table.touch()
+    os.truncate(table, 1 << 40)  # sparse: many minutes of nothing but NUL
+    with serving(f"--path.procfs={tmp_path}") as program:
+        fds = Path(f"/proc/{program.process.pid}/fd")
+        end = time.monotonic() + 20
+        while str(table) not in map(os.readlink, fds.iterdir()):
+            assert time.monotonic() < end
         stop(program, signal.SIGTERM)
+
+
+def test_a_fifo_in_place_of_the_table_is_an_error_until_it_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
+    table = tmp_path / "net" / "nf_conntrack"
+    os.mkfifo(table)
+    with serving(f"--path.procfs={tmp_path}", "--collector.interval=0.2") as program:
+        program.wait_for_log("nf_conntrack: it is not a regular file")
+        table.unlink()
+        shutil.copy(DATA / "kernel-6.18" / "net" / "nf_conntrack", table)
+        program.wait_for_log("works again")
+        assert b"conntrack_total_connections 91\n" in get(f"{program.url}/metrics")[1]
 
 
 def test_an_address_in_use_is_named() -> None:
