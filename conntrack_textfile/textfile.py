@@ -101,16 +101,15 @@ def _open_directory(file: str) -> tuple[int, str]:
             path = os.path.join(path, name)
             try:
                 inner = os.open(name or ".", _DIRECTORY, dir_fd=at)
-            except FileNotFoundError:
-                if rest:
-                    raise _no_directory(file, path) from None
-                break
-            except NotADirectoryError:
-                target = _follow(at, name, path, file)
-                if target is None and rest:
-                    raise _no_directory(file, path) from None
+            except (FileNotFoundError, NotADirectoryError) as error:
+                missing = isinstance(error, FileNotFoundError)
+                target = None if missing else _follow(at, name, path, file)
                 if target is None:
-                    break
+                    if not rest:
+                        break
+                    raise OutputError(
+                        f"cannot write {file}: there is no directory {path}"
+                    ) from None
                 links += 1
                 if links > _MAX_LINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from None
@@ -131,10 +130,6 @@ def _open_directory(file: str) -> tuple[int, str]:
         os.close(at)
         raise
     return at, name
-
-
-def _no_directory(file: str, path: str) -> OutputError:
-    return OutputError(f"cannot write {file}: there is no directory {path}")
 
 
 def _follow(at: int, name: str, path: str, file: str) -> str | None:
