@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from conntrack_textfile import __version__
 from tests.booted import check
 from tests.conftest import need
 from tests.netns import inside, namespaces, sysctl
@@ -164,7 +166,62 @@ def source(done: subprocess.CompletedProcess[str]) -> str:
 ADMIN, SEARCH = "--cap-add=NET_ADMIN", "--cap-add=DAC_READ_SEARCH"
 NO_NEW, ROOT_USER = "--security-opt=no-new-privileges", "--user=0"
 HOST = ["-v", "/proc:/host/proc:ro"]
+FOREIGN = ["-e", "PYTHONPATH=/evil", "-e", "PYTHONUSERBASE=/evil", "-e", "HOME=/evil"]
 HOST_PROC = "--path.procfs=/host/proc"
+
+
+EVIL = "import os; os.write(1, b'evil\\n'); os._exit(0)"
+
+
+def evil(directory: Path) -> None:
+    """Fill a directory with what Python would run, were it on its path."""
+    (directory / "conntrack_textfile").mkdir()
+    for name in ("sitecustomize.py", "docopt.py", "re.py", "conntrack_textfile/__init__.py"):
+        (directory / name).write_text(EVIL)
+    directory.chmod(0o755)
+
+
+def test_the_entry_point_takes_no_code_from_its_caller(tmp_path: Path) -> None:
+    need("gcc")
+    launch, place = tmp_path / "launch", tmp_path / "evil"
+    python = f'-DPYTHON="{sys.executable}"'
+    warnings = ("-Wall", "-Wextra", "-Werror")
+    check("gcc", *warnings, python, "-o", launch, ROOT / "container" / "launch.c")
+    place.mkdir()
+    evil(place)
+    startup = dict.fromkeys(("PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "HOME"), str(place))
+    said = subprocess.run(
+        [launch, "--version"],
+        cwd=place,
+        env={**os.environ, **startup, "PYTHONINSPECT": "1", "PYTHONWARNINGS": "error"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (said.returncode, said.stdout) == (0, f"conntrack-textfile {__version__}\n"), said.stderr
+    # What the command reads is passed on, and nothing else.
+    show = tmp_path / "show"
+    show.write_text("#!/bin/sh\nprintf '%s\\n' \"$*\"\nexec /usr/bin/env\n")
+    show.chmod(0o755)
+    check("gcc", f'-DPYTHON="{show}"', "-o", launch, ROOT / "container" / "launch.c")
+    kept = {"CONNTRACK_TEXTFILE_ENGINE": "pure", "TZ": "UTC", "LISTEN_FDS": "1"}
+    lost = {"LD_LIBRARY_PATH": "/nowhere", "OPENSSL_CONF": "x", "TZDIR": "x", "PATH": "/nowhere"}
+    done = subprocess.run(
+        [launch, "write", "a b"], env={**kept, **lost}, capture_output=True, text=True, check=True
+    )
+    first, *lines = done.stdout.splitlines()
+    assert first == "-I -m conntrack_textfile write a b"
+    ours = {line for line in lines if not re.match("(PWD|_|SHLVL|OLDPWD)=", line)}
+    assert ours == {f"{name}={value}" for name, value in kept.items()}
+
+
+def test_nobody_brings_code_to_the_capabilities(engine: Engine, tmp_path: Path) -> None:
+    evil(tmp_path)
+    given = [*FOREIGN, "-v", f"{tmp_path}:/evil:ro", "--workdir=/evil", ADMIN]
+    for runtime in ("podman", "docker", "cri"):
+        done = engine.run(runtime, ["--net=none", *given], "--help")
+        assert done.stdout.startswith("Prometheus metrics from the Linux connection"), done.stdout
 
 
 def test_it_starts_and_is_no_root_without_any_capability(engine: Engine) -> None:

@@ -22,7 +22,7 @@ from tests.program import run
 ROOT = Path(__file__).parent.parent
 UNITS = sorted(file for file in (ROOT / "systemd").iterdir() if file.is_file())
 PROGRAM = "/usr/local/bin/conntrack-textfile"
-TEXTFILE = "/var/lib/prometheus/node-exporter/conntrack.prom"  # Debian's
+TEXTFILE = "/var/lib/conntrack-textfile/conntrack.prom"
 
 
 def test_systemd_finds_nothing_to_say(tmp_path: Path) -> None:
@@ -96,9 +96,11 @@ def test_the_cron_line_runs_a_command_that_we_take() -> None:
     (entry,) = [line for line in lines if not re.match(r"[A-Z]+=", line)]
     fields = entry.split(None, 6)
     assert fields[:6] == ["*"] * 5 + ["root"]
-    lock, flag, _, program, *argv = shlex.split(fields[6])
-    assert (lock, flag, program) == ("flock", "--nonblock", "conntrack-textfile")
+    lock, flag, _, drop, *words = shlex.split(fields[6])
+    assert (lock, flag, drop) == ("flock", "--nonblock", "setpriv")
+    argv = words[words.index("conntrack-textfile") + 1 :]
     assert options.parse(argv).file == TEXTFILE
+    assert len(fields[6]) < 1000  # MAX_COMMAND of Debian's cron
 
 
 @pytest.fixture(scope="module")

@@ -514,7 +514,7 @@ def test_a_directory_that_may_be_written_and_not_read(place: Place) -> None:
     )
     package = place.ours.parent / "package"
     shutil.copytree(Path(textfile.__file__).parent, package / "conntrack_textfile")
-    argv = ["/usr/bin/python3", "-c", code, place.file]
+    argv: list[str | Path] = ["/usr/bin/python3", "-c", code, place.file]
     subprocess.run(argv, user=NOBODY, group=NOBODY, extra_groups=[], cwd=package, check=True)
     assert files(place.directory) == ["conntrack.prom"]
 

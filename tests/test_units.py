@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -133,10 +134,29 @@ def test_only_its_own_directory_is_writable(machine: Machine) -> None:
     assert 'source="netlink"' in machine.run("cat", f"{STATE}/conntrack.prom")
 
 
-def test_without_the_link_it_fails_loudly(machine: Machine) -> None:
+def test_what_stands_in_the_directory_of_node_exporter_is_nothing_to_it(machine: Machine) -> None:
+    # That directory is of another user, who puts there what he likes.
+    machine.run("ln", "-s", "/etc/passwd", f"{TEXTFILES}/conntrack.prom")
+    before = machine.run("cat", "/etc/passwd")
+    machine.systemctl("start", "conntrack-textfile.service")
+    assert machine.run("cat", "/etc/passwd") == before
+    assert "conntrack_entries " in machine.run("cat", f"{STATE}/conntrack.prom")
+
+
+def test_the_file_can_be_for_node_exporter_alone(machine: Machine) -> None:
+    machine.write(
+        "/etc/default/conntrack-textfile", 'ARGS="--file.mode=0640 --file.group=prometheus"\n'
+    )
     machine.fails("systemctl", "start", "conntrack-textfile.service")
     said = machine.journal("conntrack-textfile.service")
-    assert f"cannot write {TEXTFILES}/conntrack.prom: Read-only file system" in said, said
+    assert "run as root or as a member of it" in said, said
+    machine.dropin("conntrack-textfile.service", "[Service]\nSupplementaryGroups=prometheus\n")
+    machine.systemctl("start", "conntrack-textfile.service")
+    shown = machine.run("stat", "-c", "%G %a", f"{STATE}/conntrack.prom")
+    assert shown == "prometheus 640\n"
+    link(machine)
+    text = until(lambda: "conntrack_entries " in (text := machine.get(NODE_EXPORTER)) and text)
+    assert value(text, "node_textfile_scrape_error") == 0
 
 
 def link(machine: Machine) -> None:
@@ -294,7 +314,7 @@ def answers(machine: Machine, url: str) -> bool:
 # The clock of cron alone is set to two seconds before a minute: nothing to wait for.
 # cron is process 1 of a pid namespace: what ends it ends all that it started.
 CRON = """
-file=$1 venv=$2 traffic=$3
+repository=$1 venv=$2 traffic=$3 commands=$5
 ip link set lo up
 sysctl --quiet --write net.netfilter.nf_conntrack_acct=1
 nft "$4"
@@ -302,19 +322,25 @@ python3 -c "$traffic" 4242
 mount -t tmpfs -o mode=755 tmpfs /run
 mount -t tmpfs tmpfs /dev/shm  # where faketime leaves things by the name of its pid
 mount -t tmpfs -o mode=755 tmpfs /usr/local/sbin
-mkdir -p /run/cron.d /run/spool/crontabs /run/lib/prometheus/node-exporter
-cp "$file" /run/cron.d/conntrack-textfile
-cp "$file" /run/cron.d/the-same-again
-: >/run/crontab; : >/run/tries; : >/run/runs
-# Both are first in the PATH of the cron file: a count of tries and of runs.
-printf '#!/bin/sh\\necho >>/run/tries\\nexec /usr/bin/flock "$@"\\n' >/usr/local/sbin/flock
-printf '#!/bin/sh\\necho >>/run/runs\\nsleep 1\\nexec %s -m conntrack_textfile "$@"\\n' \\
-    "$venv/bin/python3" >/usr/local/sbin/conntrack-textfile
-chmod 755 /usr/local/sbin/*
+mkdir -p /run/spool/crontabs /run/lib/prometheus/node-exporter /run/venv /run/upper /run/work
+mount --bind "$venv" /run/venv  # where the user of the run can read it
+mount -t overlay -o lowerdir=/etc,upperdir=/run/upper,workdir=/run/work overlay /etc
+mount -t tmpfs tmpfs /var/log
 mount --bind /run/lib /var/lib
 mount --bind /run/spool /var/spool/cron
-mount --bind /run/cron.d /etc/cron.d
-mount --bind /run/crontab /etc/crontab
+chown -R nobody /var/lib/prometheus
+userdel conntrack-metrics 2>/dev/null || true
+rm -f /etc/cron.d/*
+: >/etc/crontab; : >/run/tries; : >/run/runs; : >/run/status
+chmod 666 /run/runs /run/status
+cd "$repository"
+eval "$commands"
+cp /etc/cron.d/conntrack-textfile /etc/cron.d/the-same-again
+# Both are first in the PATH of the cron file: a count of tries and of runs.
+printf '#!/bin/sh\\necho >>/run/tries\\nexec /usr/bin/flock "$@"\\n' >/usr/local/sbin/flock
+printf '#!/bin/sh\\necho >>/run/runs\\ncat /proc/self/status >/run/status\\nsleep 1
+exec /run/venv/bin/python3 -m conntrack_textfile "$@"\\n' >/usr/local/sbin/conntrack-textfile
+chmod 755 /usr/local/sbin/*
 exec faketime '2000-01-01 00:00:58' cron -f
 """
 UNSHARE = [
@@ -325,16 +351,18 @@ UNSHARE = [
 
 def test_cron_runs_it_and_skips_a_run_while_another_goes_on(venv: Path) -> None:
     need("cron", "faketime", "flock", "setpriv", root=True)
-    cron_file = ROOT / "cron" / "conntrack-textfile"
+    readme = (ROOT / "README.md").read_text()
+    block = re.search(r"^### cron\n\n```sh\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    assert block
     process = subprocess.Popen(
-        [*UNSHARE, "sh", "-euc", CRON, "sh", cron_file, venv, TRAFFIC, RULES],
+        [*UNSHARE, "sh", "-euc", CRON, "sh", ROOT, venv, TRAFFIC, RULES, block[1]],
         stdin=subprocess.DEVNULL,
     )
     try:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         (pid,) = until(lambda: children.read_text().split())
         root = Path(f"/proc/{pid}/root")
-        file = root / "var/lib/prometheus/node-exporter/conntrack.prom"
+        file = root / STATE[1:] / "conntrack.prom"
         until(lambda: file.exists() or process.poll() is not None)
         time.sleep(0.5)  # for a run that must not come
         assert udp_packets(file.read_text(), 4242) == 5
@@ -343,6 +371,17 @@ def test_cron_runs_it_and_skips_a_run_while_another_goes_on(venv: Path) -> None:
         assert abs(taken - time.time()) < 10
         assert file.stat().st_mode & 0o777 == 0o644
         assert [p.name for p in file.parent.iterdir()] == ["conntrack.prom"]
+        assert os.readlink(root / TEXTFILES[1:] / "conntrack.prom") == f"{STATE}/conntrack.prom"
+        # Of root nothing is left but the one capability, and nobody else may write there.
+        status = dict(
+            line.split(":\t", 1) for line in (root / "run/status").read_text().splitlines()
+        )
+        assert status["Uid"].split() == [str(file.stat().st_uid)] * 4
+        assert file.stat().st_uid == file.parent.stat().st_uid != 0
+        assert file.parent.stat().st_mode & 0o777 == 0o755
+        net_admin = f"{1 << 12:016x}"
+        assert {status[f"Cap{part}"] for part in ("Eff", "Prm", "Inh", "Bnd", "Amb")} == {net_admin}
+        assert (status["NoNewPrivs"], status["Groups"].strip()) == ("1", "")
         tries, runs = (len((root / "run" / name).read_text()) for name in ("tries", "runs"))
         assert (tries, runs) == (2, 1)
     finally:
