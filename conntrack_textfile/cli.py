@@ -125,9 +125,9 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
 
     access = None
     if opts.web_config:
-        from conntrack_textfile.web.config import Access
+        from conntrack_textfile.web.config import WebConfig
 
-        access = Access(opts.web_config)
+        access = WebConfig(opts.web_config)
     listeners = sockets.handed_over() if opts.systemd_socket else []
     if not listeners:
         listeners = [sockets.listen(address) for address in opts.listen]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from conntrack_textfile.web.body import Body
-    from conntrack_textfile.web.config import Access
+    from conntrack_textfile.web.config import WebConfig
     from conntrack_textfile.web.passwords import Passwords
 
 _Start = Callable[[str, list[tuple[str, str]]], object]  # PEP 3333, as used here
@@ -46,7 +46,7 @@ class Application:
         telemetry_path: str,
         max_requests: int,
         exporter_metrics: bool,
-        access: Access | None,
+        access: WebConfig | None,
     ) -> None:
         self._served = served
         self._telemetry_path = telemetry_path

@@ -9,15 +9,21 @@ import re
 import threading
 from typing import TYPE_CHECKING
 
+from conntrack_textfile.errors import UsageError
+from conntrack_textfile.web.yamlfile import MISSING_PACKAGES, NodeError, printable, text
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-HASH = re.compile(r"\$2[aby]\$(0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
+    from conntrack_textfile.web.yamlfile import Fields
 
-# Passwords that may wait for others to be checked, and how long, in seconds.
-_WAITING = 64
-_PATIENCE = 5.0
-_REMEMBERED = 256
+_BCRYPT_HASH = re.compile(
+    r"\$2[aby]\$(0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}"
+)
+
+_MAX_WAITING_CHECKS = 64
+_MAX_WAIT_SECONDS = 5.0
+_MAX_CACHED_VERDICTS = 256
 
 
 class Passwords:
@@ -28,8 +34,8 @@ class Passwords:
     one core at most, and a known client does not wait for those who guess.
     """
 
-    _one_at_a_time = threading.Lock()
-    _places = threading.Semaphore(_WAITING)
+    _check_lock = threading.Lock()
+    _slots = threading.Semaphore(_MAX_WAITING_CHECKS)
 
     def __init__(self, users: dict[str, str]) -> None:
         # Imported here, and before it is needed: it may be missing.
@@ -61,12 +67,12 @@ class Passwords:
         known = self._known(asked)
         if known is not None:
             return known
-        if not self._places.acquire(blocking=False):
+        if not self._slots.acquire(blocking=False):
             raise TimeoutError
         try:
             return self._wait_and_check(asked, name.decode("utf-8", "replace"), password)
         finally:
-            self._places.release()
+            self._slots.release()
 
     def _known(self, asked: bytes) -> bool | None:
         if asked in self._right:
@@ -74,19 +80,19 @@ class Passwords:
         return False if asked in self._wrong else None
 
     def _wait_and_check(self, asked: bytes, name: str, password: bytes) -> bool:
-        if not self._one_at_a_time.acquire(timeout=_PATIENCE):
+        if not self._check_lock.acquire(timeout=_MAX_WAIT_SECONDS):
             raise TimeoutError
         try:
             right = self._known(asked)  # while it waited, another asked the same
             if right is None:
                 right = self._check(name, password)
                 known = self._right if right else self._wrong
-                if len(known) >= _REMEMBERED:
+                if len(known) >= _MAX_CACHED_VERDICTS:
                     known.clear()
                 known[asked] = None
             return right
         finally:
-            self._one_at_a_time.release()
+            self._check_lock.release()
 
     def _check(self, name: str, password: bytes) -> bool:
         # Go looks at 72 bytes, as bcrypt does by its nature.
@@ -102,3 +108,22 @@ class Passwords:
 def _cost(hashed: str) -> str:
     """The cost of a bcrypt hash, of two digits."""
     return hashed[4:6]
+
+
+def from_fields(users: Fields) -> Passwords | None:
+    """The passwords of basic_auth_users, None where it names nobody.
+
+    Raises NodeError for what is no bcrypt hash, and UsageError without bcrypt.
+    """
+    hashes = {}
+    for name, node in users.items():
+        place = f"the password of {printable(name)}"
+        hashes[name] = text(node, place)
+        if not _BCRYPT_HASH.fullmatch(hashes[name]):
+            raise NodeError(node, f"{place} is not a bcrypt hash: htpasswd -nBC 10 makes one")
+    if not hashes:
+        return None
+    try:
+        return Passwords(hashes)
+    except ImportError:
+        raise UsageError(f"--web.config.file with basic_auth_users {MISSING_PACKAGES}") from None

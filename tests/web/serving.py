@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from conntrack_textfile.web.body import Body
-    from conntrack_textfile.web.config import Access
+    from conntrack_textfile.web.config import WebConfig
 
 SAMPLE = f"--path.procfs={DATA / 'kernel-6.18'}"
 
@@ -54,7 +54,7 @@ class Fixed(NamedTuple):
 
 
 def application(
-    current: Callable[[], tuple[bytes, Body] | None], access: Access | None = None, **more: int
+    current: Callable[[], tuple[bytes, Body] | None], access: WebConfig | None = None, **more: int
 ) -> Application:
     settings = {"max_requests": 40, "exporter_metrics": False, **more}
     return Application(

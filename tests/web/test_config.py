@@ -12,7 +12,7 @@ import pytest
 from conntrack_textfile.errors import UsageError
 from conntrack_textfile.logs import LOG
 from conntrack_textfile.web import config
-from conntrack_textfile.web.config import Access, load
+from conntrack_textfile.web.config import WebConfig, load
 from tests.certificates import HASH, TLS, basic, write
 from tests.conftest import DATA
 from tests.program import COMMAND
@@ -60,7 +60,7 @@ basic_auth_users:
 """,
         )
     )
-    assert set(settings.seen) == {
+    assert set(settings.stamps) == {
         *(str(place / name) for name in ("web.yml", "server.crt", "server.key", "ca.crt")),
     }
     assert settings.headers == {"Strict-Transport-Security": "max-age=31536000"}
@@ -200,7 +200,7 @@ def test_a_key_that_others_can_read_is_warned_of(
 def test_a_file_is_read_again_when_it_or_a_certificate_changes(
     place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    access = Access(write(place, TLS))
+    access = WebConfig(write(place, TLS))
     first = access.current()
     assert access.current() is first
     write(place, TLS + f"basic_auth_users:\n  alice: {HASH}\n")
@@ -221,7 +221,7 @@ def test_a_file_that_is_half_written_opens_nothing(
     place: Path, caplog: pytest.LogCaptureFixture, text: str, lost: str
 ) -> None:
     whole = f"{TLS}basic_auth_users:\n  alice: {HASH}\n"
-    access = Access(write(place, whole))
+    access = WebConfig(write(place, whole))
     first = access.current()
     write(place, text)
     assert access.current() is first
@@ -235,7 +235,7 @@ def test_a_file_that_is_half_written_opens_nothing(
 def test_a_change_while_it_is_read_is_not_missed(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    access = Access(write(place, TLS))
+    access = WebConfig(write(place, TLS))
     settings = config._settings
 
     def slow(*args: Any) -> config.Settings:
@@ -253,7 +253,7 @@ def test_a_change_while_it_is_read_is_not_missed(
 def test_whatever_goes_wrong_with_a_new_file_is_logged(
     place: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    access = Access(write(place, TLS))
+    access = WebConfig(write(place, TLS))
     first = access.current()
 
     def oops(_: str) -> config.Settings:
@@ -266,7 +266,7 @@ def test_whatever_goes_wrong_with_a_new_file_is_logged(
 
 
 def test_known_clients_stay_known_when_a_certificate_changes(place: Path) -> None:
-    access = Access(write(place, f"{TLS}basic_auth_users:\n  alice: {HASH}\n"))
+    access = WebConfig(write(place, f"{TLS}basic_auth_users:\n  alice: {HASH}\n"))
     before = access.current().passwords
     for kind in ("key", "crt"):
         shutil.copy(place / f"second.{kind}", place / f"server.{kind}")
@@ -276,7 +276,7 @@ def test_known_clients_stay_known_when_a_certificate_changes(place: Path) -> Non
 def test_a_broken_file_keeps_the_settings_and_is_logged_once(
     place: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    access = Access(write(place, TLS))
+    access = WebConfig(write(place, TLS))
     first = access.current()
     write(place, "tls_server_config: [")
     now = time.monotonic()
@@ -289,7 +289,7 @@ def test_a_broken_file_keeps_the_settings_and_is_logged_once(
 
 
 def test_what_was_missing_is_looked_for_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    access = Access(write(place, ""))
+    access = WebConfig(write(place, ""))
     write(place, TLS.replace("server.crt", "late.crt"))
     assert access.current().tls is None
     shutil.copy(place / "server.crt", place / "late.crt")

@@ -82,10 +82,10 @@ def test_answers_are_remembered_right_and_wrong_apart() -> None:
 
 
 def test_a_known_client_does_not_wait_for_those_who_guess(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PATIENCE", 0.05)
+    monkeypatch.setattr(module, "_MAX_WAIT_SECONDS", 0.05)
     passwords = Passwords({"alice": HASH})
     assert passwords.admit(basic("alice", "secret"))
-    with Passwords._one_at_a_time:
+    with Passwords._check_lock:
         assert passwords.admit(basic("alice", "secret"))
         with pytest.raises(TimeoutError):
             passwords.admit(basic("alice", "guess"))

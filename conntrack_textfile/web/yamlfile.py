@@ -1,0 +1,119 @@
+"""Reading YAML as nodes, which know their lines: every error names the place it is about."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from conntrack_textfile.errors import UsageError
+
+MISSING_PACKAGES = (
+    "needs the packages of the extra web: pip install bcrypt pyyaml in this environment"
+)
+
+try:
+    import yaml
+except ImportError:
+    raise UsageError(f"--web.config.file {MISSING_PACKAGES}") from None
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_MAX_FILE_BYTES = 1 << 20
+
+Fields = dict[str, yaml.Node]
+
+
+class NodeError(Exception):
+    """What is wrong at a node of the file."""
+
+    def __init__(self, node: yaml.Node, reason: str) -> None:
+        super().__init__(reason)
+        self.node = node
+
+
+def read(path: str) -> yaml.Node | None:
+    """The root of a YAML file, None where it is empty. To be called within located_errors()."""
+    with open(path, "rb") as file:
+        text = file.read(_MAX_FILE_BYTES + 1)
+    if len(text) > _MAX_FILE_BYTES:
+        raise UsageError(f"--web.config.file: {path} is too large")
+    return yaml.compose(text, yaml.SafeLoader)
+
+
+@contextlib.contextmanager
+def located_errors(path: str) -> Iterator[None]:
+    """Turn errors of reading a file, and of its nodes, into a UsageError with the line."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"--web.config.file: cannot read {path}: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UsageError(f"--web.config.file: {path}, line {line}: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, ArithmeticError, RecursionError):
+        raise UsageError(f"--web.config.file: {path} is not usable YAML in UTF-8") from None
+    except NodeError as error:
+        line = error.node.start_mark.line + 1
+        raise UsageError(f"--web.config.file: {path}, line {line}: {error}") from None
+
+
+def section(fields: Fields, name: str, known: tuple[str, ...] | None) -> Fields:
+    """A mapping in a mapping, empty where it is absent or empty."""
+    node = fields.get(name)
+    if node is None or is_null(node):
+        return {}
+    return mapping(node, name, known)
+
+
+def mapping(node: yaml.Node, place: str, known: tuple[str, ...] | None) -> Fields:
+    """The fields of a mapping. None of `known` allows every name."""
+    if not isinstance(node, yaml.MappingNode):
+        raise NodeError(node, f"{place} must be a mapping")
+    found: Fields = {}
+    for key, value in node.value:
+        name = text(key, f"a field of {place}")
+        if known is not None and name not in known:
+            reason = f"{printable(name)} is not known in {place}; {', '.join(known)} are"
+            raise NodeError(key, reason)
+        if name in found:
+            raise NodeError(key, f"{printable(name)} stands twice in {place}")
+        found[name] = value
+    return found
+
+
+def items(node: yaml.Node, place: str) -> list[yaml.Node]:
+    """The items of a list."""
+    if not isinstance(node, yaml.SequenceNode):
+        raise NodeError(node, f"{place} must be a list")
+    nodes: list[yaml.Node] = node.value
+    return nodes
+
+
+def text(node: yaml.Node, place: str) -> str:
+    """A scalar as it is written: numbers and words of YAML too."""
+    if not isinstance(node, yaml.ScalarNode) or is_null(node):
+        raise NodeError(node, f"{place} must be a text")
+    value: str = node.value
+    return value
+
+
+def choice(fields: Fields, name: str, choices: tuple[str, ...]) -> str:
+    """One of some words, "" where it is absent or empty."""
+    if name not in fields or is_null(fields[name]) or not fields[name].value:
+        return ""
+    value = text(fields[name], name)
+    if value not in choices:
+        reason = f"{name} must be one of {', '.join(choices)}, not {value!r}"
+        raise NodeError(fields[name], reason)
+    return value
+
+
+def is_null(node: yaml.Node) -> bool:
+    """Whether a value is null, or left out after its name."""
+    return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
+
+
+def printable(name: str) -> str:
+    """A name as it may stand in a message: one line, no control characters."""
+    return name if name.isprintable() else ascii(name)
