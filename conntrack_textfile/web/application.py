@@ -82,7 +82,8 @@ class Application:
 
     def _guarded(self, passwords: Passwords, environ: dict[str, Any], start: _Start) -> _Answer:
         try:
-            if passwords.admit(environ.get("HTTP_AUTHORIZATION", "")):
+            authorization = environ.get("HTTP_AUTHORIZATION", "")
+            if passwords.admit(authorization, environ.get("REMOTE_ADDR", "")):
                 return self._open(environ, start)
         except TimeoutError:
             return _text(start, "503 Service Unavailable", "too many passwords to check")

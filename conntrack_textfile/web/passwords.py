@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import ipaddress
 import os
 import re
-import threading
 from typing import TYPE_CHECKING
 
 from conntrack_textfile.errors import UsageError
+from conntrack_textfile.logs import LOG
+from conntrack_textfile.web.checkqueue import CheckQueue
 from conntrack_textfile.web.yamlfile import MISSING_PACKAGES, NodeError, printable, text
 
 if TYPE_CHECKING:
@@ -21,8 +23,14 @@ _BCRYPT_HASH = re.compile(
     r"\$2[aby]\$(0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}"
 )
 
-_MAX_WAITING_CHECKS = 64
-_MAX_WAIT_SECONDS = 5.0
+# Wrong passwords are all made to cost as much as the most expensive hash, up to
+# this cost (a quarter of a second). Hashes that cost more stand out by that.
+_MAX_PADDED_COST = 12
+
+# Less than http.RESPONSE_SECONDS, which a client has for all of its answer.
+_MAX_WAIT_SECONDS = 10.0
+_MAX_WAIT_SECONDS_SLOW = 50.0
+
 _MAX_CACHED_VERDICTS = 256
 
 
@@ -30,12 +38,9 @@ class Passwords:
     """Names and bcrypt hashes of those who may ask.
 
     bcrypt is slow by design. So a password that was right once is remembered,
-    as are some that were wrong, and one is checked at a time: guessing costs
-    one core at most, and a known client does not wait for those who guess.
+    as are some that were wrong, and the others are checked one at a time: guessing
+    costs one core at most, and a known client does not wait for those who guess.
     """
-
-    _check_lock = threading.Lock()
-    _slots = threading.Semaphore(_MAX_WAITING_CHECKS)
 
     def __init__(self, users: dict[str, str]) -> None:
         # Imported here, and before it is needed: it may be missing.
@@ -43,17 +48,20 @@ class Passwords:
 
         self._checkpw: Callable[[bytes, bytes], bool] = checkpw
         self.users = users
-        # What a name that does not exist is checked against: as slow as the slowest.
-        self._cost = max(map(_cost, users.values()))
-        self._nobody = f"$2b${self._cost}$" + "." * 53
+        self._padded_cost = min(_MAX_PADDED_COST, max(map(_cost, users.values())))
+        # bcrypt releases the GIL while it works, so that its thread keeps nobody waiting.
+        self._checks = CheckQueue(_MAX_WAIT_SECONDS)
+        # Of hashes above the padded cost, which would hold up the others for seconds.
+        self._slow_checks = CheckQueue(_MAX_WAIT_SECONDS_SLOW)
         self._secret = os.urandom(16)
         self._right: dict[bytes, None] = {}
         self._wrong: dict[bytes, None] = {}
 
-    def admit(self, authorization: str) -> bool:
+    def admit(self, authorization: str, client: str) -> bool:
         """Whether the value of an Authorization header is a name and its password.
 
-        Raises TimeoutError where too many wait to be checked.
+        Where many wait to be checked, the address of the client says who is next.
+        Raises TimeoutError where it is not the turn of this one in time.
         """
         scheme, _, credentials = authorization.partition(" ")
         try:
@@ -63,51 +71,72 @@ class Passwords:
         name, colon, password = decoded.partition(b":")
         if scheme.lower() != "basic" or not colon:
             return False
-        asked = hashlib.blake2b(name + b":" + password, key=self._secret).digest()
-        known = self._known(asked)
+        key = self._digest(name + b":" + password)
+        known = self._known(key)
         if known is not None:
             return known
-        if not self._slots.acquire(blocking=False):
-            raise TimeoutError
-        try:
-            return self._wait_and_check(asked, name.decode("utf-8", "replace"), password)
-        finally:
-            self._slots.release()
+        user = name.decode("utf-8", "replace")
+        network = _client_network(client).encode()
+        sources = (self._digest(network), self._digest(network + b" " + name))
+        slow = _cost(self.users.get(user, "")) > _MAX_PADDED_COST
+        queue = self._slow_checks if slow else self._checks
+        return queue.result(key, sources, lambda: self._check(key, user, password))
 
-    def _known(self, asked: bytes) -> bool | None:
-        if asked in self._right:
+    def _digest(self, text: bytes) -> bytes:
+        return hashlib.blake2b(text, key=self._secret).digest()
+
+    def _known(self, key: bytes) -> bool | None:
+        if key in self._right:
             return True
-        return False if asked in self._wrong else None
+        return False if key in self._wrong else None
 
-    def _wait_and_check(self, asked: bytes, name: str, password: bytes) -> bool:
-        if not self._check_lock.acquire(timeout=_MAX_WAIT_SECONDS):
-            raise TimeoutError
-        try:
-            right = self._known(asked)  # while it waited, another asked the same
-            if right is None:
-                right = self._check(name, password)
-                known = self._right if right else self._wrong
-                if len(known) >= _MAX_CACHED_VERDICTS:
-                    known.clear()
-                known[asked] = None
-            return right
-        finally:
-            self._check_lock.release()
+    def _check(self, key: bytes, name: str, password: bytes) -> bool:
+        right = self._known(key)  # another may have asked the same a moment before
+        if right is None:
+            right = self._compare(name, password)
+            verdicts = self._right if right else self._wrong
+            if len(verdicts) >= _MAX_CACHED_VERDICTS:
+                verdicts.clear()
+            verdicts[key] = None
+        return right
 
-    def _check(self, name: str, password: bytes) -> bool:
+    def _compare(self, name: str, password: bytes) -> bool:
         # Go looks at 72 bytes, as bcrypt does by its nature.
         looked_at = password[:72]
         plain = looked_at.replace(b"\0", b"\xff")
-        hashed = self.users.get(name, self._nobody)
+        hashed = self.users.get(name)
+        if hashed is None:
+            self._checkpw(plain, _nobody(self._padded_cost))
+            return False
         right = self._checkpw(plain, hashed.encode())
-        if _cost(hashed) != self._cost:  # nor shall a cheap hash tell that the name exists
-            self._checkpw(plain, self._nobody.encode())
-        return right and name in self.users and plain == looked_at
+        if not right:
+            # The time doubles with each cost: 2^10 + 2^10 + 2^11 are 2^12.
+            for cost in range(_cost(hashed), self._padded_cost):
+                self._checkpw(plain, _nobody(cost))
+        return right and plain == looked_at
 
 
-def _cost(hashed: str) -> str:
-    """The cost of a bcrypt hash, of two digits."""
-    return hashed[4:6]
+def _cost(hashed: str) -> int:
+    """The cost of a bcrypt hash, 0 of none."""
+    return int(hashed[4:6] or 0)
+
+
+def _nobody(cost: int) -> bytes:
+    """A hash of no password, which takes as long as others of this cost."""
+    return b"$2b$%02d$" % cost + b"." * 53
+
+
+def _client_network(address: str) -> str:
+    """What one client has for itself: an IPv4 address, or a /64 of IPv6 addresses."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped:  # of a socket for both
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.ip_network((parsed, 64), strict=False))
 
 
 def from_fields(users: Fields) -> Passwords | None:
@@ -121,6 +150,12 @@ def from_fields(users: Fields) -> Passwords | None:
         hashes[name] = text(node, place)
         if not _BCRYPT_HASH.fullmatch(hashes[name]):
             raise NodeError(node, f"{place} is not a bcrypt hash: htpasswd -nBC 10 makes one")
+        if _cost(hashes[name]) > _MAX_PADDED_COST:
+            LOG.warning(
+                "%s has bcrypt cost %d: logins as this user are slow, and tell that the name"
+                " exists; htpasswd -nBC %d makes a hash without that",
+                *(place, _cost(hashes[name]), _MAX_PADDED_COST),
+            )
     if not hashes:
         return None
     try:

@@ -8,7 +8,9 @@ import json
 import shutil
 import socket
 import ssl
+import statistics
 import subprocess
+import sys
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -185,6 +187,58 @@ def test_40_scrapes_at_once_with_one_password(made: Path, place: Path) -> None:
             lambda _: ask(program, context, Authorization=basic("alice", "secret"))[0], range(120)
         )
         assert set(statuses) == {200}
+
+
+# Closed loops of requests, each with a password that nobody had before.
+GUESSERS = """
+import base64, http.client, random, sys, threading
+port, source = int(sys.argv[1]), sys.argv[2]
+def guess():
+    while True:
+        try:
+            client = http.client.HTTPConnection(
+                "127.0.0.1", port, timeout=60, source_address=(source, 0)
+            )
+            credentials = base64.b64encode(f"alice:{random.random()}".encode()).decode()
+            client.request("GET", "/metrics", headers={"Authorization": "Basic " + credentials})
+            client.getresponse().read()
+            client.close()
+        except OSError:
+            pass
+for _ in range(200):
+    threading.Thread(target=guess, daemon=True).start()
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def guessers(program: Serving, source: str) -> Iterator[None]:
+    argv = [sys.executable, "-c", GUESSERS, str(program.port), source]
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE)
+    try:
+        time.sleep(3)  # until all of them are at it
+        yield
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_200_guessers_keep_neither_new_nor_known_clients_waiting(tmp_path: Path) -> None:
+    hashed = bcrypt.hashpw(b"secret", bcrypt.gensalt(10)).decode()
+    right = basic("alice", "secret")
+    with (
+        guarded(tmp_path, f"basic_auth_users:\n  alice: {hashed}\n") as program,
+        guessers(program, "127.0.0.2"),
+    ):
+        started = time.monotonic()
+        assert ask(program, None, Authorization=right)[0] == 200
+        assert time.monotonic() - started < 4
+        seconds = []
+        for _ in range(50):
+            started = time.monotonic()
+            assert ask(program, None, Authorization=right)[0] == 200
+            seconds.append(time.monotonic() - started)
+        assert statistics.median(seconds) < 0.05
 
 
 PROMETHEUS = """

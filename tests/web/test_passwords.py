@@ -7,10 +7,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 import bcrypt
 import pytest
+import yaml
 
-from conntrack_textfile.web import passwords as module
-from conntrack_textfile.web.passwords import Passwords
+from conntrack_textfile.logs import LOG
+from conntrack_textfile.web.passwords import (
+    _BCRYPT_HASH,
+    Passwords,
+    _client_network,
+    _nobody,
+    from_fields,
+)
+from conntrack_textfile.web.yamlfile import mapping
 from tests.certificates import HASH, basic
+
+CLIENT = "192.0.2.1"
 
 
 @pytest.mark.parametrize(
@@ -32,38 +42,113 @@ from tests.certificates import HASH, basic
     ],
 )
 def test_what_is_not_a_name_and_its_password_is_refused(authorization: str) -> None:
-    assert not Passwords({"alice": HASH}).admit(authorization)
+    assert not Passwords({"alice": HASH}).admit(authorization, CLIENT)
 
 
 def test_names_and_passwords_of_any_letters() -> None:
     password = "pä:ss " * 3
     hashed = bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode()
-    assert Passwords({"älice": hashed}).admit(basic("älice", password))
-    assert Passwords({"älice": hashed}).admit(basic("älice", password).replace("Basic", "basic"))
+    assert Passwords({"älice": hashed}).admit(basic("älice", password), CLIENT)
+    assert Passwords({"älice": hashed}).admit(
+        basic("älice", password).replace("Basic", "basic"), CLIENT
+    )
 
 
-def test_a_name_that_does_not_exist_is_checked_all_the_same() -> None:
-    """As much work for a name as for no name: counted, since time is noisy here."""
-    passwords = Passwords({"alice": HASH, "bob": HASH.replace("$04$", "$05$")})
-    checked: list[bytes] = []
+def recorded(passwords: Passwords) -> list[bytes]:
+    """The hashes that are compared from now on, none of which fits."""
+    hashes: list[bytes] = []
 
-    def noted(_: bytes, hashed: bytes) -> bool:
-        checked.append(hashed)
+    def compare(_: bytes, hashed: bytes) -> bool:
+        hashes.append(hashed)
         return False
 
-    passwords._checkpw = noted
-    work = []
-    for name in ("nobody", "bob", "alice"):
-        passwords.admit(basic(name, "x"))
-        work.append([hashed[:7] for hashed in checked])
-        checked.clear()
-    assert work == [[b"$2b$05$"], [b"$2b$05$"], [b"$2b$04$", b"$2b$05$"]]
-    assert not bcrypt.checkpw(b"x", passwords._nobody.encode())  # bcrypt works on it
+    passwords._checkpw = compare
+    return hashes
+
+
+def work(hashes: list[bytes]) -> int:
+    return sum(2 ** int(hashed[4:6]) for hashed in hashes)
+
+
+def test_a_wrong_password_costs_the_same_for_every_name_and_for_none() -> None:
+    """Counted, since time is noisy here."""
+    users = {name: HASH.replace("$04$", f"${cost}$") for name, cost in COSTS.items()}
+    passwords = Passwords(users)
+    hashes = recorded(passwords)
+    for name in ("nobody", *users):
+        assert not passwords.admit(basic(name, "x"), CLIENT)
+        assert work(hashes) == 2**12, name
+        hashes.clear()
+
+
+COSTS = {"alice": "10", "bob": "11", "carol": "12"}
+
+
+def test_a_hash_that_costs_more_than_usual_slows_down_its_own_user_alone() -> None:
+    passwords = Passwords({"alice": HASH, "slow": HASH.replace("$04$", "$18$")})
+    hashes = recorded(passwords)
+    costs = {}
+    for name in ("nobody", "alice", "slow"):
+        assert not passwords.admit(basic(name, "x"), CLIENT)
+        costs[name] = work(hashes)
+        hashes.clear()
+    assert costs == {"nobody": 2**12, "alice": 2**12, "slow": 2**18}
+
+
+def test_others_do_not_wait_for_a_slow_hash() -> None:
+    passwords = Passwords({"alice": HASH, "slow": HASH.replace("$04$", "$18$")})
+    started, go_on = threading.Event(), threading.Event()
+
+    def compare(_: bytes, hashed: bytes) -> bool:
+        if hashed.startswith(b"$2b$18$"):
+            started.set()
+            assert go_on.wait(30)
+        return True
+
+    passwords._checkpw = compare
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(passwords.admit, basic("slow", "secret"), CLIENT)
+        assert started.wait(10)
+        assert passwords.admit(basic("alice", "secret"), CLIENT)
+        assert not slow.done()
+        go_on.set()
+        assert slow.result(10)
+
+
+@pytest.mark.parametrize("cost", range(4, 13))
+def test_bcrypt_works_as_long_on_the_hash_of_nobody(cost: int) -> None:
+    """It does not stop at once, as it would on what is no hash."""
+    hashed = _nobody(cost)
+    assert _BCRYPT_HASH.fullmatch(hashed.decode())
+    assert not bcrypt.checkpw(b"x", hashed)
+
+
+def test_an_expensive_hash_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    LOG.propagate = True
+    for cost, warned in (("12", 0), ("13", 1)):
+        place = yaml.compose(f"alice: {HASH.replace('$04$', f'${cost}$')}", yaml.SafeLoader)
+        assert place is not None
+        from_fields(mapping(place, "basic_auth_users", None))
+        assert caplog.text.count("the password of alice has bcrypt cost 13") == warned
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+    ],
+)
+def test_a_client_is_what_one_host_has_for_itself(address: str, network: str) -> None:
+    assert _client_network(address) == network
 
 
 def test_answers_are_remembered_right_and_wrong_apart() -> None:
     passwords = Passwords({"alice": HASH})
-    assert passwords.admit(basic("alice", "secret"))
+    assert passwords.admit(basic("alice", "secret"), CLIENT)
     checks = 0
 
     def counted(_: bytes, __: bytes) -> bool:
@@ -73,22 +158,32 @@ def test_answers_are_remembered_right_and_wrong_apart() -> None:
 
     passwords._checkpw = counted
     for n in range(600):
-        assert not passwords.admit(basic("alice", f"guess {n}"))
+        assert not passwords.admit(basic("alice", f"guess {n}"), CLIENT)
     assert checks == 600
-    assert not passwords.admit(basic("alice", "guess 599"))
-    assert passwords.admit(basic("alice", "secret"))  # not driven out by those who guess
+    assert not passwords.admit(basic("alice", "guess 599"), CLIENT)
+    assert passwords.admit(basic("alice", "secret"), CLIENT)  # not driven out by those who guess
     assert checks == 600
     assert len(passwords._wrong) <= 256
 
 
-def test_a_known_client_does_not_wait_for_those_who_guess(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MAX_WAIT_SECONDS", 0.05)
+def test_a_known_client_does_not_wait_for_those_who_guess() -> None:
     passwords = Passwords({"alice": HASH})
-    assert passwords.admit(basic("alice", "secret"))
-    with Passwords._check_lock:
-        assert passwords.admit(basic("alice", "secret"))
-        with pytest.raises(TimeoutError):
-            passwords.admit(basic("alice", "guess"))
+    assert passwords.admit(basic("alice", "secret"), CLIENT)
+    started, go_on = threading.Event(), threading.Event()
+
+    def compare(*_: bytes) -> bool:
+        started.set()
+        assert go_on.wait(30)
+        return False
+
+    passwords._checkpw = compare
+    with ThreadPoolExecutor(1) as pool:
+        guess = pool.submit(passwords.admit, basic("alice", "guess"), CLIENT)
+        assert started.wait(10)
+        assert passwords.admit(basic("alice", "secret"), CLIENT)
+        assert not guess.done()
+        go_on.set()
+        assert not guess.result(10)
 
 
 def test_the_same_password_at_once_is_checked_once() -> None:
@@ -101,18 +196,9 @@ def test_the_same_password_at_once_is_checked_once() -> None:
         return True
 
     passwords._checkpw = slow
-    with ThreadPoolExecutor(10) as pool:
-        assert all(pool.map(passwords.admit, [basic("alice", "secret")] * 10))
-    assert len(checks) == 1
-
-
-def test_few_wait_to_be_checked() -> None:
-    passwords = Passwords({"alice": HASH})
-    go_on = threading.Event()
-    passwords._checkpw = lambda *_: go_on.wait(20) and False
     with ThreadPoolExecutor(100) as pool:
-        guesses = [pool.submit(passwords.admit, basic("alice", str(n))) for n in range(100)]
-        time.sleep(1)
-        refused = [guess for guess in guesses if guess.done() and guess.exception()]
-        go_on.set()
-        assert len(refused) == 100 - 64
+        logins = [
+            pool.submit(passwords.admit, basic("alice", "secret"), CLIENT) for _ in range(100)
+        ]
+        assert all(login.result(30) for login in logins)
+    assert len(checks) == 1

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from conntrack_textfile.logs import LOG
+from conntrack_textfile.web import checkqueue
+from conntrack_textfile.web.checkqueue import CheckQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+class Blocked:
+    """A queue whose first check runs until go_on is set: what comes meanwhile has to wait."""
+
+    def __init__(
+        self, pool: ThreadPoolExecutor, max_wait_seconds: float = 40.0, *, succeeds: bool = True
+    ) -> None:
+        self.queue = CheckQueue(max_wait_seconds)
+        self.ran: list[str] = []
+        self.go_on = threading.Event()
+        self._pool = pool
+        self.first = self.send("first", "blocker", until=self.go_on, succeeds=succeeds)
+        wait_for(lambda: self.ran == ["first"])
+
+    def send(
+        self, name: str, *sources: str, succeeds: bool = True, until: threading.Event | None = None
+    ) -> Future[bool]:
+        """Have a check wait, or join the one that is there."""
+
+        def run() -> bool:
+            self.ran.append(name)
+            assert until is None or until.wait(60)
+            return succeeds
+
+        clients = self.clients(name)
+        keys = tuple(source.encode() for source in sources)
+        future = self._pool.submit(self.queue.result, name.encode(), keys, run)
+        wait_for(lambda: self.clients(name) > clients or future.done())
+        return future
+
+    def clients(self, name: str) -> int:
+        with self.queue._lock:
+            check = self.queue._checks.get(name.encode())
+            return check.clients if check else 0
+
+    def fail(self, *sources: str) -> None:
+        """Let a check of these sources have failed before."""
+        self.queue._count_failure(tuple(source.encode() for source in sources))
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(400) as threads:
+        yield threads
+
+
+@pytest.fixture
+def blocked(pool: ThreadPoolExecutor) -> Iterator[Blocked]:
+    started = Blocked(pool)
+    yield started
+    started.go_on.set()
+
+
+def test_one_runs_at_a_time_and_the_newest_of_equals_is_next(blocked: Blocked) -> None:
+    results = [blocked.send(name, "a") for name in ("1", "2", "3")]
+    assert blocked.ran == ["first"]
+    blocked.go_on.set()
+    assert all(result.result(20) for result in results)
+    assert blocked.ran == ["first", "3", "2", "1"]
+
+
+def test_the_source_with_the_fewest_failures_is_next(blocked: Blocked) -> None:
+    """An address that guesses is behind one that does not; at one address, it is by name."""
+    for name in ("alice", "alice", "bob"):
+        blocked.fail("guesser", f"guesser {name}")
+    blocked.fail("once", "once carol")
+    results = [
+        blocked.send("other address", "other", "other alice"),
+        blocked.send("failed once", "once", "once carol"),
+        blocked.send("other name", "guesser", "guesser carol"),
+        blocked.send("guessed once", "guesser", "guesser bob"),
+        blocked.send("guessed", "guesser", "guesser alice"),
+    ]
+    blocked.go_on.set()
+    assert all(result.result(20) for result in results)
+    assert blocked.ran[1:] == [
+        *("other address", "failed once", "other name", "guessed once", "guessed"),
+    ]
+
+
+def test_a_failed_check_is_counted_and_one_that_succeeded_is_not() -> None:
+    queue = CheckQueue(10)
+    assert queue.result(b"right", (b"a",), lambda: True)
+    assert queue._failures == {}
+    assert not queue.result(b"wrong", (b"a", b"a name"), lambda: False)
+    assert queue._failures == {b"a": 1, b"a name": 1}
+
+
+def test_the_same_key_is_checked_once_in_the_best_turn_of_all(blocked: Blocked) -> None:
+    blocked.fail("guesser")
+    results = [blocked.send("same", "guesser") for _ in range(50)]
+    results.append(blocked.send("before", "a"))
+    results.append(blocked.send("same", "a"))
+    blocked.go_on.set()
+    assert all(result.result(20) for result in results)
+    assert blocked.ran == ["first", "same", "before"]
+
+
+def test_who_has_no_turn_in_time_gets_none_later(pool: ThreadPoolExecutor) -> None:
+    blocked = Blocked(pool, max_wait_seconds=0.5)
+    late = blocked.send("late", "a")
+    with pytest.raises(TimeoutError):
+        late.result(20)
+    with pytest.raises(TimeoutError):
+        blocked.first.result(20)
+    blocked.go_on.set()
+    wait_for(lambda: blocked.queue._worker is None)
+    assert blocked.ran == ["first"]
+    assert blocked.queue._checks == {}
+    assert blocked.queue.result(b"next", (b"a",), lambda: True)
+
+
+def test_of_too_many_the_last_in_order_is_refused(
+    blocked: Blocked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkqueue, "_MAX_WAITING_CHECKS", 3)
+    blocked.fail("guesser")
+    guesses = [blocked.send(f"guess {n}", "guesser") for n in range(3)]
+    rights = [blocked.send(f"right {n}", "a") for n in range(3)]
+    guesses.append(blocked.send("guess 3", "guesser"))
+    for guess in guesses:
+        with pytest.raises(TimeoutError):
+            guess.result(20)
+    rights.append(blocked.send("right 3", "a"))
+    with pytest.raises(TimeoutError):
+        rights[0].result(20)  # the oldest
+    blocked.go_on.set()
+    assert all(right.result(20) for right in rights[1:])
+    assert blocked.ran == ["first", "right 3", "right 2", "right 1"]
+
+
+@pytest.mark.parametrize(("max_delayed", "delayed"), [(1, True), (0, False)])
+def test_while_checks_wait_failed_ones_are_answered_late(
+    pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, max_delayed: int, delayed: bool
+) -> None:
+    monkeypatch.setattr(checkqueue, "_MAX_WAITING_UNDELAYED", 2)
+    monkeypatch.setattr(checkqueue, "_MAX_DELAYED_ANSWERS", max_delayed)
+    end = threading.Event()
+    started = time.monotonic()
+    # The shortest delay is half of the longest wait.
+    blocked = Blocked(pool, max_wait_seconds=4 if delayed else 80, succeeds=False)
+    blocked.fail("guesser")
+    for n in range(4):
+        blocked.send(f"guess {n}", "guesser", until=end)
+    right = blocked.send("right", "a")
+    blocked.go_on.set()
+    try:
+        assert right.result(20)
+        assert not blocked.first.result(20)
+        if delayed:
+            assert time.monotonic() - started > 1.9
+    finally:
+        end.set()
+
+
+def test_nothing_is_answered_late_where_nobody_waits() -> None:
+    queue = CheckQueue(60)
+    started = time.monotonic()
+    for n in range(100):
+        assert not queue.result(b"%d" % n, (b"a",), lambda: False)
+    assert time.monotonic() - started < 20
+
+
+def test_a_check_that_breaks_is_logged_and_the_others_go_on(
+    blocked: Blocked, caplog: pytest.LogCaptureFixture
+) -> None:
+    LOG.propagate = True
+
+    def broken() -> bool:
+        raise KeyError("oops")
+
+    right = blocked.send("right", "a")
+    blocked.go_on.set()
+    with pytest.raises(TimeoutError):
+        blocked.queue.result(b"broken", (b"b",), broken)
+    assert right.result(20)
+    assert "a password could not be checked: KeyError('oops')" in caplog.text
+
+
+def test_the_counts_of_failures_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkqueue, "_MAX_COUNTED_SOURCES", 20)
+    queue = CheckQueue(10)
+    for n in range(50):
+        assert not queue.result(b"%d" % n, (b"a", b"a %d" % n), lambda: False)
+        assert len(queue._failures) <= 20
