@@ -152,7 +152,7 @@ def parse(argv: list[str]) -> Options:
         telemetry_path=_path(given, "--web.telemetry-path"),
         exporter_metrics=not given["--web.disable-exporter-metrics"],
         max_requests=_count(given, "--web.max-requests"),
-        web_config=_optional(given, "--web.config.file"),
+        web_config=given["--web.config.file"] or "",
         systemd_socket=given["--web.systemd-socket"],
         log_level=_choice(given, "--log.level", ("debug", "info", "warn", "error")),
         log_format=_choice(given, "--log.format", ("logfmt", "json")),
@@ -255,10 +255,6 @@ def _not_empty(name: str, value: str) -> str:
     if not value or "\0" in value:
         raise UsageError(f"{name} must not be empty")
     return value
-
-
-def _optional(given: docopt.ParsedOptions, name: str) -> str:
-    return "" if given[name] is None else _not_empty(name, given[name])
 
 
 def _seconds(given: docopt.ParsedOptions, name: str) -> float:

@@ -29,10 +29,11 @@ def authority(directory: Path, name: str = "ca") -> None:
     _openssl(directory, "req", "-x509", *_KEY, *files, "-days", "2", *usage)
 
 
-def certificate(directory: Path, name: str, by: str = "ca") -> None:
+def certificate(directory: Path, name: str, by: str = "ca", *, rsa: bool = False) -> None:
     """Make name.crt and name.key, for localhost and signed by an authority."""
     files = ["-keyout", f"{name}.key", "-out", f"{name}.csr"]
-    _openssl(directory, "req", *_KEY, *files, "-subj", f"/CN={name}")
+    key = ["-newkey", "rsa:2048", "-nodes"] if rsa else _KEY
+    _openssl(directory, "req", *key, *files, "-subj", f"/CN={name}")
     # All that strict clients ask for.
     (directory / "ext").write_text(
         "subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n"

@@ -111,6 +111,10 @@ def test_every_option_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     )
 
 
+def test_an_empty_web_config_file_is_none() -> None:
+    assert parse(["serve", "--web.config.file="]).web_config == ""
+
+
 @pytest.mark.parametrize(
     ("text", "host", "port"),
     [
@@ -144,7 +148,6 @@ def test_addresses(text: str, host: str, port: int) -> None:
         (["--log.format=xml"], "--log.format"),
         (["-n", "x"], "-n must be a whole number"),
         (["-n"], "-n requires argument"),
-        (["--web.config.file="], "--web.config.file must not be empty"),
         (["--limit.keys=-1"], "--limit.keys"),
         (["--limit.keys=many"], "--limit.keys"),
         (["--limit.by=size"], "--limit.by"),

@@ -185,12 +185,17 @@ def _text(start: _Start, status: str, text: str, *headers: tuple[str, str]) -> _
 
 
 def _with_headers(start: _Start, more: dict[str, str]) -> _Start:
-    """Answers that begin with these headers too, in place of ours of the same name."""
-    names = {name.lower() for name in more}
+    """Answers that begin with these headers too, in place of ours of the same name.
+
+    But a Content-Security-Policy of ours stays: it is that of the page, with its style.
+    """
 
     def started(status: str, headers: list[tuple[str, str]]) -> object:
-        kept = [header for header in headers if header[0].lower() not in names]
-        return start(status, [*kept, *more.items()])
+        ours = {name.lower() for name, _ in headers} & {"content-security-policy"}
+        added = {name: value for name, value in more.items() if name.lower() not in ours}
+        replaced = {name.lower() for name in added}
+        kept = [header for header in headers if header[0].lower() not in replaced]
+        return start(status, [*kept, *added.items()])
 
     return started
 

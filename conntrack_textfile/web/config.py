@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from conntrack_textfile.errors import UsageError
 from conntrack_textfile.logs import LOG
 from conntrack_textfile.web import passwords, tls, yamlfile
-from conntrack_textfile.web.yamlfile import NodeError, section, text
+from conntrack_textfile.web.yamlfile import NodeError, boolean, has_text, section, text
 
 if TYPE_CHECKING:
     import ssl
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
 _SECTIONS = ("tls_server_config", "basic_auth_users", "http_server_config")
 _HTTP_FIELDS = ("http2", "headers")
-_HEADERS = (
-    "Content-Security-Policy",
-    "Strict-Transport-Security",
-    "X-Content-Type-Options",
-    "X-Frame-Options",
-    "X-XSS-Protection",
-)
+# Header fields, and the values of those that have few.
+_HEADERS: dict[str, tuple[str, ...]] = {
+    "Content-Security-Policy": (),
+    "Strict-Transport-Security": (),
+    "X-Content-Type-Options": ("nosniff",),
+    "X-Frame-Options": ("deny", "sameorigin"),
+    "X-XSS-Protection": (),
+}
 
 # From one try to the next of a file that could not be used.
 _RETRY_SECONDS = 10.0
@@ -43,6 +44,7 @@ class Settings(NamedTuple):
 
     stamps: dict[str, _Stamp | None]  # of the file and of those that it names
     tls: ssl.SSLContext | None
+    has_client_ca: bool
     passwords: passwords.Passwords | None
     headers: dict[str, str]
 
@@ -93,14 +95,21 @@ def _no_weaker(new: Settings, old: Settings, path: str) -> Settings:
 
     A file is empty, or half, while it is being written.
     """
-    for guard in ("tls", "passwords"):
-        if getattr(old, guard) is not None and getattr(new, guard) is None:
-            raise UsageError(
-                f"--web.config.file: {path} no longer asks for {guard}: restart to serve without"
-            )
+    if weaker := _weakened(new, old):
+        raise UsageError(f"--web.config.file: {path} {weaker}: weaker settings need a restart")
     if old.passwords and new.passwords and old.passwords.users == new.passwords.users:
         return new._replace(passwords=old.passwords)  # with those that it knows
     return new
+
+
+def _weakened(new: Settings, old: Settings) -> str:
+    """What new settings let pass that the old ones did not, "" where nothing."""
+    for guard in ("tls", "passwords"):
+        if getattr(old, guard) is not None and getattr(new, guard) is None:
+            return f"no longer asks for {guard}"
+    if old.has_client_ca and not new.has_client_ca:  # any authority of the host would do
+        return "no longer names client_ca_file"
+    return tls.weakened(new.tls, old.tls) if new.tls and old.tls else ""
 
 
 def load(path: str) -> Settings:
@@ -128,12 +137,15 @@ def _settings(path: str, stamp: _Stamp | None, root: yaml.Node | None) -> Settin
     top = yamlfile.mapping(root, "the file", _SECTIONS) if root else {}
     tls_fields = section(top, "tls_server_config", tls.FIELDS)
     users = section(top, "basic_auth_users", None)
-    headers = section(section(top, "http_server_config", _HTTP_FIELDS), "headers", _HEADERS)
+    http = section(top, "http_server_config", _HTTP_FIELDS)
+    boolean(http, "http2", default=True)  # has no effect, but has its type
+    headers = section(http, "headers", tuple(_HEADERS))
     context = None
     if tls_fields:
         context = tls.server_context(top["tls_server_config"], tls_fields, file_path)
     return Settings(
         tls=context,
+        has_client_ca=has_text(tls_fields, "client_ca_file"),
         passwords=passwords.from_fields(users),
         headers={name: _header(node, name) for name, node in headers.items()},
         stamps=stamps,
@@ -144,6 +156,9 @@ def _header(node: yaml.Node, name: str) -> str:
     value = text(node, name)
     if not value.isprintable() or not value.isascii():
         raise NodeError(node, f"{name} is not one line of ASCII")
+    allowed = _HEADERS[name]
+    if allowed and value not in allowed:
+        raise NodeError(node, f"{name} must be {' or '.join(allowed)}, not {value!r}")
     return value
 
 

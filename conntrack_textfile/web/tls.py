@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
-import re
 import ssl
 import stat
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from conntrack_textfile.logs import LOG
-from conntrack_textfile.web.yamlfile import Fields, NodeError, choice, items, text
+from conntrack_textfile.web.yamlfile import (
+    Fields,
+    NodeError,
+    boolean,
+    choice,
+    has_text,
+    items,
+    text,
+)
 
 if TYPE_CHECKING:
     import yaml
@@ -27,19 +34,28 @@ _OLD_VERSIONS = ("TLS10", "TLS11")
 # Python's TLS asks for a certificate only to verify it. Not to ask lets in the
 # same clients as to ask and not to look; and where any certificate would do, it
 # has to be a good one.
+_ANY_CLIENT_CERT = ("RequireAnyClientCert", "RequireClientCert")  # the old name of the same
 _CLIENT_AUTH = {
     "NoClientCert": ssl.CERT_NONE,
     "RequestClientCert": ssl.CERT_NONE,
-    "RequireAnyClientCert": ssl.CERT_REQUIRED,
+    **dict.fromkeys(_ANY_CLIENT_CERT, ssl.CERT_REQUIRED),
     "VerifyClientCertIfGiven": ssl.CERT_OPTIONAL,
     "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
 }
 
-# Go's names of cipher suites, of which OpenSSL has its own.
-_SUITE = re.compile(
-    r"TLS_(?:(ECDHE)_)?(RSA|ECDSA)_WITH_"
-    r"(?:(AES)_(128|256)_(CBC|GCM)_(SHA\d*)|(CHACHA20_POLY1305)(?:_SHA256)?)"
-)
+# Those of Go's crypto/tls.CipherSuites(), which have forward secrecy, by OpenSSL's names.
+_CIPHER_SUITES = {
+    "TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA": "ECDHE-ECDSA-AES128-SHA",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA": "ECDHE-ECDSA-AES256-SHA",
+    "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA": "ECDHE-RSA-AES128-SHA",
+    "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA": "ECDHE-RSA-AES256-SHA",
+    "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256": "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384": "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256": "ECDHE-RSA-AES128-GCM-SHA256",
+    "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384": "ECDHE-RSA-AES256-GCM-SHA384",
+    "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256": "ECDHE-RSA-CHACHA20-POLY1305",
+    "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256": "ECDHE-ECDSA-CHACHA20-POLY1305",
+}
 _TLS13_SUITES = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
 
 # The path of a file that a node names. Raises NodeError where it cannot be read.
@@ -49,7 +65,7 @@ _FilePath = Callable[["yaml.Node", str], str]
 def server_context(at: yaml.Node, fields: Fields, file_path: _FilePath) -> ssl.SSLContext:
     """The TLS of a server. Raises NodeError with the field that is wrong, or the section."""
     for field in ("cert_file", "key_file"):
-        if field not in fields:
+        if not has_text(fields, field):
             raise NodeError(at, f"tls_server_config needs {field}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.options |= ssl.OP_NO_RENEGOTIATION
@@ -68,16 +84,33 @@ def server_context(at: yaml.Node, fields: Fields, file_path: _FilePath) -> ssl.S
         LOG.warning("everybody on this host can read the key %s: chmod o-r it", key)
     _verify_clients(at, fields, context, file_path)
     _limit_versions(fields, context)
-    if "cipher_suites" in fields:
-        _limit_ciphers(fields["cipher_suites"], context)
+    _limit_ciphers(fields, context)
+    if not boolean(fields, "prefer_server_cipher_suites", default=True):
+        context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
     return context
+
+
+def weakened(new: ssl.SSLContext, old: ssl.SSLContext) -> str:
+    """What a new context lets pass that the old one did not, "" where nothing."""
+    if new.verify_mode < old.verify_mode:
+        asked = "require" if old.verify_mode == ssl.CERT_REQUIRED else "verify"
+        return f"does not {asked} client certificates any more"
+    if new.minimum_version < old.minimum_version:
+        return "allows older versions of TLS"
+    if _cipher_names(new) - _cipher_names(old):
+        return "allows more cipher suites"
+    return ""
+
+
+def _cipher_names(context: ssl.SSLContext) -> set[str]:
+    return {cipher["name"] for cipher in context.get_ciphers()}
 
 
 def _verify_clients(
     at: yaml.Node, fields: Fields, context: ssl.SSLContext, file_path: _FilePath
 ) -> None:
     kind = choice(fields, "client_auth_type", tuple(_CLIENT_AUTH)) or "NoClientCert"
-    if "client_ca_file" in fields:
+    if has_text(fields, "client_ca_file"):
         if kind == "NoClientCert":
             reason = "client_ca_file is of no use without client_auth_type"
             raise NodeError(fields["client_ca_file"], reason)
@@ -88,8 +121,11 @@ def _verify_clients(
             raise NodeError(
                 fields["client_ca_file"], f"client_ca_file {authority} has no certificate"
             ) from None
+    elif kind in _ANY_CLIENT_CERT:
+        reason = f"client_auth_type {kind} needs client_ca_file: certificates are always verified"
+        raise NodeError(at, reason)
     elif _CLIENT_AUTH[kind] != ssl.CERT_NONE:
-        raise NodeError(at, f"client_auth_type {kind} needs client_ca_file")
+        context.load_default_certs(ssl.Purpose.CLIENT_AUTH)  # the authorities of this host
     context.verify_mode = _CLIENT_AUTH[kind]
 
 
@@ -106,31 +142,24 @@ def _limit_versions(fields: Fields, context: ssl.SSLContext) -> None:
     context.maximum_version = _VERSIONS[most]
 
 
-def _limit_ciphers(node: yaml.Node, context: ssl.SSLContext) -> None:
+def _limit_ciphers(fields: Fields, context: ssl.SSLContext) -> None:
+    suites = items(fields, "cipher_suites")
+    if not suites:
+        return
     found = []
-    for item in items(node, "cipher_suites"):
+    for item in suites:
         name = text(item, "a cipher suite")
         if name in _TLS13_SUITES:  # always offered, as by Go
             continue
         try:
-            context.set_ciphers(_openssl_name(name))
+            context.set_ciphers(_CIPHER_SUITES.get(name, ""))
         except ssl.SSLError:
-            raise NodeError(item, f"the cipher suite {name} is not offered") from None
-        found.append(_openssl_name(name))
+            reason = f"the cipher suite {name!r} is unknown, or without forward secrecy"
+            raise NodeError(item, reason) from None
+        found.append(_CIPHER_SUITES[name])
     if found:
         context.set_ciphers(":".join(found))
     elif context.maximum_version == ssl.TLSVersion.TLSv1_2:
-        raise NodeError(node, "cipher_suites has none of TLS 1.2")
+        raise NodeError(fields["cipher_suites"], "cipher_suites has none of TLS 1.2")
     else:
         context.minimum_version = ssl.TLSVersion.TLSv1_3
-
-
-def _openssl_name(name: str) -> str:
-    match = _SUITE.fullmatch(name)
-    if match is None:
-        return ""
-    exchange, signed, aes, bits, mode, digest, chacha = match.groups()
-    parts = [exchange, signed] if exchange else []
-    parts += ["CHACHA20", "POLY1305"] if chacha else [aes + bits]
-    parts += ["GCM"] if mode == "GCM" else []
-    return "-".join([*parts, *([digest] if digest else [])])

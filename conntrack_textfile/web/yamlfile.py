@@ -82,10 +82,13 @@ def mapping(node: yaml.Node, place: str, known: tuple[str, ...] | None) -> Field
     return found
 
 
-def items(node: yaml.Node, place: str) -> list[yaml.Node]:
-    """The items of a list."""
+def items(fields: Fields, name: str) -> list[yaml.Node]:
+    """The items of a list, none where it is absent."""
+    node = fields.get(name)
+    if node is None or is_null(node):
+        return []
     if not isinstance(node, yaml.SequenceNode):
-        raise NodeError(node, f"{place} must be a list")
+        raise NodeError(node, f"{name} must be a list")
     nodes: list[yaml.Node] = node.value
     return nodes
 
@@ -98,14 +101,33 @@ def text(node: yaml.Node, place: str) -> str:
     return value
 
 
+def has_text(fields: Fields, name: str) -> bool:
+    """Whether a field is there and is not empty."""
+    node = fields.get(name)
+    return node is not None and not is_null(node) and text(node, name) != ""
+
+
 def choice(fields: Fields, name: str, choices: tuple[str, ...]) -> str:
     """One of some words, "" where it is absent or empty."""
-    if name not in fields or is_null(fields[name]) or not fields[name].value:
+    if not has_text(fields, name):
         return ""
     value = text(fields[name], name)
     if value not in choices:
         reason = f"{name} must be one of {', '.join(choices)}, not {value!r}"
         raise NodeError(fields[name], reason)
+    return value
+
+
+def boolean(fields: Fields, name: str, *, default: bool) -> bool:
+    """A boolean, in all spellings of YAML 1.1 (yes, on, True)."""
+    node = fields.get(name)
+    if node is None or is_null(node):
+        return default
+    value: bool | None = None
+    if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:bool":
+        value = yaml.SafeLoader.bool_values.get(node.value.lower())
+    if value is None:
+        raise NodeError(node, f"{name} must be true or false")
     return value
 
 

@@ -1,17 +1,25 @@
 from __future__ import annotations
 
+import contextlib
 import gc
+import http.client
 import re
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import pytest
 
 from conntrack_textfile.web.application import _accepts_gzip
 from conntrack_textfile.web.body import EMPTY, Body
+from conntrack_textfile.web.config import WebConfig
+from tests.certificates import write
 from tests.web.serving import application, get, listening
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize(
@@ -53,6 +61,29 @@ def test_paths_and_methods() -> None:
         for method in ("POST", "PUT", "DELETE", "OPTIONS", "BREW"):
             status, _, headers = get(f"{base}/metrics", method=method)
             assert (status, headers["Allow"]) == (405, "GET, HEAD")
+
+
+def test_configured_headers_are_sent_but_for_the_policy_of_the_page(tmp_path: Path) -> None:
+    """Another one would forbid the page's own style."""
+    headers = {
+        "Content-Security-Policy": "default-src 'self'",
+        "X-Content-Type-Options": "nosniff",
+        "X-Frame-Options": "sameorigin",
+    }
+    text = "http_server_config:\n  headers:\n"
+    text += "".join(f"    {name}: {value}\n" for name, value in headers.items())
+    web_config = WebConfig(write(tmp_path, text))
+    with listening(application(lambda: (b"", EMPTY), web_config)) as port:
+        for path, expected in (
+            ("/metrics", headers),
+            ("/nowhere", headers),
+            ("/", {**headers, "Content-Security-Policy": "default-src 'none'"}),
+        ):
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as client:
+                client.request("GET", path)
+                answer = client.getresponse()
+                for name, value in expected.items():
+                    assert answer.headers.get_all(name) == [value], (path, name)
 
 
 def test_no_snapshot_yet_is_503() -> None:

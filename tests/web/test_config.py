@@ -48,8 +48,8 @@ tls_server_config:
   cipher_suites:
     - TLS_AES_128_GCM_SHA256
     - TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256
-    - TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305
-    - TLS_RSA_WITH_AES_256_CBC_SHA
+    - TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256
+    - TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA
 http_server_config:
   http2: true
   headers:
@@ -71,7 +71,8 @@ basic_auth_users:
     assert settings.tls.verify_mode == ssl.CERT_REQUIRED
     offered = {cipher["name"] for cipher in settings.tls.get_ciphers()}
     assert {name for name in offered if not name.startswith("TLS_")} == {
-        *("ECDHE-RSA-AES128-GCM-SHA256", "ECDHE-ECDSA-CHACHA20-POLY1305", "AES256-SHA"),
+        *("ECDHE-RSA-AES128-GCM-SHA256", "ECDHE-ECDSA-CHACHA20-POLY1305"),
+        "ECDHE-RSA-AES256-SHA",
     }
 
 
@@ -87,6 +88,7 @@ def test_an_empty_file_asks_for_nothing(tmp_path: Path, text: str) -> None:
         ("NoClientCert", ssl.CERT_NONE),
         ("RequestClientCert", ssl.CERT_NONE),
         ("RequireAnyClientCert", ssl.CERT_REQUIRED),
+        ("RequireClientCert", ssl.CERT_REQUIRED),
         ("VerifyClientCertIfGiven", ssl.CERT_OPTIONAL),
         ("RequireAndVerifyClientCert", ssl.CERT_REQUIRED),
     ],
@@ -114,12 +116,29 @@ WRONG = [
     (TLS + "  max_version: TLS11\n", 4, "max_version TLS11 is too old"),
     (TLS + "  min_version: TLS13\n  max_version: TLS12\n", 4, "min_version is above max_version"),
     (TLS + "  cipher_suites: TLS_X\n", 4, "cipher_suites must be a list"),
-    (TLS + "  cipher_suites:\n    - TLS_X\n", 5, "the cipher suite TLS_X is not offered"),
-    (TLS + "  cipher_suites: [TLS_RSA_WITH_RC4_128_SHA]\n", 4, "RC4_128_SHA is not offered"),
-    (TLS + "  max_version: TLS12\n  cipher_suites: []\n", 5, "cipher_suites has none of TLS 1.2"),
+    (TLS + "  cipher_suites:\n    - TLS_X\n", 5, "the cipher suite 'TLS_X' is unknown"),
+    *(
+        (f"{TLS}  max_version: TLS12\n  cipher_suites: [{name}]\n", 5, reason)
+        for name, reason in {
+            "TLS_RSA_WITH_RC4_128_SHA": "'TLS_RSA_WITH_RC4_128_SHA' is unknown, or without forward",
+            "TLS_RSA_WITH_AES_128_GCM_SHA256": "is unknown, or without forward secrecy",
+            "TLS_RSA_WITH_AES_256_CBC_SHA": "is unknown, or without forward secrecy",
+            "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA256": "is unknown, or without forward secrecy",
+            "TLS_AES_128_GCM_SHA256": "cipher_suites has none of TLS 1.2",
+        }.items()
+    ),
+    (TLS + "  prefer_server_cipher_suites: banana\n", 4, "must be true or false"),
+    (TLS + "  prefer_server_cipher_suites: []\n", 4, "must be true or false"),
+    ("tls_server_config:\n  cert_file: [a]\n", 2, "cert_file must be a text"),
+    (TLS + "  client_auth_type: {}\n", 4, "client_auth_type must be a text"),
+    (TLS + "  min_version: {}\n", 4, "min_version must be a text"),
+    ("http_server_config:\n  http2: banana\n", 2, "http2 must be true or false"),
+    ("http_server_config:\n  http2: 1\n", 2, "http2 must be true or false"),
+    ("http_server_config:\n  http2: !!bool banana\n", 2, "http2 must be true or false"),
     (TLS + "  client_auth_type: Maybe\n", 4, "client_auth_type must be one of NoClientCert, Req"),
     (TLS + "  client_ca_file: ca.crt\n", 4, "is of no use without client_auth_type"),
-    (TLS + "  client_auth_type: RequireAndVerifyClientCert\n", 2, "needs client_ca_file"),
+    (TLS + "  client_auth_type: RequireAnyClientCert\n", 2, "needs client_ca_file"),
+    (TLS + "  client_auth_type: RequireClientCert\n", 2, "RequireClientCert needs client_ca_file"),
     (
         TLS + "  client_auth_type: VerifyClientCertIfGiven\n  client_ca_file: server.key\n",
         *(5, "has no certificate"),
@@ -135,6 +154,16 @@ WRONG = [
     (
         'http_server_config:\n  headers:\n    X-Frame-Options: "a\\r\\nb"\n',
         *(3, "X-Frame-Options is not one line"),
+    ),
+    *(
+        (f"http_server_config:\n  headers:\n    {name}: {value}\n", 3, f"{name} must be {allowed}")
+        for name, value, allowed in [
+            ("X-Content-Type-Options", "sniff", "nosniff, not 'sniff'"),
+            ("X-Content-Type-Options", '""', "nosniff, not ''"),
+            ("X-Frame-Options", "foo", "deny or sameorigin, not 'foo'"),
+            ("X-Frame-Options", "DENY", "deny or sameorigin, not 'DENY'"),
+            ("X-Frame-Options", '""', "deny or sameorigin, not ''"),
+        ]
     ),
 ]
 
@@ -214,22 +243,118 @@ def test_a_file_is_read_again_when_it_or_a_certificate_changes(
     assert "key values mismatch; going on with the settings before" in caplog.text
 
 
+WHOLE = f"""{TLS}\
+  client_auth_type: RequireAndVerifyClientCert
+  client_ca_file: ca.crt
+  min_version: TLS13
+basic_auth_users:
+  alice: {HASH}
+"""
+
+
 @pytest.mark.parametrize(
-    ("text", "lost"), [("", "tls"), (TLS, "passwords"), ("# a comment\n", "tls")]
+    ("text", "lost"),
+    [
+        ("", "no longer asks for tls"),
+        ("# a comment\n", "no longer asks for tls"),
+        (WHOLE[: WHOLE.index("basic_auth")], "no longer asks for passwords"),
+        (TLS, "no longer asks for passwords"),
+        (
+            WHOLE.replace("  client_auth_type: RequireAndVerifyClientCert\n", "").replace(
+                "  client_ca_file: ca.crt\n", ""
+            ),
+            "no longer names client_ca_file",
+        ),
+        (WHOLE.replace("  client_ca_file: ca.crt\n", ""), "no longer names client_ca_file"),
+        (WHOLE.replace("RequireAndVerify", "Request"), "does not require client certificates"),
+        (
+            WHOLE.replace("RequireAndVerifyClientCert", "VerifyClientCertIfGiven"),
+            "does not require client certificates",
+        ),
+        (WHOLE.replace("TLS13", "TLS12"), "allows older versions of TLS"),
+        (WHOLE.replace("  min_version: TLS13\n", ""), "allows older versions of TLS"),
+    ],
 )
 def test_a_file_that_is_half_written_opens_nothing(
     place: Path, caplog: pytest.LogCaptureFixture, text: str, lost: str
 ) -> None:
-    whole = f"{TLS}basic_auth_users:\n  alice: {HASH}\n"
-    access = WebConfig(write(place, whole))
-    first = access.current()
+    config = WebConfig(write(place, WHOLE))
+    first = config.current()
     write(place, text)
-    assert access.current() is first
-    assert f"no longer asks for {lost}: restart to serve without; going on" in caplog.text
-    write(place, whole + f"  bob: {HASH}\n")
-    second = access.current()
+    assert config.current() is first
+    assert f"{place}/web.yml {lost}" in caplog.text
+    assert ": weaker settings need a restart; going on with the settings before" in caplog.text
+    write(place, WHOLE + f"  bob: {HASH}\n")
+    second = config.current()
     assert second.passwords is not None
     assert set(second.passwords.users) == {"alice", "bob"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "weaker"),
+    [
+        (
+            f"{TLS}  client_auth_type: VerifyClientCertIfGiven\n",
+            TLS,
+            "does not verify client certificates any more",
+        ),
+        (
+            f"{TLS}  cipher_suites: [TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256]\n",
+            TLS,
+            "allows more cipher suites",
+        ),
+        (f"{TLS}  cipher_suites: [TLS_AES_128_GCM_SHA256]\n", TLS, "allows older versions of TLS"),
+        (TLS, f"{TLS}  min_version: TLS13\n", ""),
+        (TLS, f"{TLS}  client_auth_type: VerifyClientCertIfGiven\n", ""),
+        (TLS, f"{TLS}  cipher_suites: [TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256]\n", ""),
+        (
+            f"basic_auth_users:\n  alice: {HASH}\n  bob: {HASH}\n",
+            f"basic_auth_users:\n  alice: {HASH}\n",
+            "",
+        ),
+        ("", f"{TLS}basic_auth_users:\n  alice: {HASH}\n", ""),
+    ],
+)
+def test_what_is_weaker_needs_a_restart_and_nothing_else(
+    place: Path, caplog: pytest.LogCaptureFixture, before: str, after: str, weaker: str
+) -> None:
+    config = WebConfig(write(place, before))
+    first = config.current()
+    write(place, f"{after}# changed\n")
+    assert (config.current() is first) == bool(weaker)
+    assert weaker in caplog.text
+
+
+def test_client_certificates_without_an_authority_are_of_those_of_this_host(place: Path) -> None:
+    for kind, mode in (
+        ("VerifyClientCertIfGiven", ssl.CERT_OPTIONAL),
+        ("RequireAndVerifyClientCert", ssl.CERT_REQUIRED),
+    ):
+        tls = load(write(place, f"{TLS}  client_auth_type: {kind}\n")).tls
+        assert tls is not None
+        assert tls.verify_mode == mode
+        expected = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        expected.load_default_certs(ssl.Purpose.CLIENT_AUTH)
+        assert tls.cert_store_stats() == expected.cert_store_stats()
+
+
+@pytest.mark.parametrize(
+    "text", [TLS, TLS + "  cipher_suites:\n", TLS + "  cipher_suites: []\n  client_ca_file: ''\n"]
+)
+def test_fields_that_are_empty_are_as_if_they_were_absent(place: Path, text: str) -> None:
+    tls = load(write(place, text)).tls
+    assert tls is not None
+    assert tls.minimum_version == ssl.TLSVersion.TLSv1_2
+    assert len(tls.get_ciphers()) > 10
+
+
+@pytest.mark.parametrize("value", ["true", "false", "yes", "off", "", "True"])
+def test_booleans(place: Path, value: str) -> None:
+    text = f"{TLS}  prefer_server_cipher_suites: {value}\nhttp_server_config:\n  http2: {value}\n"
+    tls = load(write(place, text)).tls
+    assert tls is not None
+    preferred = bool(tls.options & ssl.OP_CIPHER_SERVER_PREFERENCE)
+    assert preferred == (value not in ("false", "off"))
 
 
 def test_a_change_while_it_is_read_is_not_missed(

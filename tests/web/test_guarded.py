@@ -90,6 +90,7 @@ def test_tls_and_a_password_guard_all_but_the_health(made: Path, place: Path) ->
     [
         ("RequestClientCert", {"", "client", "stranger"}),
         ("RequireAnyClientCert", {"client"}),
+        ("RequireClientCert", {"client"}),
         ("VerifyClientCertIfGiven", {"", "client"}),
         ("RequireAndVerifyClientCert", {"client"}),
     ],
@@ -103,6 +104,19 @@ def test_client_certificates(made: Path, place: Path, kind: str, admitted: set[s
                 assert ask(program, trusting(made, client))[0] == 200
                 found.add(client)
         assert found == admitted
+
+
+def test_a_file_that_is_cut_off_lets_nobody_in_without_a_certificate(
+    made: Path, place: Path
+) -> None:
+    text = f"{TLS}  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: ca.crt\n"
+    with guarded(place, text) as program:
+        for cut in (TLS, text[: text.index("  client_ca_file")]):
+            write(place, cut)
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                ask(program, trusting(made))
+            assert ask(program, trusting(made, "client"))[0] == 200
+        program.wait_for_log("no longer names client_ca_file: weaker settings need a restart")
 
 
 def offers(program: Serving, *args: str) -> bool:
