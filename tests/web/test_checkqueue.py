@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from conntrack_textfile.logs import LOG
-from conntrack_textfile.web import checkqueue
+from conntrack_textfile.web import checkqueue, http
 from conntrack_textfile.web.checkqueue import CheckQueue
 
 if TYPE_CHECKING:
@@ -206,3 +206,8 @@ def test_the_counts_of_failures_are_bounded(monkeypatch: pytest.MonkeyPatch) -> 
     for n in range(50):
         assert not queue.result(b"%d" % n, (b"a", b"a %d" % n), lambda: False)
         assert len(queue._failures) <= 20
+
+
+def test_guessers_leave_connections_to_others() -> None:
+    held = checkqueue._MAX_WAITING_CHECKS + checkqueue._MAX_DELAYED_ANSWERS
+    assert held < http.MAX_CONNECTIONS

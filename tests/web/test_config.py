@@ -82,24 +82,6 @@ def test_an_empty_file_asks_for_nothing(tmp_path: Path, text: str) -> None:
     assert (settings.tls, settings.passwords, settings.headers) == (None, None, {})
 
 
-@pytest.mark.parametrize(
-    ("kind", "mode"),
-    [
-        ("NoClientCert", ssl.CERT_NONE),
-        ("RequestClientCert", ssl.CERT_NONE),
-        ("RequireAnyClientCert", ssl.CERT_REQUIRED),
-        ("RequireClientCert", ssl.CERT_REQUIRED),
-        ("VerifyClientCertIfGiven", ssl.CERT_OPTIONAL),
-        ("RequireAndVerifyClientCert", ssl.CERT_REQUIRED),
-    ],
-)
-def test_gos_names_of_client_authentication(place: Path, kind: str, mode: ssl.VerifyMode) -> None:
-    authorities = "" if kind == "NoClientCert" else "  client_ca_file: ca.crt\n"
-    settings = load(write(place, f"{TLS}  client_auth_type: {kind}\n{authorities}"))
-    assert settings.tls is not None
-    assert settings.tls.verify_mode == mode
-
-
 WRONG = [
     ("tls_server_confg: {}\n", 1, "tls_server_confg is not known in the file; tls_server_config,"),
     ("[]\n", 1, "the file must be a mapping"),
@@ -214,31 +196,22 @@ def test_a_wrong_file_is_exit_status_2(tmp_path: Path) -> None:
     assert "line 2: the password of alice is not a bcrypt hash" in done.stderr
 
 
-@pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o640, False), (0o644, True)])
-def test_a_key_that_others_can_read_is_warned_of(
-    place: Path, caplog: pytest.LogCaptureFixture, mode: int, warned: bool
-) -> None:
-    (place / "server.key").chmod(mode)
-    load(write(place, TLS))
-    assert ("everybody on this host can read the key" in caplog.text) == warned
-
-
 # Changes
 
 
 def test_a_file_is_read_again_when_it_or_a_certificate_changes(
     place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    access = WebConfig(write(place, TLS))
-    first = access.current()
-    assert access.current() is first
+    web_config = WebConfig(write(place, TLS))
+    first = web_config.current()
+    assert web_config.current() is first
     write(place, TLS + f"basic_auth_users:\n  alice: {HASH}\n")
-    second = access.current()
+    second = web_config.current()
     assert second.passwords is not None
     shutil.copy(place / "second.crt", place / "server.crt")
-    assert access.current() is second  # the certificate does not fit the key
+    assert web_config.current() is second  # the certificate does not fit the key
     shutil.copy(place / "second.key", place / "server.key")
-    assert access.current().tls is not second.tls
+    assert web_config.current().tls is not second.tls
     assert [record.levelname for record in caplog.records if record.levelno > 30] == ["ERROR"]
     assert "key values mismatch; going on with the settings before" in caplog.text
 
@@ -278,14 +251,14 @@ basic_auth_users:
 def test_a_file_that_is_half_written_opens_nothing(
     place: Path, caplog: pytest.LogCaptureFixture, text: str, lost: str
 ) -> None:
-    config = WebConfig(write(place, WHOLE))
-    first = config.current()
+    web_config = WebConfig(write(place, WHOLE))
+    first = web_config.current()
     write(place, text)
-    assert config.current() is first
+    assert web_config.current() is first
     assert f"{place}/web.yml {lost}" in caplog.text
     assert ": weaker settings need a restart; going on with the settings before" in caplog.text
     write(place, WHOLE + f"  bob: {HASH}\n")
-    second = config.current()
+    second = web_config.current()
     assert second.passwords is not None
     assert set(second.passwords.users) == {"alice", "bob"}
 
@@ -318,49 +291,17 @@ def test_a_file_that_is_half_written_opens_nothing(
 def test_what_is_weaker_needs_a_restart_and_nothing_else(
     place: Path, caplog: pytest.LogCaptureFixture, before: str, after: str, weaker: str
 ) -> None:
-    config = WebConfig(write(place, before))
-    first = config.current()
+    web_config = WebConfig(write(place, before))
+    first = web_config.current()
     write(place, f"{after}# changed\n")
-    assert (config.current() is first) == bool(weaker)
+    assert (web_config.current() is first) == bool(weaker)
     assert weaker in caplog.text
-
-
-def test_client_certificates_without_an_authority_are_of_those_of_this_host(place: Path) -> None:
-    for kind, mode in (
-        ("VerifyClientCertIfGiven", ssl.CERT_OPTIONAL),
-        ("RequireAndVerifyClientCert", ssl.CERT_REQUIRED),
-    ):
-        tls = load(write(place, f"{TLS}  client_auth_type: {kind}\n")).tls
-        assert tls is not None
-        assert tls.verify_mode == mode
-        expected = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        expected.load_default_certs(ssl.Purpose.CLIENT_AUTH)
-        assert tls.cert_store_stats() == expected.cert_store_stats()
-
-
-@pytest.mark.parametrize(
-    "text", [TLS, TLS + "  cipher_suites:\n", TLS + "  cipher_suites: []\n  client_ca_file: ''\n"]
-)
-def test_fields_that_are_empty_are_as_if_they_were_absent(place: Path, text: str) -> None:
-    tls = load(write(place, text)).tls
-    assert tls is not None
-    assert tls.minimum_version == ssl.TLSVersion.TLSv1_2
-    assert len(tls.get_ciphers()) > 10
-
-
-@pytest.mark.parametrize("value", ["true", "false", "yes", "off", "", "True"])
-def test_booleans(place: Path, value: str) -> None:
-    text = f"{TLS}  prefer_server_cipher_suites: {value}\nhttp_server_config:\n  http2: {value}\n"
-    tls = load(write(place, text)).tls
-    assert tls is not None
-    preferred = bool(tls.options & ssl.OP_CIPHER_SERVER_PREFERENCE)
-    assert preferred == (value not in ("false", "off"))
 
 
 def test_a_change_while_it_is_read_is_not_missed(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    access = WebConfig(write(place, TLS))
+    web_config = WebConfig(write(place, TLS))
     settings = config._settings
 
     def slow(*args: Any) -> config.Settings:
@@ -371,53 +312,53 @@ def test_a_change_while_it_is_read_is_not_missed(
 
     monkeypatch.setattr(config, "_settings", slow)
     write(place, f"{TLS}# changed\n")
-    assert access.current().passwords is None
-    assert access.current().passwords is not None
+    assert web_config.current().passwords is None
+    assert web_config.current().passwords is not None
 
 
 def test_whatever_goes_wrong_with_a_new_file_is_logged(
     place: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    access = WebConfig(write(place, TLS))
-    first = access.current()
+    web_config = WebConfig(write(place, TLS))
+    first = web_config.current()
 
     def oops(_: str) -> config.Settings:
         raise KeyError("oops")
 
     monkeypatch.setattr(config, "load", oops)
     write(place, f"{TLS}# changed\n")
-    assert access.current() is first
+    assert web_config.current() is first
     assert "'oops'; going on with the settings before" in caplog.text
 
 
 def test_known_clients_stay_known_when_a_certificate_changes(place: Path) -> None:
-    access = WebConfig(write(place, f"{TLS}basic_auth_users:\n  alice: {HASH}\n"))
-    before = access.current().passwords
+    web_config = WebConfig(write(place, f"{TLS}basic_auth_users:\n  alice: {HASH}\n"))
+    before = web_config.current().passwords
     for kind in ("key", "crt"):
         shutil.copy(place / f"second.{kind}", place / f"server.{kind}")
-    assert access.current().passwords is before
+    assert web_config.current().passwords is before
 
 
 def test_a_broken_file_keeps_the_settings_and_is_logged_once(
     place: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    access = WebConfig(write(place, TLS))
-    first = access.current()
+    web_config = WebConfig(write(place, TLS))
+    first = web_config.current()
     write(place, "tls_server_config: [")
     now = time.monotonic()
     for later in (0, 60, 120):
         monkeypatch.setattr(time, "monotonic", lambda later=later: now + later)
-        assert access.current() is first
+        assert web_config.current() is first
     assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1
     write(place, TLS)
-    assert access.current() is not first
+    assert web_config.current() is not first
 
 
 def test_what_was_missing_is_looked_for_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    access = WebConfig(write(place, ""))
+    web_config = WebConfig(write(place, ""))
     write(place, TLS.replace("server.crt", "late.crt"))
-    assert access.current().tls is None
+    assert web_config.current().tls is None
     shutil.copy(place / "server.crt", place / "late.crt")
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + 11)
-    assert access.current().tls is not None
+    assert web_config.current().tls is not None
