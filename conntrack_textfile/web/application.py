@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import prometheus_client
 
+from conntrack_textfile.web.body import EMPTY
 from conntrack_textfile.web.metrics import Metrics
+from conntrack_textfile.web.places import Places
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from conntrack_textfile.web.body import Body
-    from conntrack_textfile.web.config import WebConfig
+    from conntrack_textfile.web.config import Settings, WebConfig
     from conntrack_textfile.web.passwords import Passwords
+    from conntrack_textfile.web.places import Connection
 
 _Start = Callable[[str, list[tuple[str, str]]], object]  # PEP 3333, as used here
 
@@ -26,6 +29,9 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # A client has its answer a moment before the place that it held is free. One
 # that comes right after it must not be turned away for that.
 _PATIENCE = 0.25
+
+# Bodies that answers under way may be of. Each is as large as the page.
+_VERSIONS = 2
 
 
 class Served(Protocol):
@@ -51,15 +57,16 @@ class Application:
         self._served = served
         self._telemetry_path = telemetry_path
         self._max_requests = max_requests
-        self._slots = threading.Semaphore(max_requests)
+        self._places = Places(max_requests) if max_requests else None
+        self._sending: dict[Connection, Body] = {}
+        self._lock = threading.Lock()  # of the line above
         self._metrics_of_process = Metrics() if exporter_metrics else None
         self.access = access
 
     def __call__(self, environ: dict[str, Any], start: _Start) -> Iterable[bytes]:
         """Answer a request: the interface of PEP 3333."""
-        settings = self.access.current() if self.access else None
-        if settings is not None:
-            start = _with_headers(start, settings.headers)
+        settings = self._settings()
+        start = _with_headers(start, settings)
         path = environ["PATH_INFO"]
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             answer = _text(start, "405 Method Not Allowed", "use GET", ("Allow", "GET, HEAD"))
@@ -74,6 +81,23 @@ class Application:
         if environ["REQUEST_METHOD"] == "HEAD":
             answer.pieces = []
         return answer
+
+    def refuse(
+        self, environ: dict[str, Any], start: _Start, status: str, reason: str
+    ) -> Iterable[bytes]:
+        """Answer what the transport could not make a request of, or a request that failed."""
+        answer = _text(_with_headers(start, self._settings()), status, reason)
+        if environ["REQUEST_METHOD"] == "HEAD":
+            answer.pieces = []
+        return answer
+
+    def refused(self, reason: str) -> None:
+        """Count a connection that was turned away, or closed before its time."""
+        if self._metrics_of_process:
+            self._metrics_of_process.refused.labels(reason).inc()
+
+    def _settings(self) -> Settings | None:
+        return self.access.current() if self.access else None
 
     def _readiness(self, start: _Start) -> _Answer:
         if self._served.ready():
@@ -93,15 +117,16 @@ class Application:
     def _open(self, environ: dict[str, Any], start: _Start) -> _Answer:
         path = environ["PATH_INFO"]
         if path == self._telemetry_path:
-            return self._scrape(environ.get("HTTP_ACCEPT_ENCODING", ""), start)
+            return self._scrape(environ, start)
         if path == "/":
             page, policy = self._served.html(self._telemetry_path)
             headers = [("Content-Security-Policy", policy), ("Referrer-Policy", "no-referrer")]
             return _answer(start, "200 OK", "text/html; charset=utf-8", [page], *headers)
         return _text(start, "404 Not Found", f"see {self._telemetry_path}")
 
-    def _scrape(self, encodings: str, start: _Start) -> _Answer:
-        if self._max_requests and not self._slots.acquire(timeout=_PATIENCE):
+    def _scrape(self, environ: dict[str, Any], start: _Start) -> _Answer:
+        connection: Connection = environ["conntrack_textfile.connection"]
+        if self._places and not self._places.enter(connection, _PATIENCE):
             if self._metrics_of_process:
                 self._metrics_of_process.requests.labels("503").inc()
             return _text(
@@ -112,26 +137,29 @@ class Application:
         if self._metrics_of_process:
             self._metrics_of_process.in_flight.inc()
         try:
-            answer = self._metrics(encodings, start)
+            answer = self._metrics(connection, environ.get("HTTP_ACCEPT_ENCODING", ""), start)
         except BaseException:
-            self._done("500")
+            self._done(connection, "500")
             raise
         # Not a closure over the answer: it would hold the page until garbage is looked for.
-        answer.done = functools.partial(self._done, answer.status)
+        answer.done = functools.partial(self._done, connection, answer.status)
         return answer
 
-    def _done(self, status: str) -> None:
-        if self._max_requests:
-            self._slots.release()
+    def _done(self, connection: Connection, status: str) -> None:
+        with self._lock:
+            self._sending.pop(connection, None)
+        if self._places:
+            self._places.leave(connection)
         if self._metrics_of_process:
             self._metrics_of_process.in_flight.dec()
             self._metrics_of_process.requests.labels(status).inc()
 
-    def _metrics(self, encodings: str, start: _Start) -> _Answer:
+    def _metrics(self, connection: Connection, encodings: str, start: _Start) -> _Answer:
         current = self._served.current()
         if current is None:
             return _text(start, "503 Service Unavailable", "the first snapshot is not finished yet")
         rest, body = current
+        self._send(connection, body)
         if self._metrics_of_process:
             rest += prometheus_client.generate_latest(self._metrics_of_process.registry)
         headers = [("Vary", "Accept-Encoding")]
@@ -141,6 +169,17 @@ class Application:
         else:
             pieces = [*body.plain, rest]
         return _answer(start, "200 OK", CONTENT_TYPE, pieces, *headers)
+
+    def _send(self, connection: Connection, body: Body) -> None:
+        """Note whose answer is of which body, and close those of the oldest of too many."""
+        if body is EMPTY:
+            return
+        with self._lock:
+            self._sending[connection] = body
+            versions = list(dict.fromkeys(self._sending.values()))
+            for slow in [c for c, sent in self._sending.items() if sent in versions[:-_VERSIONS]]:
+                del self._sending[slow]
+                slow.close("outdated")
 
 
 class _Answer:
@@ -184,11 +223,14 @@ def _text(start: _Start, status: str, text: str, *headers: tuple[str, str]) -> _
     return _answer(start, status, "text/plain; charset=utf-8", [body], *headers)
 
 
-def _with_headers(start: _Start, more: dict[str, str]) -> _Start:
-    """Answers that begin with these headers too, in place of ours of the same name.
+def _with_headers(start: _Start, settings: Settings | None) -> _Start:
+    """Answers that begin with the configured headers too, in place of ours of the same name.
 
     But a Content-Security-Policy of ours stays: it is that of the page, with its style.
     """
+    if settings is None:
+        return start
+    more = settings.headers
 
     def started(status: str, headers: list[tuple[str, str]]) -> object:
         ours = {name.lower() for name, _ in headers} & {"content-security-policy"}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import prometheus_client
 
+from conntrack_textfile.web.places import REASONS
+
 
 class Metrics:
     """Counts scrapes, beside what prometheus_client knows of the process."""
@@ -27,3 +29,11 @@ class Metrics:
             "Scrapes that are being served.",
             registry=self.registry,
         )
+        self.refused = prometheus_client.Counter(
+            "conntrack_http_connections_refused_total",
+            "Connections that were turned away, or closed before their time, by reason.",
+            ["reason"],
+            registry=self.registry,
+        )
+        for reason in REASONS:
+            self.refused.labels(reason)

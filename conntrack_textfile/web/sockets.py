@@ -11,6 +11,11 @@ from conntrack_textfile.errors import ListenError
 if TYPE_CHECKING:
     from conntrack_textfile.options import Address
 
+# Connections that the kernel holds until they are accepted. It takes no more
+# than net.core.somaxconn, 4096 since Linux 5.4; those that do not fit try again
+# after a second.
+BACKLOG = 4096
+
 
 def listen(address: Address) -> socket.socket:
     """A listening socket. Raises ListenError.
@@ -22,12 +27,15 @@ def listen(address: Address) -> socket.socket:
         if not address.host:
             if socket.has_dualstack_ipv6():
                 return socket.create_server(
-                    ("", address.port), family=socket.AF_INET6, dualstack_ipv6=True
+                    ("", address.port),
+                    family=socket.AF_INET6,
+                    backlog=BACKLOG,
+                    dualstack_ipv6=True,
                 )
-            return socket.create_server(("", address.port))
+            return socket.create_server(("", address.port), backlog=BACKLOG)
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
         family, _, _, _, where = min(found, key=lambda info: info[0] != socket.AF_INET)
-        return socket.create_server(where, family=family)
+        return socket.create_server(where, family=family, backlog=BACKLOG)
     except socket.gaierror as error:
         raise ListenError(f"cannot listen on {address}: {error.strerror}") from error
     except UnicodeError:
@@ -54,5 +62,6 @@ def handed_over() -> list[socket.socket]:
         if not listens or handed.family not in (socket.AF_INET, socket.AF_INET6):
             raise ListenError("systemd handed over what is not a listening TCP socket")
         handed.settimeout(None)
+        handed.listen(BACKLOG)  # whatever Backlog= of the unit says
         found.append(handed)
     return found

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from conntrack_textfile.web.body import Body
     from conntrack_textfile.web.config import WebConfig
+    from conntrack_textfile.web.places import Places
 
 SAMPLE = f"--path.procfs={DATA / 'kernel-6.18'}"
 
@@ -32,9 +33,9 @@ def get(url: str, method: str = "GET", **headers: str) -> tuple[int, bytes, dict
 
 
 @contextlib.contextmanager
-def listening(application: Application) -> Iterator[int]:
+def listening(application: Application, places: Places | None = None) -> Iterator[int]:
     with sockets.listen(Address("127.0.0.1", 0)) as listener:
-        running = http.start(listener, application)
+        running = http.start(listener, application, places)
         try:
             yield listener.getsockname()[1]
         finally:

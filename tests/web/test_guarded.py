@@ -74,13 +74,11 @@ def test_tls_and_a_password_guard_all_but_the_health(made: Path, place: Path) ->
         assert b"fd77:1::2" in ask(program, context, "/", Authorization=right)[1]
         assert ask(program, context, "/-/healthy")[:2] == (200, b"OK: healthy\n")
         assert ask(program, context, "/-/ready")[:2] == (200, b"OK: ready\n")
-        with pytest.raises((http.client.BadStatusLine, ConnectionError)):
-            ask(program, None)
+        assert ask(program, None)[0] == 400
         assert "Traceback" not in program.log
         # One line for all that fail within a minute.
         for _ in range(20):
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                ask(program, None)
+            ask(program, None)
         program.wait_for_log("TLS with 127.0.0.1 failed: http request")
         assert program.log.count("failed: ") == 1
 

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from conntrack_textfile.web.places import ANSWERING, KEPT, SILENT, Connection, Places
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Make = Callable[..., Connection]
+
+
+@pytest.fixture
+def made(reasons: list[str]) -> Iterator[Make]:
+    """Connections of an address in a state; with something to read, where wanted."""
+    ends: list[socket.socket] = []
+
+    def make(address: str, state: int = SILENT, *, asks: bool = False) -> Connection:
+        here, there = socket.socketpair()
+        ends.extend((here, there))
+        if asks:
+            there.sendall(b"G")
+        connection = Connection(here, (address, 1), reasons.append)
+        connection.turn(state)
+        return connection
+
+    yield make
+    for end in ends:
+        end.close()
+
+
+@pytest.fixture
+def reasons() -> list[str]:
+    return []
+
+
+A, B, C = "192.0.2.1", "192.0.2.2", "192.0.2.3"
+
+
+def test_there_are_as_many_as_said(made: Make) -> None:
+    places = Places(2)
+    one, two, three = (made(A, ANSWERING) for _ in range(3))
+    assert places.enter(one)
+    assert places.enter(two)
+    assert not places.enter(three)
+    places.leave(one)
+    places.leave(one)  # it has left
+    assert places.enter(three)
+    assert not places.enter(one)
+
+
+def test_those_that_wait_go_first_and_the_oldest_of_them(made: Make, reasons: list[str]) -> None:
+    places = Places(4)
+    held = [made(A, state) for state in (SILENT, ANSWERING, KEPT, SILENT)]
+    for connection in held:
+        assert places.enter(connection)
+    for gone, reason in ((2, "idle"), (0, "silent"), (3, "silent")):
+        assert places.enter(made(A, ANSWERING))
+        assert held[gone].closed
+        assert reasons.pop() == reason
+    assert not places.enter(made(A))
+    assert not held[1].closed
+
+
+def test_of_those_that_wait_the_client_with_most_loses_one(made: Make) -> None:
+    places = Places(4)
+    first = made(B)
+    held = [first, *(made(A) for _ in range(3))]
+    for connection in held:
+        assert places.enter(connection)
+    assert places.enter(made(C))
+    assert [connection.closed for connection in held] == [False, True, False, False]
+
+
+def test_what_asked_already_does_not_wait(made: Make) -> None:
+    places = Places(2)
+    asking, silent = made(A, asks=True), made(A)
+    assert places.enter(asking)
+    assert places.enter(silent)
+    assert places.enter(made(A, asks=True))
+    assert silent.closed
+    assert not places.enter(made(A))
+    assert not asking.closed
+
+
+def test_a_share_for_each_client(made: Make, reasons: list[str]) -> None:
+    places = Places(4)
+    held = [made(A, ANSWERING) for _ in range(4)]
+    for connection in held:
+        assert places.enter(connection)
+    for _ in range(2):
+        assert places.enter(made(B, ANSWERING))
+    assert not places.enter(made(B, ANSWERING))  # it has its half
+    assert [connection.closed for connection in held] == [True, True, False, False]
+    assert reasons == ["share", "share"]
+    assert places.enter(made(C, ANSWERING))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.1", "::ffff:192.0.2.1", True),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("2001:db8::1", "2001:db8::ffff:0:0:1", True),
+        ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
+        ("fe80::1%eth0", "fe80::2", True),
+    ],
+)
+def test_who_is_one_client(made: Make, one: str, other: str, same: bool) -> None:
+    assert (made(one).client == made(other).client) is same
+
+
+def test_the_closed_are_bounded_too(made: Make) -> None:
+    """Their threads may be there yet."""
+    places = Places(2)
+    held = [made(A) for _ in range(4)]
+    for connection in held:
+        assert places.enter(connection)
+    assert not places.enter(made(A))
+    places.leave(held[0])
+    assert places.enter(made(A))
+
+
+def test_some_can_be_spared(made: Make) -> None:
+    places = Places(9)
+    held = [made(A, ANSWERING), *(made(A) for _ in range(3))]
+    for connection in held:
+        assert places.enter(connection)
+    places.spare(2)
+    assert [connection.closed for connection in held] == [False, True, True, False]
+    places.spare(2)
+    assert [connection.closed for connection in held] == [False, True, True, True]
