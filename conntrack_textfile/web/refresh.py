@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 # The last good snapshot is shown for this many intervals, then no more.
 _LIFETIME = 3
 
+# Seconds that a reading may take before it is taken for one that hangs; but at
+# least some intervals. Minutes are seen on a large table and an old kernel.
+_HANGS = 600.0
+
 # How long a scrape waits for the first reading of all to end.
 _PATIENCE = 5.0
 
@@ -58,10 +62,18 @@ class Refresher:
         self._failures = 0
         self._cause = ""
         self._warnings: dict[str, str] = {}
+        self._thread = threading.Thread(target=self._run, name="refresh", daemon=True)
+        self._due = time.monotonic()
+        """When the next reading begins, or when the one under way began."""
 
     def start(self) -> None:
         """Begin, with a first snapshot at once. It goes on until the process ends."""
-        threading.Thread(target=self._run, name="refresh", daemon=True).start()
+        self._thread.start()
+
+    def alive(self) -> bool:
+        """Whether readings go on, be it that they fail; not when one hangs."""
+        hangs = self._due + max(_HANGS, _LIFETIME * self._interval)
+        return self._thread.is_alive() and time.monotonic() < hangs
 
     def current(self) -> tuple[bytes, Body] | None:
         """The status text and the body of connections; None while the first reading lasts."""
@@ -96,12 +108,20 @@ class Refresher:
 
     def refresh(self) -> float:
         """Take one snapshot, show it, and say how many seconds to wait for the next."""
-        started = time.monotonic()
+        started = self._due = time.monotonic()
         try:
             self._show(self._take())
         # Whatever it was: a thread that dies would leave the numbers frozen.
         except Exception as error:  # noqa: BLE001
-            self._fail(error)
+            cause = _cause(error)
+            if cause != self._cause:
+                LOG.debug("refresh failed", exc_info=error)
+        else:
+            cause = ""
+        # Not in the handler: there the error keeps all that was being built, and
+        # where that took all memory not even a line of log can be written.
+        if cause:
+            self._fail(cause)
             wait = min(self._interval, 2.0 ** min(self._failures - 1, 30))
         else:
             wait = max(0.0, started + self._interval - time.monotonic())
@@ -110,7 +130,12 @@ class Refresher:
 
     def _run(self) -> NoReturn:
         while True:
-            time.sleep(self.refresh())
+            try:
+                wait = self.refresh()
+            except MemoryError:  # not even enough to note the failure
+                wait = 1.0
+            self._due = time.monotonic() + wait
+            time.sleep(wait)
 
     def _show(self, snapshot: Snapshot) -> None:
         assert snapshot.connections is not None
@@ -132,12 +157,10 @@ class Refresher:
             LOG.info("%s", OVER[kind])
         self._warnings = warnings
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, cause: str) -> None:
         self._failures += 1
-        cause = str(error) or repr(error)
         if cause != self._cause:
             LOG.error("%s; trying again", cause)
-            LOG.debug("refresh failed", exc_info=error)
             self._cause = cause
         last = self._state
         self._state = _State(
@@ -146,3 +169,9 @@ class Refresher:
             last.overview if last else None,
             last.expires if last else 0.0,
         )
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "there is not enough memory to read the table"
+    return str(error) or repr(error)

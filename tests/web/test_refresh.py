@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import threading
 import time
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
@@ -154,9 +156,87 @@ def test_any_error_is_a_failed_refresh(caplog: pytest.LogCaptureFixture) -> None
     made = refresher(Table(MemoryError(), 3))
     made.refresh()
     assert "conntrack_snapshot_success 0\n" in shown(made)
-    assert "MemoryError(); trying again" in caplog.text
+    assert "there is not enough memory to read the table; trying again" in caplog.text
     made.refresh()
     assert "conntrack_total_connections 3\n" in shown(made)
+
+
+def test_what_was_being_built_is_gone_before_a_failure_is_shown() -> None:
+    class Tally:
+        """Large."""
+
+    built: list[weakref.ref[Tally]] = []
+    left: list[Tally | None] = []
+
+    def take() -> Snapshot:
+        tally = Tally()
+        built.append(weakref.ref(tally))
+        raise MemoryError
+
+    def failure(last: Snapshot | None) -> Snapshot:
+        left.append(built[-1]())
+        return Table().failure(last)
+
+    made = Refresher(take, failure, 60.0)
+    made.refresh()
+    assert left == [None]
+    assert "conntrack_snapshot_success 0\n" in shown(made)
+
+
+def test_it_goes_on_after_a_failure_that_could_not_even_be_noted() -> None:
+    table = Table(MemoryError(), 3)
+    again = threading.Event()
+
+    def failure(_last: Snapshot | None) -> Snapshot:
+        raise MemoryError
+
+    def take() -> Snapshot:
+        try:
+            return table.take()
+        except StopIteration:
+            again.set()
+            threading.Event().wait()  # until the tests end
+            raise
+
+    made = Refresher(take, failure, 0.1)
+    made.start()
+    assert again.wait(20)
+    assert "conntrack_total_connections 3\n" in shown(made)
+
+
+def test_it_lives_until_a_reading_hangs(clock: list[float]) -> None:
+    reading = threading.Event()
+
+    def take() -> Snapshot:
+        reading.set()
+        threading.Event().wait()  # until the tests end
+        raise AssertionError
+
+    made = Refresher(take, Table().failure, 60.0)
+    assert not made.alive()
+    made.start()
+    assert reading.wait(20)
+    assert made.alive()
+    clock[0] += 599
+    assert made.alive()
+    clock[0] += 2
+    assert not made.alive()
+
+
+def test_a_long_wait_is_no_hang(clock: list[float]) -> None:
+    reading = threading.Semaphore(0)
+    table = Table(1)
+
+    def take() -> Snapshot:
+        reading.release()
+        return table.take()
+
+    made = Refresher(take, table.failure, 36000.0)
+    made.start()
+    assert reading.acquire(timeout=20)
+    assert "conntrack_total_connections 1\n" in shown(made)
+    clock[0] += 35999
+    assert made.alive()
 
 
 def test_a_warning_is_logged_once_until_it_comes_back(caplog: pytest.LogCaptureFixture) -> None:
