@@ -115,10 +115,9 @@ def _top(opts: Options, engine: Engine) -> None:
 
 def _serve(opts: Options, engine: Engine) -> NoReturn:
     # Imported here: one snapshot must not pay for an HTTP server.
-    import signal
-
-    from conntrack_textfile.web import http, sockets
+    from conntrack_textfile.web import http, process, sockets
     from conntrack_textfile.web.application import Application
+    from conntrack_textfile.web.places import Places
     from conntrack_textfile.web.refresh import Refresher
 
     log = _log(opts)
@@ -131,9 +130,8 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
     listeners = sockets.handed_over() if opts.systemd_socket else []
     if not listeners:
         listeners = [sockets.listen(address) for address in opts.listen]
-    # Blocked in every thread, so that only the wait below gets them.
-    stop = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, stop)
+    process.share_one_arena()
+    process.block_signals()
 
     refresher = Refresher(
         take=lambda: snapshot.take(opts, engine),
@@ -148,13 +146,19 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
         access=access,
     )
     refresher.start()
+    places = Places(http.MAX_CONNECTIONS)
+    servers = [http.start(listener, application, places) for listener in listeners]
     for listener in listeners:
-        http.start(listener, application)
         log.info("listening on %s", options.Address(*listener.getsockname()[:2]))
-    log.info("stopped by %s", signal.Signals(signal.sigwait(stop)).name)
-    # At once: to tidy up after a refresh that is under way would take seconds
-    # on a large table, and nothing is left to save.
-    os._exit(0)
+
+    def read_again() -> None:
+        if access:
+            access.reload()
+
+    def alive() -> bool:
+        return refresher.alive() and all(server.alive() for server in servers)
+
+    process.stay(alive, read_again)
 
 
 def _enable_accounting(opts: Options) -> None:

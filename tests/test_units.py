@@ -196,9 +196,37 @@ def test_the_exporter_stops_cleanly(machine: Machine) -> None:
     assert shown == ["inactive", "success", "0"]
 
 
+def test_the_exporter_is_started_when_it_listens(machine: Machine) -> None:
+    machine.systemctl("start", EXPORTER)
+    assert machine.get(METRICS)  # at once
+
+
+def test_the_watchdog_is_fed_and_ends_an_exporter_that_hangs(machine: Machine) -> None:
+    machine.dropin(EXPORTER, "[Service]\nWatchdogSec=3s\nTimeoutAbortSec=1s\n")
+    machine.systemctl("start", EXPORTER)
+    pid = machine.show(EXPORTER, "MainPID")
+    time.sleep(5)
+    assert machine.show(EXPORTER, "MainPID") == pid
+    assert machine.show(EXPORTER, "NRestarts") == "0"
+    machine.systemctl("kill", "--kill-whom=main", "--signal=STOP", EXPORTER)
+    until(lambda: machine.show(EXPORTER, "NRestarts") == "1", 30)
+    until(lambda: machine.get(METRICS))
+    assert "Watchdog timeout" in machine.journal(EXPORTER)
+
+
+def test_a_reload_reads_the_web_config_again(machine: Machine) -> None:
+    machine.write("/etc/web.yml", "http_server_config: {headers: {X-Frame-Options: deny}}\n")
+    machine.write("/etc/default/conntrack-exporter", 'ARGS="--web.config.file=/etc/web.yml"\n')
+    machine.systemctl("start", EXPORTER)
+    pid = machine.show(EXPORTER, "MainPID")
+    machine.systemctl("reload", EXPORTER)
+    until(lambda: "read /etc/web.yml again" in machine.journal(EXPORTER))
+    assert machine.show(EXPORTER, "MainPID") == pid
+
+
 def test_wrong_usage_is_not_tried_again(machine: Machine) -> None:
     machine.write("/etc/default/conntrack-exporter", 'ARGS="--nope"\n')
-    machine.systemctl("start", EXPORTER)  # a simple start: the program was there
+    machine.fails("systemctl", "start", EXPORTER)
     until(lambda: machine.show(EXPORTER, "ActiveState") != "active")
     # "activating (auto-restart)" is what it would be otherwise; see below.
     assert machine.show(EXPORTER, "SubState") == "failed"
@@ -207,7 +235,7 @@ def test_wrong_usage_is_not_tried_again(machine: Machine) -> None:
     assert "--nope is not an option" in machine.journal(EXPORTER)
 
     machine.write("/etc/default/conntrack-exporter", "LISTEN=127.0.0.1:9100\n")  # node_exporter's
-    machine.systemctl("start", EXPORTER)
+    machine.fails("systemctl", "start", EXPORTER)
     until(lambda: machine.show(EXPORTER, "SubState") == "auto-restart")
     assert machine.show(EXPORTER, "ExecMainStatus") == "1"
 

@@ -70,6 +70,13 @@ class WebConfig:
                 self._lock.release()
         return self._settings
 
+    def reload(self) -> None:
+        """Read the file again, whether it seems changed or not."""
+        with self._lock:
+            self._stamps = dict.fromkeys(self._stamps, (0, 0, 0, 0))  # as no file ever is
+            self._last_error = ""
+            self._reload_if_changed()
+
     def _reload_if_changed(self) -> None:
         stamps = {file: _stamp(file) for file in self._stamps}
         retry = self._last_error and time.monotonic() > self._retry_at

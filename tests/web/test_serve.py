@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import http.client
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +18,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.bench import make_table
 from tests.conftest import DATA
 from tests.program import COMMAND, Serving, serving
 from tests.web.serving import SAMPLE, get
@@ -38,7 +42,7 @@ def test_serve_answers_with_the_snapshot_and_its_own_metrics() -> None:
 def test_the_exporters_own_metrics_can_be_left_out() -> None:
     with serving(SAMPLE, "--web.disable-exporter-metrics", "--web.telemetry-path=/m") as program:
         text = get(f"{program.url}/m")[1].decode()
-        assert not re.search(r"^(process|python|promhttp)_", text, re.MULTILINE)
+        assert not re.search(r"^(process|python|promhttp|conntrack_http)_", text, re.MULTILINE)
         assert get(f"{program.url}/metrics")[0] == 404
 
 
@@ -79,6 +83,61 @@ def test_a_fifo_in_place_of_the_table_is_an_error_until_it_is_gone(tmp_path: Pat
         shutil.copy(DATA / "kernel-6.18" / "net" / "nf_conntrack", table)
         program.wait_for_log("works again")
         assert b"conntrack_total_connections 91\n" in get(f"{program.url}/metrics")[1]
+
+
+@pytest.mark.parametrize("engine", ["compiled", "pure"])
+def test_without_memory_it_answers_and_ends(tmp_path: Path, engine: str) -> None:
+    table = tmp_path / "net" / "nf_conntrack"
+    table.parent.mkdir()
+    make_table(table, 100_000, 100_000)
+    with serving(
+        f"--path.procfs={tmp_path}",
+        "--collector.interval=0.2",
+        prefix=("env", f"CONNTRACK_TEXTFILE_ENGINE={engine}", "prlimit", f"--as={70 << 20}"),
+    ) as program:
+        program.wait_for_log("there is not enough memory to read the table; trying again")
+        answered = 0
+        end = time.monotonic() + 30
+        while answered < 10:
+            assert time.monotonic() < end
+            with contextlib.suppress(OSError, http.client.HTTPException):  # at the very limit
+                status, body, _ = get(f"{program.url}/metrics")
+                answered += status == 200 and b"conntrack_snapshot_success 0\n" in body
+        program.process.send_signal(signal.SIGTERM)
+        assert program.process.wait(10) == 0
+
+
+def test_a_hangup_reads_the_web_config_again(tmp_path: Path) -> None:
+    file = tmp_path / "web.yml"
+    file.write_text("http_server_config: {headers: {X-Frame-Options: deny}}\n")
+    with serving(SAMPLE, f"--web.config.file={file}") as program:
+        program.process.send_signal(signal.SIGHUP)  # though nothing changed
+        program.wait_for_log(f"read {file} again")
+        file.write_text("x: y\n")
+        program.process.send_signal(signal.SIGHUP)
+        program.wait_for_log("is not known in the file")
+        assert get(f"{program.url}/metrics")[2]["X-Frame-Options"] == "deny"
+        stop(program, signal.SIGTERM)
+
+
+def test_a_hangup_without_files_changes_nothing() -> None:
+    with serving(SAMPLE) as program:
+        program.process.send_signal(signal.SIGHUP)
+        assert get(f"{program.url}/metrics")[0] == 200
+        stop(program, signal.SIGTERM)
+
+
+def test_systemd_hears_how_it_is(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(20)
+        asked = (f"NOTIFY_SOCKET={tmp_path}/notify", "WATCHDOG_USEC=300000")
+        with serving(SAMPLE, prefix=("env", *asked)) as program:
+            heard = [systemd.recv(100) for _ in range(4)]
+            assert heard == [b"READY=1"] + [b"WATCHDOG=1"] * 3
+            program.process.send_signal(signal.SIGTERM)
+            while (word := systemd.recv(100)) != b"STOPPING=1":
+                assert word == b"WATCHDOG=1"
 
 
 def test_an_address_in_use_is_named() -> None:

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from conntrack_textfile.web import notify
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_a_state_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool) -> None:
+    name = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
+        heard.bind("\0" + name if abstract else name)
+        heard.settimeout(20)
+        monkeypatch.setenv("NOTIFY_SOCKET", "@" + name if abstract else name)
+        sock = notify.connect()
+        assert sock
+        notify.tell(sock, b"READY=1")
+        assert heard.recv(100) == b"READY=1"
+    with sock:
+        notify.tell(sock, b"WATCHDOG=1")  # nobody is there any more
+
+
+@pytest.mark.parametrize("name", ["", "x", "/nowhere/notify", "@nobody"])
+def test_nobody_listens(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", name)
+    assert notify.connect() is None
+    notify.tell(None, b"READY=1")
+
+
+@pytest.mark.parametrize(
+    ("microseconds", "pid", "seconds"),
+    [
+        ("30000000", None, 30.0),
+        ("30000000", "own", 30.0),
+        ("30000000", "1", None),
+        (None, None, None),
+        ("0", None, None),
+        ("x", None, None),
+    ],
+)
+def test_the_time_of_the_watchdog(
+    monkeypatch: pytest.MonkeyPatch,
+    microseconds: str | None,
+    pid: str | None,
+    seconds: float | None,
+) -> None:
+    for name, value in (("WATCHDOG_USEC", microseconds), ("WATCHDOG_PID", pid)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, str(os.getpid()) if value == "own" else value)
+    assert notify.watchdog() == seconds

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+STAY = """
+import os, signal, sys, threading, time
+from conntrack_textfile.web import notify, process
+
+def alive():
+    looked.append(1)
+    if len(looked) == 5:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return eval(sys.argv[1])
+
+looked = []
+process.block_signals()
+process.stay(alive, lambda: None)
+"""
+
+
+@pytest.mark.parametrize(("alive", "fed"), [("True", 5), ("False", 0), ("len(looked) < 3", 2)])
+def test_the_watchdog_is_fed_while_the_threads_live(tmp_path: Path, alive: str, fed: int) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(20)
+        env = {"NOTIFY_SOCKET": f"{tmp_path}/notify", "WATCHDOG_USEC": "60000"}
+        argv = [sys.executable, "-c", STAY, alive]
+        subprocess.run(argv, env=env, timeout=30, check=True)
+        words = list(iter(lambda: systemd.recv(100), b"STOPPING=1"))
+        assert words == [b"READY=1"] + [b"WATCHDOG=1"] * fed
+
+
+EXHAUSTED = """
+import os, signal, sys
+from conntrack_textfile.web import process
+
+def no_memory(*_):
+    raise MemoryError
+
+def read_again():
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise MemoryError
+
+process.block_signals()
+if sys.argv[1] == "waiting":
+    signal.sigtimedwait = no_memory
+elif sys.argv[1] == "saying":
+    process.LOG.info = no_memory
+os.kill(os.getpid(), signal.SIGHUP if sys.argv[1] == "reading" else signal.SIGTERM)
+process.stay(lambda: True, read_again)
+"""
+
+
+@pytest.mark.parametrize("when", ["waiting", "saying", "reading"])
+def test_a_signal_ends_it_without_memory(when: str) -> None:
+    done = subprocess.run([sys.executable, "-c", EXHAUSTED, when], timeout=30, check=False)
+    assert done.returncode == 0
