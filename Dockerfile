@@ -20,7 +20,7 @@ RUN python3 -m venv /pip \
     && python3 -m venv --without-pip /opt/conntrack-textfile \
     && CFLAGS=-g0 /pip/bin/pip --python /opt/conntrack-textfile/bin/python \
         install --no-cache-dir --disable-pip-version-check '.[web]' \
-    && /opt/conntrack-textfile/bin/python -I -c 'import conntrack_textfile._speedups'
+    && /opt/conntrack-textfile/bin/python -I -c 'import conntrack_textfile.kernel._speedups'
 
 FROM debian:bookworm-slim
 RUN apt-get update \

@@ -17,7 +17,7 @@ run: .venv/.ready
 	fi
 
 test: .venv/.ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --cov
 
 lint: .venv/.ready
 	$(BIN)/ruff check .
@@ -35,16 +35,16 @@ bench: .venv/.ready
 # Both engines on mutated input, a minute guided by coverage.
 fuzz: .venv/.ready
 	$(BIN)/pip install --quiet atheris
-	$(BIN)/python tests/fuzz_engines.py --atheris -max_total_time=60 -max_len=2000 -print_final_stats=1
+	PYTHONPATH=$(CURDIR) $(BIN)/python tests/fuzz_engines.py --atheris -max_total_time=60 -max_len=2000 -print_final_stats=1
 
 # The compiled engine under AddressSanitizer, on the captures and damage done to them.
 asan: .venv/.ready
 	rm -rf build/asan
 	CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g" \
 		$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/asan .
-	grep -q __asan_init build/asan/conntrack_textfile/_speedups.*.so
+	grep -q __asan_init build/asan/conntrack_textfile/kernel/_speedups.*.so
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH=build/asan \
+		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH=build/asan:$(CURDIR) \
 		$(BIN)/python tests/fuzz_engines.py --seconds=20
 
 # The manual page, after a change of the usage text.
@@ -59,7 +59,7 @@ pythons: .venv/.ready
 clean:
 	rm -rf .venv
 
-.venv/.ready: pyproject.toml conntrack_textfile/_speedups.pyx
+.venv/.ready: pyproject.toml conntrack_textfile/kernel/_speedups.pyx
 	@# Silent, since standard output is that of what is run.
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --editable '.[dev]' >&2

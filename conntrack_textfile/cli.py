@@ -7,7 +7,7 @@ import gc
 import os
 from typing import TYPE_CHECKING, NoReturn
 
-from conntrack_textfile import exposition, options, snapshot, sysctl, tally, textfile
+from conntrack_textfile import exposition, options, snapshot, textfile
 from conntrack_textfile.errors import (
     EngineError,
     ListenError,
@@ -16,12 +16,14 @@ from conntrack_textfile.errors import (
     UsageError,
     tell,
 )
+from conntrack_textfile.kernel import sysctl
+from conntrack_textfile.kernel.engine import make
 
 if TYPE_CHECKING:
     from logging import Logger
 
+    from conntrack_textfile.kernel.engine import Engine
     from conntrack_textfile.options import Options
-    from conntrack_textfile.tally import Engine
 
 
 def main(argv: list[str]) -> int:
@@ -38,16 +40,12 @@ def _run(argv: list[str]) -> int:
         opts = options.parse(argv)
     except UsageError as error:
         return _usage(error)
+    if opts.log_level == "debug":
+        _log(opts)
     try:
-        if opts.configure_accounting:
-            _enable_accounting(opts)
-        engine = tally.engine()
-        if opts.command == "serve":
-            _serve(opts, engine)
-        elif opts.command == "top":
-            _top(opts, engine)
-        else:
-            _write(opts, engine)
+        engine = make(opts.plan)
+        run = {"write": _write, "serve": _serve, "top": _top}[opts.command]
+        run(opts, engine)
     except UsageError as error:
         return _usage(error)
     except (EngineError, ListenError, OutputError, SourceError) as error:
@@ -72,7 +70,7 @@ def _log(opts: Options) -> Logger:
 
 
 def _write(opts: Options, engine: Engine) -> None:
-    gc.disable()  # it ends before there is garbage worth looking for
+    _configure_accounting(opts)
     taken = snapshot.take(opts, engine)
     for warning in taken.warnings.values():
         _log(opts).warning("%s", warning)
@@ -89,11 +87,13 @@ def _top(opts: Options, engine: Engine) -> None:
 
     from conntrack_textfile import top
 
+    gc.enable()
+    _configure_accounting(opts)
     screen = opts.watch and os.isatty(textfile.STDOUT)
     before, then = None, 0.0
     while True:
         taken = snapshot.take(opts, engine)
-        assert taken.connections is not None
+        assert taken.live is not None
         now = time.monotonic()
         warnings = list(taken.warnings.values())
         if screen:
@@ -109,7 +109,7 @@ def _top(opts: Options, engine: Engine) -> None:
         read = textfile.stream([("\n".join(lines) + "\n").encode()])
         if not opts.watch or not read:
             return
-        before, then = top.carried(taken.connections), now
+        before, then = top.carried(taken.live), now
         time.sleep(max(0.0, now + opts.interval - time.monotonic()))
 
 
@@ -120,6 +120,7 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
     from conntrack_textfile.web.places import Places
     from conntrack_textfile.web.refresh import Refresher
 
+    gc.enable()
     log = _log(opts)
 
     access = None
@@ -127,6 +128,7 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
         from conntrack_textfile.web.config import WebConfig
 
         access = WebConfig(opts.web_config)
+    _configure_accounting(opts)
     listeners = sockets.handed_over() if opts.systemd_socket else []
     if not listeners:
         listeners = [sockets.listen(address) for address in opts.listen]
@@ -161,7 +163,9 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
     process.stay(alive, read_again)
 
 
-def _enable_accounting(opts: Options) -> None:
+def _configure_accounting(opts: Options) -> None:
+    if not opts.configure_accounting:
+        return
     try:
         sysctl.enable_accounting(opts.proc_root)
     except OSError as error:

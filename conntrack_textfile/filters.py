@@ -1,57 +1,59 @@
-"""Filters: which keys a user wants to see, and which not."""
+"""Filters: which entries a user wants to see, and which not."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from conntrack_textfile import names, networks
-
 if TYPE_CHECKING:
-    from conntrack_textfile.networks import Network
-    from conntrack_textfile.tally import Key
+    from collections.abc import Callable, Mapping
 
-_L3 = {"ipv4": 4, "ipv6": 16}
+    from conntrack_textfile.networks import Network
+
+
+class Mark(NamedTuple):
+    """A value of some bits of a connmark."""
+
+    value: int
+    mask: int
 
 
 class Filter(NamedTuple):
-    """Conditions that a key must meet, all of them. None is no condition."""
+    """Conditions that an entry must meet, all of them. None is no condition."""
 
     src: Network | None = None
     dst: Network | None = None
-    dport: range | None = None
-    l3protocol: int | None = None  # bytes of an address
+    l3protocol: int | None = None  # 4 or 6
     l4protocol: int | None = None
-
-    def matches(self, key: Key) -> bool:
-        """Whether a key meets all of them."""
-        src, dst, l4, dport = key
-        return (
-            (self.l4protocol is None or self.l4protocol == l4)
-            and (self.dport is None or dport in self.dport)
-            and (self.l3protocol is None or self.l3protocol == len(src))
-            and (self.src is None or self.src.holds(src))
-            and (self.dst is None or self.dst.holds(dst))
-        )
+    dport: range | None = None
+    zone: int | None = None
+    mark: Mark | None = None
+    egress: Network | None = None  # not met where the source was not translated
+    backend: Network | None = None
 
 
-def parse(text: str) -> Filter:
-    """Read "src=10.0.0.0/8,dport=53" and the like. Raises ValueError that points at the part."""
+def parse(text: str, conditions: Mapping[str, Callable[[str], object]]) -> Filter:
+    """Read "src=10.0.0.0/8,dport=53" and the like, the values by what reads each condition.
+
+    Raises ValueError that points at the part.
+    """
     found: dict[str, object] = {}
     for part in text.split(","):
         name, _, value = part.partition("=")
         where = repr(part) if part == text else f"{part!r} in {text!r}"
-        if name not in _VALUES:
-            raise ValueError(f"{where}: a condition is {'=, '.join(_VALUES)}= and a value")
+        if name not in conditions:
+            raise ValueError(f"{where}: a condition is {'=, '.join(conditions)}= and a value")
         if name in found:
             raise ValueError(f"{where}: {name} stands twice")
         try:
-            found[name] = _VALUES[name](value)
+            found[name] = conditions[name](value)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
     return Filter(**found)  # type: ignore[arg-type]  # each by its own parser
 
 
-def _ports(text: str) -> range:
+def parse_ports(text: str) -> range:
+    """Read N or N-M. Raises ValueError."""
     first, dash, last = text.partition("-")
     numbers = [first, last] if dash else [first]
     if all(n.isascii() and n.isdigit() and len(n) <= 5 for n in numbers):
@@ -61,23 +63,28 @@ def _ports(text: str) -> range:
     raise ValueError("ports are N or N-M, up to 65535")
 
 
-def _l3(text: str) -> int:
-    if text.lower() not in _L3:
-        raise ValueError("it is ipv4 or ipv6")
-    return _L3[text.lower()]
+def parse_zone(text: str) -> int:
+    """Read the number of a conntrack zone. Raises ValueError."""
+    if text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65535:
+        return int(text)
+    raise ValueError("a zone is a number up to 65535")
 
 
-def _l4(text: str) -> int:
-    for number in range(256):
-        if text.lower() in (names.l4protocol(number), str(number)):
+def parse_mark(text: str) -> Mark:
+    """Read VALUE or VALUE/MASK. Raises ValueError."""
+    value, slash, mask = text.partition("/")
+    mark = Mark(parse_bits(value), parse_bits(mask) if slash else 0xFFFFFFFF)
+    if mark.value & ~mark.mask:
+        raise ValueError("the mark has bits outside of its mask")
+    return mark
+
+
+def parse_bits(text: str) -> int:
+    """Read 32 bits, decimal or hexadecimal with 0x. Raises ValueError."""
+    # Not int(text, 16), which takes 0x0x1, 1_0 and digits of all scripts.
+    match = re.fullmatch("0[xX]([0-9a-fA-F]{1,8})|([0-9]{1,10})", text)
+    if match:
+        number = int(match[1], 16) if match[1] else int(match[2])
+        if number < 1 << 32:
             return number
-    raise ValueError("no protocol has this name or number")
-
-
-_VALUES = {
-    "src": networks.parse,
-    "dst": networks.parse,
-    "dport": _ports,
-    "l3protocol": _l3,
-    "l4protocol": _l4,
-}
+    raise ValueError("a mark is a number of 32 bits, decimal or 0x and hexadecimal digits")

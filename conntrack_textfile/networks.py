@@ -6,7 +6,7 @@ from __future__ import annotations
 from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import NamedTuple
 
-from conntrack_textfile.names import check_all, checked
+from conntrack_textfile.services import check_all, checked
 
 
 class Network(NamedTuple):
@@ -16,6 +16,11 @@ class Network(NamedTuple):
     length: int  # of the prefix, in bits
     prefix: int  # the value of these bits
 
+    @property
+    def packed(self) -> bytes:
+        """Its first address."""
+        return (self.prefix << self.size * 8 - self.length).to_bytes(self.size, "big")
+
     def holds(self, address: bytes) -> bool:
         """Whether a packed address is in it."""
         return (
@@ -24,8 +29,17 @@ class Network(NamedTuple):
         )
 
 
-# Networks of one size and length, by prefix; the longest first.
-Names = tuple[tuple[int, int, dict[int, str]], ...]
+class Prefix(NamedTuple):
+    """How many leading bits of an address are kept."""
+
+    v4: int
+    v6: int
+
+
+WHOLE = Prefix(32, 128)
+
+# Names of networks of one size and length, by prefix; the longest first.
+Networks = tuple[tuple[int, int, dict[int, str]], ...]
 
 
 def parse(text: str) -> Network:
@@ -41,12 +55,12 @@ def parse(text: str) -> Network:
     value = int.from_bytes(packed, "big")
     prefix = value >> host
     if prefix << host != value:
-        network = shown((prefix << host).to_bytes(len(packed), "big"), bits - host)
+        network = text_of((prefix << host).to_bytes(len(packed), "big"), bits - host)
         raise ValueError(f"{text!r} has host bits set: the network is {network}")
     return Network(len(packed), bits - host, prefix)
 
 
-def parse_names(text: str) -> Names:
+def parse_names(text: str) -> Networks:
     """Read lines "CIDR name"; # begins a comment. Raises ValueError with line and reason."""
     found: dict[Network, str] = {}
     for number, line in enumerate(text.split("\n"), 1):
@@ -67,10 +81,10 @@ def parse_names(text: str) -> Names:
     return tuple((*key, lengths[key]) for key in sorted(lengths, reverse=True))
 
 
-def name(names: Names, address: bytes) -> str | None:
+def name(networks: Networks, address: bytes) -> str | None:
     """The name of the smallest network that holds a packed address."""
     value = int.from_bytes(address, "big")
-    for size, length, by_prefix in names:
+    for size, length, by_prefix in networks:
         if size == len(address):
             found = by_prefix.get(value >> size * 8 - length)
             if found is not None:
@@ -87,7 +101,7 @@ def masked(address: bytes, length: int) -> bytes:
     return kept + bytes(len(address) - len(kept))
 
 
-def shown(address: bytes, length: int) -> str:
+def text_of(address: bytes, length: int) -> str:
     """A packed address in text (RFC 5952), with the length of a prefix that is not all of it."""
     text = inet_ntop(AF_INET if len(address) == 4 else AF_INET6, address)
     return text if length == len(address) * 8 else f"{text}/{length}"

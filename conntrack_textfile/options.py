@@ -7,76 +7,123 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import docopt
 
-from conntrack_textfile import __version__, names, networks
+from conntrack_textfile import __version__, filters, labels, networks, services
+from conntrack_textfile.aggregate import MEASURES, Limit
 from conntrack_textfile.errors import UsageError
-from conntrack_textfile.policy import LABELS, Policy
+from conntrack_textfile.networks import WHOLE, Prefix
+from conntrack_textfile.plan import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from conntrack_textfile.filters import Filter
 
-USAGE = """\
+_SUMMARY = """\
 Prometheus metrics from the Linux connection tracking table.
+"""
 
-Usage:
-  conntrack-textfile (write [FILE] | serve | top) [options]
+# Of each command: how it is called, what it does, and the options that are its alone.
+_COMMANDS = {
+    "write": (
+        """\
+  conntrack-textfile write [FILE] [options]
                      [--filter.include=EXPR]... [--filter.exclude=EXPR]...
-                     [--web.listen-address=ADDR]...
-  conntrack-textfile -h | --help
-  conntrack-textfile -v | --version
-
-Commands:
+""",
+        """\
   write  Take one snapshot and write it to FILE, atomically, for the textfile
          collector of node_exporter. FILE defaults to -, the standard output.
+""",
+        """\
+  --file.mode=MODE                 Permissions of FILE, in octal [default: 0644]
+  --file.group=NAME                Group of FILE: that of its writer if not
+                                   given
+""",
+    ),
+    "serve": (
+        """\
+  conntrack-textfile serve [options]
+                     [--filter.include=EXPR]... [--filter.exclude=EXPR]...
+                     [--web.listen-address=ADDR]...
+""",
+        """\
   serve  Take a snapshot every interval and serve the last one over HTTP.
+""",
+        """\
+  --collector.interval=SECONDS     Time from snapshot to snapshot [default: 60]
+  --web.listen-address=ADDR        HOST:PORT, [IPV6]:PORT, or :PORT for all
+                                   addresses; may be given again
+                                   [default: :9095]
+  --web.telemetry-path=PATH        Path of the metrics [default: /metrics]
+  --web.disable-exporter-metrics   Leave out the metrics about serve itself
+                                   (process_*, python_*, promhttp_*)
+  --web.max-requests=N             Parallel scrapes, above them status 503; 0
+                                   for no limit [default: 40]
+  --web.config.file=FILE           TLS, passwords and headers, in the format of
+                                   the exporter toolkit of Prometheus
+  --web.systemd-socket             Serve on the sockets that systemd hands over,
+                                   where it does, in place of addresses
+""",
+    ),
+    "top": (
+        """\
+  conntrack-textfile top [options]
+                     [--filter.include=EXPR]... [--filter.exclude=EXPR]...
+""",
+        """\
   top    Show one snapshot as a table on the terminal, largest first.
+""",
+        """\
+  -n N                             Rows [default: 20]
+  --watch                          Repeat it, with rates between snapshots
+  --collector.interval=SECONDS     Time from snapshot to snapshot [default: 2]
+""",
+    ),
+}
 
-Options:
-  -n N                             Rows of top [default: 20]
-  --watch                          Repeat top, with rates between snapshots
-  --collector.interval=SECONDS     Time from snapshot to snapshot: 60 if not given,
-                                   in top 2
+_HELP = """\
+  conntrack-textfile -h | --help
+  conntrack-textfile -v | --version
+"""
+
+_OPTIONS = """\
   --collector.source=SOURCE        Where the table is read: netlink, procfs, or
                                    auto, which is netlink where the proc root is
                                    /proc and it is permitted [default: auto]
   --configure.nf_conntrack_acct    Try to switch on the kernel's packet and byte
                                    counters (net.netfilter.nf_conntrack_acct=1)
                                    at start
-  --filter.include=EXPR            Keep only what it describes; given again, what
-                                   any describes. EXPR is one or more of src=CIDR,
-                                   dst=CIDR, dport=N or N-M, l3protocol=NAME and
-                                   l4protocol=NAME, joined by commas, which mean and
-  --filter.exclude=EXPR            Leave out what it describes, whatever is included
-  --aggregate.by=LABELS            Labels to keep, the others are summed over
+  --filter.include=EXPR            Keep only what it describes; given again,
+                                   what any describes. EXPR is one or more of
+                                   src=CIDR, dst=CIDR, l3protocol=NAME,
+                                   l4protocol=NAME, dport=N or N-M, zone=N,
+                                   mark=VALUE[/MASK], egress=CIDR and
+                                   backend=CIDR, joined by commas, which mean
+                                   and
+  --filter.exclude=EXPR            Leave out what it describes, whatever is
+                                   included
+  --aggregate.by=LABELS            Labels to keep, the others are summed over.
+                                   Beside the default there are zone, mark,
+                                   egress (the address that the source is
+                                   translated to) and backend (the same of the
+                                   destination)
                                    [default: src,dst,l3protocol,l4protocol,l7protocol,dport]
-  --aggregate.src-prefix=V4[,V6]   Show the networks of sources in place of addresses,
-                                   by the length of the prefix for IPv4 and IPv6
+  --aggregate.src-prefix=V4[,V6]   Show the networks of sources in place of
+                                   addresses, by the length of the prefix for
+                                   IPv4 and IPv6
   --aggregate.dst-prefix=V4[,V6]   The same for destinations
-  --aggregate.ports=PORTS          all, or known: ports without a service name become
-                                   other [default: all]
+  --aggregate.ports=PORTS          all, or known: ports without a service name
+                                   become other [default: all]
+  --aggregate.mark-mask=MASK       Bits of the mark to keep, decimal or 0x and
+                                   hexadecimal digits [default: 0xffffffff]
   --networks.file=FILE             Names for networks: lines of CIDR and name
-  --services.file=FILE             Names for ports, over the built-in ones: lines as
-                                   in /etc/services
-  --limit.keys=N                   Series of each family: the largest keys, all others
-                                   are summed up as other; 0 for no limit
+  --services.file=FILE             Names for ports, over the built-in ones:
+                                   lines as in /etc/services
+  --limit.keys=N                   Series of each family: the largest keys, all
+                                   others are summed up as other; 0 for no limit
                                    [default: 10000]
   --limit.by=WHAT                  What the largest are by: bytes, packets or
                                    connections [default: bytes]
-  --file.mode=MODE                 Permissions of FILE, in octal [default: 0644]
-  --file.group=NAME                Group of FILE: that of its writer if not given
   --path.procfs=DIR                Where procfs is mounted [default: /proc]
-  --web.listen-address=ADDR        HOST:PORT, [IPV6]:PORT, or :PORT for all
-                                   addresses; may be given again [default: :9095]
-  --web.telemetry-path=PATH        Path of the metrics [default: /metrics]
-  --web.disable-exporter-metrics   Leave out the metrics about serve itself
-                                   (process_*, python_*, promhttp_*)
-  --web.max-requests=N             Parallel scrapes, above them status 503;
-                                   0 for no limit [default: 40]
-  --web.config.file=FILE           TLS, passwords and headers, in the format of the
-                                   exporter toolkit of Prometheus
-  --web.systemd-socket             Serve on the sockets that systemd hands over, where
-                                   it does, in place of addresses
   --log.level=LEVEL                debug, info, warn or error [default: info]
   --log.format=FORMAT              logfmt or json [default: logfmt]
   -h --help                        Show this text
@@ -84,8 +131,24 @@ Options:
 """
 
 
-_MAX_FILE = 1 << 24  # characters
-_MAX_REASON = 300  # characters
+def usage(*commands: str) -> str:
+    """The usage text of some commands."""
+    calls, texts, own = zip(*[_COMMANDS[command] for command in commands], strict=True)
+    return "\n".join(
+        [
+            _SUMMARY,
+            f"Usage:\n{''.join(calls)}{_HELP}",
+            f"Commands:\n{''.join(texts)}",
+            *[f"{name.title()} options:\n{text}" for name, text in zip(commands, own, strict=True)],
+            f"Options:\n{_OPTIONS}",
+        ]
+    )
+
+
+_NO_COMMAND = "say what to do: write, serve or top"
+
+_MAX_FILE_SIZE = 1 << 24  # characters
+_MAX_REASON_SIZE = 300  # characters
 
 _Parsed = TypeVar("_Parsed")
 
@@ -104,24 +167,33 @@ class Options(NamedTuple):
     """All that the user asked for."""
 
     command: str  # write, serve or top
-    file: str
-    file_mode: int
-    file_group: int | None
-    rows: int
-    watch: bool
-    interval: float  # seconds
     source: str
     configure_accounting: bool
     proc_root: str
-    policy: Policy
-    listen: tuple[Address, ...]
-    telemetry_path: str
-    exporter_metrics: bool
-    max_requests: int  # 0: no limit
-    web_config: str  # "": none
-    systemd_socket: bool
+    plan: Plan
+    limit: Limit
     log_level: str
     log_format: str
+
+    # Of write:
+    file: str = "-"
+    file_mode: int = 0o644
+    file_group: int | None = None
+
+    # Of serve and top:
+    interval: float = 60.0  # seconds
+
+    # Of serve:
+    listen: tuple[Address, ...] = ()
+    telemetry_path: str = ""
+    exporter_metrics: bool = True
+    max_requests: int = 0  # 0: no limit
+    web_config: str = ""  # "": none
+    systemd_socket: bool = False
+
+    # Of top:
+    rows: int = 0
+    watch: bool = False
 
 
 def parse(argv: list[str]) -> Options:
@@ -129,44 +201,81 @@ def parse(argv: list[str]) -> Options:
 
     Raises UsageError, and SystemExit after --help and --version, which print.
     """
+    command = _command(argv)
+    # The text of one command: docopt takes time by the square of the options in it.
+    text = usage(command) if command else usage(*_COMMANDS)
     try:
-        given = docopt.docopt(USAGE, argv, version=f"conntrack-textfile {__version__}")
+        given = docopt.docopt(text, argv, version=f"conntrack-textfile {__version__}")
     except docopt.DocoptExit as error:
-        raise UsageError(_explain(error)) from None
-    (command,) = [name for name in ("write", "serve", "top") if given[name]]
-    if given["--collector.interval"] is None:
-        given["--collector.interval"] = "2" if command == "top" else "60"
-    return Options(
+        raise UsageError(_explain(error, command)) from None
+    options = Options(
         command=command,
-        file=_not_empty("FILE", "-" if given["FILE"] is None else given["FILE"]),
-        file_mode=_mode(given, "--file.mode"),
-        file_group=_group(given, "--file.group"),
-        rows=_count(given, "-n"),
-        watch=given["--watch"],
-        interval=_seconds(given, "--collector.interval"),
         source=_choice(given, "--collector.source", ("auto", "procfs", "netlink")),
         configure_accounting=given["--configure.nf_conntrack_acct"],
         proc_root=_not_empty("--path.procfs", given["--path.procfs"]),
-        policy=_policy(given),
+        plan=_plan(given),
+        limit=Limit(
+            keys=_count(given, "--limit.keys"), by=_choice(given, "--limit.by", tuple(MEASURES))
+        ),
+        log_level=_choice(given, "--log.level", ("debug", "info", "warn", "error")),
+        log_format=_choice(given, "--log.format", ("logfmt", "json")),
+    )
+    return {"write": _write, "serve": _serve, "top": _top}[command](options, given)
+
+
+def _command(argv: list[str]) -> str:
+    """The first word that is neither an option nor the value of one. "" where it is no command."""
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("-"):
+            return word if word in _COMMANDS else ""
+        if _takes_value(word):
+            next(words, None)
+    return ""
+
+
+def _takes_value(name: str) -> bool:
+    """Whether an option, as it was written, takes the next word."""
+    texts = _OPTIONS + "".join([text for *_, text in _COMMANDS.values()])
+    rest = r"[\w.-]*" if name.startswith("--") else ""  # docopt takes the beginning of a long one
+    return re.search(rf"^ +{re.escape(name)}{rest}[= ][A-Z]", texts, re.MULTILINE) is not None
+
+
+def _write(options: Options, given: docopt.ParsedOptions) -> Options:
+    return options._replace(
+        file=_not_empty("FILE", "-" if given["FILE"] is None else given["FILE"]),
+        file_mode=_mode(given, "--file.mode"),
+        file_group=_group(given, "--file.group"),
+    )
+
+
+def _serve(options: Options, given: docopt.ParsedOptions) -> Options:
+    return options._replace(
+        interval=_seconds(given, "--collector.interval"),
         listen=tuple(map(_address, given["--web.listen-address"])),
         telemetry_path=_path(given, "--web.telemetry-path"),
         exporter_metrics=not given["--web.disable-exporter-metrics"],
         max_requests=_count(given, "--web.max-requests"),
         web_config=given["--web.config.file"] or "",
         systemd_socket=given["--web.systemd-socket"],
-        log_level=_choice(given, "--log.level", ("debug", "info", "warn", "error")),
-        log_format=_choice(given, "--log.format", ("logfmt", "json")),
     )
 
 
-def _policy(given: docopt.ParsedOptions) -> Policy:
-    parsed = Policy(
+def _top(options: Options, given: docopt.ParsedOptions) -> Options:
+    return options._replace(
+        interval=_seconds(given, "--collector.interval"),
+        rows=_count(given, "-n"),
+        watch=given["--watch"],
+    )
+
+
+def _plan(given: docopt.ParsedOptions) -> Plan:
+    parsed = Plan(
         labels=_labels(given, "--aggregate.by"),
         src_prefix=_prefix(given, "--aggregate.src-prefix"),
         dst_prefix=_prefix(given, "--aggregate.dst-prefix"),
         known_ports=_choice(given, "--aggregate.ports", ("all", "known")) == "known",
-        limit=_count(given, "--limit.keys"),
-        limit_by=_choice(given, "--limit.by", ("bytes", "packets", "connections")),
+        mark_mask=_bits(given, "--aggregate.mark-mask"),
     )
     if given["--filter.include"] or given["--filter.exclude"]:
         parsed = parsed._replace(
@@ -176,16 +285,14 @@ def _policy(given: docopt.ParsedOptions) -> Policy:
     if given["--networks.file"] is not None:
         parsed = parsed._replace(networks=_file(given, "--networks.file", networks.parse_names))
     if given["--services.file"] is not None:
-        parsed = parsed._replace(services=_file(given, "--services.file", names.parse_services))
+        parsed = parsed._replace(services=_file(given, "--services.file", services.parse_services))
     return parsed
 
 
 def _filters(given: docopt.ParsedOptions, name: str) -> tuple[Filter, ...]:
-    # Imported here: most runs have no filters.
-    from conntrack_textfile import filters
-
+    conditions = {row.name: row.filter for row in labels.ROWS if row.filter}
     try:
-        return tuple(map(filters.parse, given[name]))
+        return tuple(filters.parse(text, conditions) for text in given[name])
     except ValueError as error:
         raise UsageError(f"{name}: {error}") from None
 
@@ -195,18 +302,18 @@ def _file(given: docopt.ParsedOptions, name: str, parse: Callable[[str], _Parsed
     path = _not_empty(name, given[name])
     try:
         with open(path, encoding="utf-8-sig") as file:
-            text = file.read(_MAX_FILE + 1)
+            text = file.read(_MAX_FILE_SIZE + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise UsageError(f"{name}: cannot read {path}: {reason}") from None
-    if len(text) > _MAX_FILE:
-        raise UsageError(f"{name}: {path} is too large, over {_MAX_FILE >> 20} MiB")
+    if len(text) > _MAX_FILE_SIZE:
+        raise UsageError(f"{name}: {path} is too large, over {_MAX_FILE_SIZE >> 20} MiB")
     try:
         return parse(text)
     except ValueError as error:
         reason = str(error)
-        if len(reason) > _MAX_REASON:  # it quotes a word of the file
-            reason = f"{reason[:_MAX_REASON]}..."
+        if len(reason) > _MAX_REASON_SIZE:  # it quotes a word of the file
+            reason = f"{reason[:_MAX_REASON_SIZE]}..."
         raise UsageError(f"{name}: {path}, {reason}") from None
 
 
@@ -214,41 +321,59 @@ def _labels(given: docopt.ParsedOptions, name: str) -> tuple[str, ...]:
     value = given[name]
     wanted = value.split(",") if value else []
     for label in wanted:
-        if label not in LABELS:
-            raise UsageError(f"{name} takes some of {','.join(LABELS)}, not {label!r}")
+        if label not in labels.LABELS:
+            raise UsageError(f"{name} takes some of {','.join(labels.LABELS)}, not {label!r}")
         if wanted.count(label) > 1:
             raise UsageError(f"{name} has {label} twice")
-    return tuple(label for label in LABELS if label in wanted)
+    return tuple(label for label in labels.LABELS if label in wanted)
 
 
-def _prefix(given: docopt.ParsedOptions, name: str) -> tuple[int, int]:
+def _prefix(given: docopt.ParsedOptions, name: str) -> Prefix:
     value = given[name]
     if value is None:
-        return 32, 128
+        return WHOLE
     v4, comma, v6 = value.partition(",")
     if _is_number(v4) and int(v4) <= 32:
         if not comma:
-            return int(v4), 128
+            return Prefix(int(v4), 128)
         if _is_number(v6) and int(v6) <= 128:
-            return int(v4), int(v6)
+            return Prefix(int(v4), int(v6))
     raise UsageError(
         f"{name} must be a prefix length for IPv4, up to 32, and may have another "
         f"for IPv6, up to 128, after a comma, not {value!r}"
     )
 
 
-def _explain(error: docopt.DocoptExit) -> str:
+def _bits(given: docopt.ParsedOptions, name: str) -> int:
+    try:
+        return filters.parse_bits(given[name])
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}, not {given[name]!r}") from None
+
+
+def _explain(error: docopt.DocoptExit, command: str) -> str:
     """What docopt refused, in a line."""
     reason = str(error.code).partition("\n")[0]
     # It names what it could not place as "[Option(None, '--name', …)]" and the like.
     left = re.search(r"\[(Option|Argument)\(.*?['\"](.*?)['\"]", reason)
     if left is None:
         # "--log.level requires argument", or nothing where no command was given
-        return reason if "argument" in reason else "say what to do: write, serve or top"
+        return reason if "argument" in reason else _NO_COMMAND
     if left[1] == "Argument":
         return f"unexpected argument {left[2]!r}"
-    known = re.search(rf"^ +(-\w )?{re.escape(left[2])}(?=[= ])", USAGE, re.MULTILINE)
-    return f"{left[2]} " + ("may be given only once" if known else "is not an option")
+    name = left[2]
+    of = [other for other, (_, _, text) in _COMMANDS.items() if _is_option(name, text)]
+    if not of and not _is_option(name, _OPTIONS):
+        return f"{name} is not an option"
+    if not command:
+        return _NO_COMMAND
+    if of and command not in of:
+        return f"{name} is an option of {' and '.join(of)}, not of {command}"
+    return f"{name} may be given only once"
+
+
+def _is_option(name: str, text: str) -> bool:
+    return re.search(rf"^ +(-\w )?{re.escape(name)}(?=[= ])", text, re.MULTILINE) is not None
 
 
 def _not_empty(name: str, value: str) -> str:
@@ -274,9 +399,10 @@ def _count(given: docopt.ParsedOptions, name: str) -> int:
 
 def _mode(given: docopt.ParsedOptions, name: str) -> int:
     value: str = given[name]
+    digits = value[1:] if len(value) == 4 and value[0] == "0" else value
     # A file that all may write is anybody's, and none of this is a program.
-    if re.fullmatch("0?[046]{2}[04]", value, re.ASCII):
-        return int(value, 8)
+    if len(digits) == 3 and set(digits) <= set("046") and digits[2] != "6":
+        return int(digits, 8)
     raise UsageError(
         f"{name} must be in octal, such as 0640: read (4) and write (2) for owner and group, "
         f"read for others, not {value!r}"

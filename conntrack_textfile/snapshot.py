@@ -8,12 +8,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from conntrack_textfile import policy, source, sysctl
+from conntrack_textfile import aggregate
+from conntrack_textfile.kernel import source, sysctl
 
 if TYPE_CHECKING:
+    from conntrack_textfile.aggregate import Aggregate
+    from conntrack_textfile.kernel.engine import Engine
+    from conntrack_textfile.kernel.sysctl import Conntrack
     from conntrack_textfile.options import Options
-    from conntrack_textfile.policy import Connections
-    from conntrack_textfile.tally import Engine
 
 _ACCOUNTING_OFF = (
     "accounting is off, so packets and bytes are not counted: set "
@@ -24,8 +26,8 @@ _FOLDED = (
     "by --aggregate.by, prefixes, names or filters"
 )
 
-# What to say when a warning is over, by its kind.
-OVER = {
+# What to log when a warning no longer applies, by its kind.
+RESOLVED = {
     "accounting": "accounting is no longer known to be off",
     "folded": "all keys are within --limit.keys again",
 }
@@ -37,14 +39,14 @@ class Snapshot(NamedTuple):
     success: bool
     source: str
     engine: str
-    conntrack: sysctl.Conntrack
+    conntrack: Conntrack
     timestamp: float | None = None
     """Unix time of the last good reading, in seconds; None before the first."""
 
     duration: float | None = None
     """What that reading and counting took, in seconds."""
 
-    connections: Connections | None = None
+    live: Aggregate | None = None
     """None where no reading is fresh enough to be shown."""
 
     @property
@@ -53,16 +55,16 @@ class Snapshot(NamedTuple):
         found = {}
         if self.conntrack.accounting is False:
             found["accounting"] = _ACCOUNTING_OFF
-        if self.connections is not None and self.connections.folded:
-            found["folded"] = _FOLDED.format(self.connections.folded, self.connections.keys)
+        if self.live is not None and self.live.folded:
+            found["folded"] = _FOLDED.format(self.live.folded, self.live.keys)
         return found
 
 
 def take(options: Options, engine: Engine) -> Snapshot:
-    """Read the table that the options name. Raises source.SourceError."""
+    """Read the table that the options name. Raises SourceError."""
     started = time.monotonic()
     used, tally = source.read(options.source, options.proc_root, engine)
-    connections = policy.show(options.policy, tally)
+    live = aggregate.fold(tally, options.plan.labels, options.limit)
     return Snapshot(
         success=True,
         source=used,
@@ -70,12 +72,12 @@ def take(options: Options, engine: Engine) -> Snapshot:
         conntrack=sysctl.read(options.proc_root),
         timestamp=time.time(),
         duration=time.monotonic() - started,
-        connections=connections,
+        live=live,
     )
 
 
 def failure(options: Options, engine: Engine, last: Snapshot | None) -> Snapshot:
-    """The snapshot after a reading that failed: what was last shown, marked as such."""
+    """The snapshot after a reading that failed: what was last published, marked as such."""
     conntrack = sysctl.read(options.proc_root)
     if last is None:
         return Snapshot(

@@ -5,33 +5,35 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from conntrack_textfile.ranking import human, rank
+from conntrack_textfile.aggregate import rank
+from conntrack_textfile.labels import ROWS
+from conntrack_textfile.units import binary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from conntrack_textfile.policy import Connections
+    from conntrack_textfile.aggregate import Aggregate
     from conntrack_textfile.snapshot import Snapshot
 
-_HEADS = {
-    "src": "SOURCE",
-    "dst": "DESTINATION",
-    "l3protocol": "L3",
-    "l4protocol": "L4",
-    "l7protocol": "SERVICE",
-    "dport": "PORT",
-}
+_HEADS = {row.name: row.title.upper() for row in ROWS}
 # What is left out first where the screen is narrow; the totals only beside rates.
-_SPARED = ("L3", "CONNECTIONS", "SERVICE", "SENT", "REPLY")
-_RIGHT = {"PORT", "CONNECTIONS", "SENT", "REPLY", "SENT/s", "REPLY/s"}
+_LEFT_OUT = sorted(
+    [(2, "CONNECTIONS"), (4, "SENT"), (5, "REPLY")]
+    + [(row.left_out, _HEADS[row.name]) for row in ROWS if row.left_out]
+)
+_ADDRESSES = {_HEADS[name] for name in ("src", "dst", "egress", "backend")}
+_RIGHT = {"CONNECTIONS", "SENT", "REPLY", "SENT/s", "REPLY/s"} | {
+    _HEADS[row.name] for row in ROWS if row.number
+}
+_SHORTEST = 8  # columns of an address
 
 Bytes = dict[tuple[str, ...], tuple[int, int]]  # sent and reply, by the values of the labels
 
 
-def carried(connections: Connections) -> Bytes:
+def carried(connections: Aggregate) -> Bytes:
     """The bytes of every series, to be compared with those of the next snapshot."""
     _, _, sent, _, reply = connections.columns
-    return dict(zip(connections.labels, zip(sent, reply, strict=True), strict=True))
+    return dict(zip(connections.groups, zip(sent, reply, strict=True), strict=True))
 
 
 def table(
@@ -47,20 +49,20 @@ def table(
     of live connections: what ended in between is not in them, and where more
     ended than came, or a series is new, there is no rate.
     """
-    connections = snapshot.connections
+    connections = snapshot.live
     assert connections is not None
     yield _summary(snapshot, connections)
-    (ranking,) = rank(connections, [connections.label_names], count)
+    (ranking,) = rank(connections, [connections.labels], count)
     heads = [_HEADS[label] for label in ranking.labels] + ["CONNECTIONS", "SENT", "REPLY"]
     rows = []
     for values, sums in ranking.rows:
         row = [*map(_printable, values), str(sums.connections)]
-        row += [human(sums.sent_bytes), human(sums.reply_bytes)]
+        row += [binary(sums.sent_bytes), binary(sums.reply_bytes)]
         if before is not None:
             old = before.get(values)
             for i, now in enumerate((sums.sent_bytes, sums.reply_bytes)):
                 grown = -1 if old is None else now - old[i]
-                row.append("-" if grown < 0 else human(grown / seconds))
+                row.append("-" if grown < 0 else binary(grown / seconds))
         rows.append(row)
     if before is not None:
         heads += ["SENT/s", "REPLY/s"]
@@ -83,20 +85,24 @@ def _widths(lines: list[list[str]]) -> list[int]:
 
 def _fitted(lines: list[list[str]], width: int) -> list[list[str]]:
     """Lines with less in them, where they would be wider: half a number would be a wrong one."""
-    for head in _SPARED:
+    for _, head in _LEFT_OUT:
         excess = sum(_widths(lines)) + 2 * (len(lines[0]) - 1) - width
         if excess <= 0:
             return lines
         if head in lines[0] and (head not in ("SENT", "REPLY") or f"{head}/s" in lines[0]):
             at = lines[0].index(head)
             lines = [line[:at] + line[at + 1 :] for line in lines]
-    excess = sum(_widths(lines)) + 2 * (len(lines[0]) - 1) - width
-    for at, head in enumerate(lines[0]):
-        if head in ("SOURCE", "DESTINATION") and excess > 0:
-            room = max(8, _widths(lines)[at] - -(-excess // 2))
-            for line in lines:
-                if len(line[at]) > room:
-                    line[at] = line[at][: room - 1] + "…"
+    widths = _widths(lines)
+    excess = sum(widths) + 2 * (len(lines[0]) - 1) - width
+    # What is still too wide the addresses give up, the longest first.
+    addresses = {at: widths[at] for at, head in enumerate(lines[0]) if head in _ADDRESSES}
+    while excess > 0 and max(addresses.values(), default=0) > _SHORTEST:
+        addresses[max(addresses, key=addresses.__getitem__)] -= 1
+        excess -= 1
+    for at, room in addresses.items():
+        for line in lines:
+            if len(line[at]) > room:
+                line[at] = line[at][: room - 1] + "…"
     return lines
 
 
@@ -107,14 +113,14 @@ def frame(lines: list[str], height: int, width: int) -> list[str]:
     return ["\x1b[H" + kept[0], *kept[1:], "\x1b[J"]
 
 
-def _summary(snapshot: Snapshot, connections: Connections) -> str:
+def _summary(snapshot: Snapshot, connections: Aggregate) -> str:
     totals, conntrack = connections.totals, snapshot.conntrack
     counted = f", {connections.uncounted} uncounted" if connections.uncounted else ""
     assert snapshot.timestamp is not None
     parts = [
         time.strftime("%H:%M:%S", time.localtime(snapshot.timestamp)),
         f"{totals.connections} connections in {connections.keys} keys{counted}",
-        f"{human(totals.sent_bytes)} sent, {human(totals.reply_bytes)} reply",
+        f"{binary(totals.sent_bytes)} sent, {binary(totals.reply_bytes)} reply",
     ]
     if conntrack.entries is not None and conntrack.entries_limit:
         fill = conntrack.entries / conntrack.entries_limit

@@ -6,7 +6,9 @@ import re
 import sys
 
 from conntrack_textfile import __version__
-from conntrack_textfile.options import USAGE
+from conntrack_textfile.options import usage
+
+USAGE = usage("write", "serve", "top")
 
 REST = """\
 .SH EXIT STATUS
@@ -49,17 +51,22 @@ def section(name: str) -> str:
     return USAGE.partition(f"\n{name}:\n")[2].partition("\n\n")[0]
 
 
-def entries(text: str, start: str) -> list[tuple[str, str]]:
+def entries(text: str) -> list[tuple[str, str]]:
     """Terms, each at the start of a line after two spaces, and what is said of them."""
     found: list[tuple[str, str]] = []
     for line in text.splitlines():
-        match = re.match(rf"  ({start}\S*(?: [A-Z-]\S*)*)(?:  +(.*))?$", line)
+        match = re.match(r"  ([a-z-]\S*(?: [A-Z-]\S*)*)(?:  +(.*))?$", line)
         if match:
             found.append((match[1], match[2] or ""))
         else:
             term, words = found.pop()
             found.append((term, f"{words} {line.strip()}".strip()))
     return found
+
+
+def headings() -> list[str]:
+    """The headings of the usage text after its calls, in their order."""
+    return re.findall(r"^(\w.*):$", USAGE, re.MULTILINE)[1:]
 
 
 def page() -> str:
@@ -74,9 +81,9 @@ def page() -> str:
         *[escaped(line.removeprefix("  ")) for line in section("Usage").splitlines()],
         ".fi",
     ]
-    for title, heading, start in (("COMMANDS", "Commands", "[a-z]"), ("OPTIONS", "Options", "-")):
-        lines.append(f".SH {title}")
-        for term, words in entries(section(heading), start):
+    for heading in headings():
+        lines.append(f".SH {heading.upper()}")
+        for term, words in entries(section(heading)):
             lines += [".TP", f".B {escaped(term)}", escaped(words)]
     return "\n".join(lines) + "\n" + REST
 

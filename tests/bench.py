@@ -2,6 +2,10 @@
 
     make bench
 
+All that is measured runs in a virtual environment with nothing but the wheel of
+this checkout, both sides of each ratio: the Python of one with the development
+tools takes twice as long to start.
+
 As root it also makes a table of a million live entries, in a network namespace
 of its own, and for that time raises the limit of the kernel's table.
 """
@@ -29,9 +33,17 @@ if TYPE_CHECKING:
 
 RUNS = 5
 ENTRIES = 1_000_000
-KEYS = 140_000
-COMMAND = [sys.executable, "-m", "conntrack_textfile"]
-UNLIMITED = ["write", "--limit.keys=0"]
+KEYS = 158_000
+OPTIONS = (
+    "--limit.keys=100",
+    "--aggregate.by=src,l4protocol",
+    "--aggregate.src-prefix=24,64 --aggregate.dst-prefix=8,32 --aggregate.ports=known",
+    "--aggregate.by=l3protocol,l4protocol,l7protocol",
+    "--aggregate.by=src,l4protocol,l7protocol --aggregate.src-prefix=24,64",
+    "--aggregate.by=src,dst,egress,backend,zone,mark",
+    "--filter.exclude=dst=127.0.0.0/8 --filter.include=src=10.0.0.0/8,l4protocol=tcp",
+)
+NETWORKS = 100_000
 LIMIT = Path("/proc/sys/net/netfilter/nf_conntrack_max")
 
 NUMBERS = {"tcp": 6, "udp": 17, "icmp": 1, "icmpv6": 58, "sctp": 132, "gre": 47}
@@ -42,16 +54,26 @@ AFTER = {
 }
 
 ENGINE = """
-import resource, sys, time
-from conntrack_textfile.tally import engine
-counter = engine().text()
+import sys, time
+from conntrack_textfile.kernel.engine import make
+from conntrack_textfile.networks import parse_names
+from conntrack_textfile.plan import Plan
+plan = Plan()
+if len(sys.argv) > 2:
+    with open(sys.argv[2]) as file:
+        text = file.read()
+    before = time.process_time()
+    plan = Plan(networks=parse_names(text))
+    print(time.process_time() - before)
+decoder = make(plan).text()
+used = 0
 with open(sys.argv[1], "rb", buffering=0) as file:
     while block := file.read(1 << 18):
         before = time.process_time()
-        counter.feed(block)
-        used = globals().get("used", 0) + time.process_time() - before
+        decoder.feed(block)
+        used += time.process_time() - before
 before = time.process_time()
-tally = counter.finish()
+decoder.finish().groups.rows(0, "bytes")
 print(used + time.process_time() - before)
 """
 
@@ -132,6 +154,28 @@ def make_table(path: Path, entries: int, keys: int) -> None:
             )
 
 
+class Plain(NamedTuple):
+    """A virtual environment with nothing but the wheel."""
+
+    python: str
+    command: str
+
+    def write(self, root: Path, *args: str) -> list[str]:
+        return [self.command, "write", f"--path.procfs={root}", *args]
+
+
+def plain(directory: Path) -> Plain:
+    argv = [sys.executable, "-m", "build", "--wheel", "--outdir", str(directory), "."]
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+    (wheel,) = directory.glob("*.whl")
+    assert "linux" in wheel.name, "it has no compiled engine"
+    base = getattr(sys, "_base_executable", sys.executable)
+    subprocess.run([base, "-m", "venv", str(directory / "venv")], check=True)
+    tools = directory / "venv" / "bin"
+    subprocess.run([tools / "pip", "install", "--quiet", wheel], check=True)
+    return Plain(str(tools / "python3"), str(tools / "conntrack-textfile"))
+
+
 def proc_root(directory: Path, entries: int, keys: int) -> Path:
     root = directory / f"{entries}-{keys}"
     (root / "net").mkdir(parents=True)
@@ -141,26 +185,51 @@ def proc_root(directory: Path, entries: int, keys: int) -> Path:
     return root
 
 
-def engines(root: Path) -> None:
-    argv = [sys.executable, "-c", ENGINE, str(root / "net" / "nf_conntrack")]
+def engines(installed: Plain, root: Path, directory: Path) -> None:
+    argv = [installed.python, "-c", ENGINE, str(root / "net" / "nf_conntrack")]
 
-    def cpu(engine: str) -> float:
+    def cpu(engine: str, *args: str) -> list[float]:
         env = {**os.environ, "CONNTRACK_TEXTFILE_ENGINE": engine}
-        done = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
-        return float(done.stdout)
+        done = subprocess.run([*argv, *args], env=env, capture_output=True, text=True, check=True)
+        return list(map(float, done.stdout.split()))
 
-    pairs = [(cpu("pure"), cpu("compiled")) for _ in range(RUNS)]
+    pairs = [(*cpu("pure"), *cpu("compiled")) for _ in range(RUNS)]
     pure, compiled = (statistics.median(times) for times in zip(*pairs, strict=True))
     report(
-        "pure against compiled engine, CPU, 1,000,000 entries, 140,000 keys",
+        "pure against compiled engine, CPU, 1,000,000 entries, 158,000 keys",
         f"**{pure / compiled:.1f}** ({pure:.2f} s, {compiled:.2f} s)",
+    )
+    files = []
+    for lines in (10, NETWORKS):
+        files.append(directory / f"networks-{lines}")
+        make_networks(files[-1], lines)
+    times = [[cpu("compiled", str(file)) for file in files] for _ in range(RUNS)]
+    parsing = statistics.median(run[1][0] for run in times)
+    few, many = (statistics.median(run[i][1] for run in times) for i in (0, 1))
+    report(f"reading a networks file of {NETWORKS:,} lines, CPU", f"{parsing:.2f} s")
+    report(
+        "counting with that file against one of 10 lines of the same lengths, CPU",
+        f"**{many / few:.2f}** ({many:.2f} s, {few:.2f} s)",
     )
 
 
-def whole_write(root: Path, directory: Path) -> None:
-    write = [*COMMAND, *UNLIMITED, f"--path.procfs={root}", str(directory / "out.prom")]
+def make_networks(path: Path, lines: int) -> None:
+    """Write a networks file: IPv4 networks of ten different lengths."""
+    rand = random.Random(2)
+    made: set[tuple[int, int]] = set()
+    while len(made) < lines:
+        length = (9, 12, 16, 18, 20, 22, 24, 26, 28, 32)[len(made) % 10]
+        made.add((rand.getrandbits(length), length))
+    with path.open("w") as file:
+        for i, (prefix, length) in enumerate(sorted(made)):
+            address = (prefix << (32 - length)).to_bytes(4, "big")
+            file.write(f"{socket.inet_ntoa(address)}/{length} network-{i}\n")
+
+
+def whole_write(installed: Plain, root: Path, directory: Path) -> None:
+    write = installed.write(root, "--limit.keys=0", str(directory / "out.prom"))
     cat = ["cat", str(root / "net" / "nf_conntrack")]
-    python = [sys.executable, "-c", "pass"]
+    python = [installed.python, "-c", "pass"]
     whole, reading, bare = measure(write, cat, python)
     report(
         "whole `write` of that file, no limit, against `cat` of it and `python3 -c pass`, wall",
@@ -170,39 +239,59 @@ def whole_write(root: Path, directory: Path) -> None:
     report("peak memory of that `write`", f"**{whole.memory:.0f} MiB**")
 
 
-def limited(directory: Path) -> None:
-    """What the limit, and a choice of labels, cost and spare on a table of nothing but keys."""
-    root = proc_root(directory, ENTRIES, ENTRIES)
+def options(installed: Plain, root: Path, directory: Path) -> None:
+    """What each set of options of the README's table costs, against none."""
     path = str(directory / "out.prom")
-    write = [*COMMAND, "write", f"--path.procfs={root}"]
-    chosen = [*COMMAND, "write", f"--path.procfs={root}", "--aggregate.by=src,l4protocol,dport"]
-    unlimited = [*COMMAND, *UNLIMITED, f"--path.procfs={root}"]
-    costs = measure([*write, path], [*chosen, path], [*unlimited, path], runs=3)
-    for name, cost in zip(("10,000 series", "by 3 labels", "no limit"), costs, strict=True):
+    for args in OPTIONS:
+        chosen, none = measure(
+            installed.write(root, *args.split(), path), installed.write(root, path)
+        )
         report(
-            f"`write` of 1,000,000 entries with as many keys, {name}",
-            f"{cost.wall:.2f} s, {cost.memory:.0f} MiB",
+            f"`{args}` against no options, CPU",
+            f"**{chosen.cpu / none.cpu:.2f}** ({chosen.cpu:.2f} s, {none.cpu:.2f} s), "
+            f"{chosen.memory:.0f} MiB",
         )
 
 
-def small(directory: Path) -> None:
+def many_keys(installed: Plain, directory: Path) -> None:
+    """What the limit, and a choice of labels, cost and spare on a table of nothing but keys."""
+    root = proc_root(directory, ENTRIES, ENTRIES)
+    path = str(directory / "out.prom")
+    limited, chosen, unlimited = measure(
+        installed.write(root, path),
+        installed.write(root, "--aggregate.by=src,l4protocol,dport", path),
+        installed.write(root, "--limit.keys=0", path),
+        runs=3,
+    )
+    name = "`write` of 1,000,000 entries with as many keys"
+    report(f"{name}, 10,000 series", f"{limited.cpu:.2f} s, {limited.memory:.0f} MiB")
+    report(
+        f"{name}, by 3 labels, against that, CPU",
+        f"**{chosen.cpu / limited.cpu:.2f}** ({chosen.cpu:.2f} s), {chosen.memory:.0f} MiB",
+    )
+    report(f"{name}, no limit", f"{unlimited.cpu:.2f} s, {unlimited.memory:.0f} MiB")
+
+
+def small(installed: Plain, directory: Path) -> None:
     root = proc_root(directory, 10_000, 1_400)
-    write = [*COMMAND, "write", f"--path.procfs={root}", str(directory / "out.prom")]
-    whole, bare = measure(write, [sys.executable, "-c", "pass"], runs=15)
+    write = installed.write(root, str(directory / "out.prom"))
+    whole, bare, parser = measure(
+        write,
+        [installed.python, "-c", "pass"],
+        [installed.python, "-c", "import docopt"],
+        runs=21,
+    )
     report(
         "`write` of 10,000 entries (1,400 keys) against `python3 -c pass`, CPU",
-        f"**{whole.cpu / bare.cpu:.2f}** ({whole.cpu * 1000:.0f} ms, {bare.cpu * 1000:.0f} ms)",
+        f"**{whole.cpu / bare.cpu:.2f}** ({whole.cpu * 1000:.0f} ms, {bare.cpu * 1000:.0f} ms; "
+        f"`python3 -c 'import docopt'` {parser.cpu * 1000:.0f} ms)",
     )
 
 
-def growth(directory: Path, large: Path) -> None:
+def growth(installed: Plain, directory: Path, large: Path) -> None:
     roots = [proc_root(directory, 10**n, 14 * 10 ** (n - 2)) for n in (4, 5)]
-    costs = measure(
-        *[
-            [*COMMAND, *UNLIMITED, f"--path.procfs={root}", str(directory / "out.prom")]
-            for root in [*roots, large]
-        ]
-    )
+    path = str(directory / "out.prom")
+    costs = measure(*[installed.write(root, "--limit.keys=0", path) for root in [*roots, large]])
     for before, after, size in ((0, 1, "10,000 to 100,000"), (1, 2, "100,000 to 1,000,000")):
         report(
             f"whole `write`, no limit, {size} entries, wall",
@@ -211,8 +300,8 @@ def growth(directory: Path, large: Path) -> None:
         )
 
 
-def scrapes(root: Path) -> None:
-    argv = [*COMMAND, "serve", f"--path.procfs={root}", "--web.listen-address=127.0.0.1:0"]
+def scrapes(installed: Plain, root: Path) -> None:
+    argv = [installed.command, "serve", f"--path.procfs={root}", "--web.listen-address=127.0.0.1:0"]
     argv += ["--web.max-requests=0", "--limit.keys=0"]
     process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
     try:
@@ -238,7 +327,7 @@ def scrapes(root: Path) -> None:
             with ThreadPoolExecutor(40) as pool:
                 crowd = sorted(pool.map(scrape, [encoding] * 120))
             report(
-                f"a scrape of 140,000 keys, {name}: p50 and p99, alone; 40 at once",
+                f"a scrape of 158,000 keys, {name}: p50 and p99, alone; 40 at once",
                 f"{alone[25]:.0f} ms, {alone[49]:.0f} ms; {crowd[60]:.0f} ms, {crowd[118]:.0f} ms",
             )
     finally:
@@ -246,10 +335,15 @@ def scrapes(root: Path) -> None:
         process.communicate()
 
 
-def memory_of_serve(root: Path) -> None:
+def memory_of_serve(installed: Plain, root: Path) -> None:
     """With the page that is shown and the next one, which is being made: after some snapshots."""
     for name, args in (("limit of 10,000 keys", []), ("no limit", ["--limit.keys=0"])):
-        argv = [*COMMAND, "serve", f"--path.procfs={root}", "--web.listen-address=127.0.0.1:0"]
+        argv = [
+            installed.command,
+            "serve",
+            f"--path.procfs={root}",
+            "--web.listen-address=127.0.0.1:0",
+        ]
         argv += ["--collector.interval=1", *args]
         with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as process:
             time.sleep(25)
@@ -296,7 +390,7 @@ def fill_live_table(entries: int, keys: int) -> None:
             sock.send(struct.pack("=IHHII", 16 + len(payload), 0x100, 0x601, i, 0) + payload)
 
 
-def live(directory: Path) -> None:
+def live(installed: Plain, directory: Path) -> None:
     name = f"ctf-bench-{os.getpid()}"
     inside = ["ip", "netns", "exec", name]
     limit = LIMIT.read_text()
@@ -310,9 +404,10 @@ def live(directory: Path) -> None:
         assert int(count.stdout) == ENTRIES, count.stdout
         for source, bare in (
             ("procfs", ["cat", "/proc/net/nf_conntrack"]),
-            ("netlink", [sys.executable, "-c", BARE_DUMP]),
+            ("netlink", [installed.python, "-c", BARE_DUMP]),
         ):
-            write = [*COMMAND, "write", f"--collector.source={source}", f"{directory}/live.prom"]
+            write = [installed.command, "write", f"--collector.source={source}"]
+            write.append(f"{directory}/live.prom")
             ours, theirs = measure([*inside, *write], [*inside, *bare])
             report(
                 f"live table, 1,000,000 entries, 10,000 keys: `write` from {source} against "
@@ -347,16 +442,18 @@ def main() -> None:
     print(f"Linux {platform.release()}, {cores} cores, Python {platform.python_version()}")
     print("\n| what | measured |\n|---|---|")
     with scratch() as directory:
+        installed = plain(directory / "plain")
         root = proc_root(directory, ENTRIES, KEYS)
-        engines(root)
-        whole_write(root, directory)
-        limited(directory / "limited")
+        small(installed, directory / "small")
+        engines(installed, root, directory)
+        whole_write(installed, root, directory)
+        options(installed, root, directory)
+        many_keys(installed, directory / "many")
         if os.geteuid() == 0:
-            live(directory)
-        small(directory / "small")
-        growth(directory / "growth", root)
-        scrapes(root)
-        memory_of_serve(root)
+            live(installed, directory)
+        growth(installed, directory / "growth", root)
+        scrapes(installed, root)
+        memory_of_serve(installed, root)
 
 
 if __name__ == "__main__":

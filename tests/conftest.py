@@ -30,6 +30,11 @@ def need(*programs: str, root: bool = False) -> None:
             pytest.skip(f"needs the program {program}")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """See test_exposition.py."""
+    parser.addoption("--rewrite-golden", action="store_true", help="write tests/golden anew")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item,  # noqa: ARG001  # named by pytest

@@ -1,4 +1,4 @@
-"""What `conntrack -L` says, summed up by other code than ours.
+"""What `conntrack -L` says, read and summed up by other code than ours.
 
 conntrack-L.txt stands beside each capture; its entries are those of the proc
 file, printed by conntrack-tools from netlink. This reads it by dictionaries of
@@ -9,7 +9,12 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter, defaultdict
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 KERNEL_NAMES = {"tcp", "udp", "icmp", "icmpv6", "gre", "sctp", "udplite", "dccp"}
 IANA_NAMES = {
@@ -23,8 +28,24 @@ IANA_NAMES = {
 }
 
 
+class Entry(NamedTuple):
+    src: Address
+    dst: Address
+    l3protocol: str
+    l4protocol: str
+    dport: int
+    zone: int
+    mark: int
+    egress: Address | None  # None where the source is not translated
+    backend: Address | None
+    sums: tuple[int, ...]  # the five
+    counted: bool
+    state: str
+    flags: tuple[str, ...]
+
+
 class Expected(NamedTuple):
-    sums: dict[tuple[str, str, str, str, str], list[int]]
+    sums: dict[tuple[str, ...], list[int]]
     """(src, dst, l3protocol, l4protocol, dport) to the five sums."""
 
     entries: int
@@ -37,61 +58,97 @@ class Expected(NamedTuple):
         return [sum(column) for column in zip(*self.sums.values(), strict=True)]
 
 
+def entries(text: str) -> list[Entry]:
+    """The entries in the order in which they are printed."""
+    # Without the summary that conntrack prints of its own.
+    return [_entry(line.split()) for line in text.splitlines() if line.startswith("ipv")]
+
+
+def _entry(tokens: list[str]) -> Entry:
+    values: defaultdict[str, list[str]] = defaultdict(list)
+    for token in tokens:
+        name, equals, value = token.partition("=")
+        if equals:
+            values[name].append(value)
+    name = tokens[2] if tokens[2] in KERNEL_NAMES else IANA_NAMES[tokens[3]]
+    src, reply_src = map(ipaddress.ip_address, values["src"])
+    dst, reply_dst = map(ipaddress.ip_address, values["dst"])
+    counters = [0, 0, 0, 0]
+    if values["packets"]:
+        for i in (0, 1):
+            counters[2 * i] = int(values["packets"][i])
+            counters[2 * i + 1] = int(values["bytes"][i])
+    stateful = name in ("tcp", "sctp", "dccp") and tokens[5].replace("_", "").isupper()
+    return Entry(
+        src=src,
+        dst=dst,
+        l3protocol=tokens[0],
+        l4protocol=name,
+        dport=int(values["dport"][0]) if values["dport"] else 0,
+        # It prints no zone 0.
+        zone=int((values["zone-orig"] or values["zone"] or ["0"])[0]),
+        mark=int(values["mark"][0]) if values["mark"] else 0,
+        egress=None if reply_dst == src else reply_dst,
+        backend=None if reply_src == dst else reply_src,
+        sums=(1, *counters),
+        counted=bool(values["packets"]),
+        state=tokens[5] if stateful else "",
+        flags=tuple(token.strip("[]").lower() for token in tokens if token.startswith("[")),
+    )
+
+
+def value(entry: Entry, label: str) -> str:
+    """A label's value, of those that stand in an entry."""
+    found = getattr(entry, label)
+    return "" if found is None else str(found)
+
+
+def add(sums: dict[tuple[str, ...], list[int]], group: tuple[str, ...], row: Iterable[int]) -> None:
+    sums[group] = [a + b for a, b in zip(sums.get(group, [0] * 5), row, strict=True)]
+
+
+def summed(found: Iterable[Entry], labels: Sequence[str]) -> dict[tuple[str, ...], list[int]]:
+    """The five sums by labels."""
+    sums: dict[tuple[str, ...], list[int]] = {}
+    for entry in found:
+        add(sums, tuple(value(entry, label) for label in labels), entry.sums)
+    return sums
+
+
 def read(text: str) -> Expected:
-    sums: defaultdict[tuple[str, str, str, str, str], list[int]] = defaultdict(lambda: [0] * 5)
+    found = entries(text)
     states: Counter[tuple[str, str, str]] = Counter()
     flags: Counter[tuple[str, str, str]] = Counter()
-    entries = uncounted = 0
-    for line in text.splitlines():
-        tokens = line.split()
-        if not tokens or not tokens[0].startswith("ipv"):
-            continue  # conntrack's own summary
-        values: defaultdict[str, list[str]] = defaultdict(list)
-        for token in tokens:
-            name, equals, value = token.partition("=")
-            if equals:
-                values[name].append(value)
-        name = tokens[2] if tokens[2] in KERNEL_NAMES else IANA_NAMES[tokens[3]]
-        key = (
-            str(ipaddress.ip_address(values["src"][0])),
-            str(ipaddress.ip_address(values["dst"][0])),
-            tokens[0],
-            name,
-            values["dport"][0] if values["dport"] else "0",
-        )
-        counters = [0, 0, 0, 0]
-        if values["packets"]:
-            for i in (0, 1):
-                counters[2 * i] = int(values["packets"][i])
-                counters[2 * i + 1] = int(values["bytes"][i])
-        else:
-            uncounted += 1
-        if name in ("tcp", "sctp", "dccp") and tokens[5].replace("_", "").isupper():
-            states[tokens[0], name, tokens[5]] += 1
-        for token in tokens:
-            if token.startswith("["):
-                flags[tokens[0], name, token.strip("[]").lower()] += 1
-        entries += 1
-        sums[key] = [a + b for a, b in zip(sums[key], [1, *counters], strict=True)]
-    return Expected(dict(sums), entries, uncounted, dict(states), dict(flags))
+    for entry in found:
+        if entry.state:
+            states[entry.l3protocol, entry.l4protocol, entry.state] += 1
+        for flag in entry.flags:
+            flags[entry.l3protocol, entry.l4protocol, flag] += 1
+    return Expected(
+        summed(found, ("src", "dst", "l3protocol", "l4protocol", "dport")),
+        len(found),
+        sum(not entry.counted for entry in found),
+        dict(states),
+        dict(flags),
+    )
 
 
-def regrouped(expected: Expected) -> dict[tuple[str, str, str], list[int]]:
+def regrouped(expected: Expected) -> dict[tuple[str, ...], list[int]]:
     """By source network (/24 and /64), destination and protocol; without ICMP.
 
     Addresses in 10.77.2.0/24 are "servers".
     """
-    sums: defaultdict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0] * 5)
+    sums: dict[tuple[str, ...], list[int]] = {}
     for (src, dst, l3, l4, _), row in expected.sums.items():
         if l4 == "icmp":
             continue
         length = 24 if l3 == "ipv4" else 64
         network = str(ipaddress.ip_network(f"{src}/{length}", strict=False))
         servers = ipaddress.ip_network("10.77.2.0/24")
-        key = (
+        group = (
             "servers" if ipaddress.ip_address(src) in servers else network,
             "servers" if ipaddress.ip_address(dst) in servers else dst,
             l4,
         )
-        sums[key] = [a + b for a, b in zip(sums[key], row, strict=True)]
-    return dict(sums)
+        add(sums, group, row)
+    return sums

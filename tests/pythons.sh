@@ -31,11 +31,11 @@ for python in "$@"; do
     "$uv" pip list --quiet --python "$there/venv"
     # The tests run on the checkout, whose engine is not that of this Python yet.
     cp -r conntrack_textfile tests man prometheus LICENSE README.md pyproject.toml "$there"
-    (cd "$there" && rm -f conntrack_textfile/*.so conntrack_textfile/*.c &&
+    (cd "$there" && rm -f conntrack_textfile/kernel/*.{so,c} &&
         "$uv" pip install --quiet --python venv --constraint constraints --editable '.[web]' \
             cython hypothesis pytest setuptools &&
-        CONNTRACK_TEXTFILE_NO_SKIPS=1 venv/bin/python -m pytest -q \
-            tests/web tests/test_{cli,engines,exposition,filters,logs,names,networks,options}.py \
-            tests/test_{policy,procfile,ranking,snapshot,source,sysctl}.py \
-            tests/test_{textfile,top}.py)
+        CONNTRACK_TEXTFILE_NO_SKIPS=1 venv/bin/python -m pytest -q tests/kernel tests/web \
+            tests/test_{aggregate,cli,exposition,families,filters,imports,labels,logs}.py \
+            tests/test_{networks,options,plan,protocols,services,snapshot,textfile}.py \
+            tests/test_{top,units}.py)
 done

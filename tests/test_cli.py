@@ -7,6 +7,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from conntrack_textfile import __version__
+from conntrack_textfile.options import usage
+from tests.builders import proc_root
 from tests.conftest import DATA
 from tests.program import COMMAND, run
 
@@ -53,7 +55,16 @@ def test_accounting_that_is_off_is_told_once() -> None:
     assert "only connections made after it is switched on are counted" in done.stderr
 
 
-@pytest.mark.parametrize("argv", [["write", "--collector.interval=0", "x.prom"], ["nope"], []])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["write", "--limit.by=size", "x.prom"],
+        ["write", "--watch", "x.prom"],
+        ["serve", "--collector.interval=0"],
+        ["nope"],
+        [],
+    ],
+)
 def test_wrong_usage_is_one_line_and_exit_2(tmp_path: Path, argv: list[str]) -> None:
     done = shell(f'cd {tmp_path} && "$@"', *argv)
     assert done.returncode == 2
@@ -83,7 +94,13 @@ def test_a_traceback_is_for_debug_only(tmp_path: Path) -> None:
 def test_help_is_the_usage(flag: str) -> None:
     done = run(flag)
     assert done.returncode == 0
-    assert "conntrack-textfile (write [FILE] | serve | top) [options]" in done.stdout
+    assert done.stdout == usage("write", "serve", "top")
+
+
+@pytest.mark.parametrize("command", ["write", "serve", "top"])
+def test_help_of_a_command(command: str) -> None:
+    done = run(command, "--help")
+    assert (done.returncode, done.stdout, done.stderr) == (0, usage(command), "")
 
 
 @pytest.mark.parametrize("flag", ["-v", "--version"])
@@ -186,10 +203,63 @@ def test_too_little_memory_is_one_line(
 
 
 def test_accounting_that_cannot_be_switched_on_is_a_warning(tmp_path: Path) -> None:
-    (tmp_path / "net").mkdir()
-    (tmp_path / "net" / "nf_conntrack").touch()
-    done = run("write", f"--path.procfs={tmp_path}", "--configure.nf_conntrack_acct")
+    root = proc_root(tmp_path)
+    done = run("write", f"--path.procfs={root}", "--configure.nf_conntrack_acct")
     assert done.returncode == 0
     assert "level=warn" in done.stderr
     assert "cannot set net.netfilter.nf_conntrack_acct=1: No such file" in done.stderr
     assert "conntrack_total_connections 0\n" in done.stdout
+
+
+def test_accounting_is_switched_on_where_it_is_asked_for(tmp_path: Path) -> None:
+    root = proc_root(tmp_path, nf_conntrack_acct=0)
+    accounting = root / "sys/net/netfilter/nf_conntrack_acct"
+    assert run("write", f"--path.procfs={root}").returncode == 0
+    assert accounting.read_text() == "0\n"
+    done = run("top", f"--path.procfs={root}", "--configure.nf_conntrack_acct")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert accounting.read_text() == "1\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["serve", "--web.config.file=/nope.yml"], "/nope.yml"),
+        (["serve", "--web.config.file=WRONG"], "tls"),
+        (["serve", "--web.listen-address=9095"], "--web.listen-address"),
+        (["serve", "--web.max-requests=x"], "--web.max-requests"),
+        (["serve", "--limit.keys=-1"], "--limit.keys"),
+        (["serve", "--watch"], "--watch"),
+        (["write", "--networks.file=/nope", "FILE"], "--networks.file"),
+        (["write", "--services.file=WRONG", "FILE"], "--services.file"),
+        (["write", "--filter.include=zone=x", "FILE"], "--filter.include"),
+        (["write", "--aggregate.mark-mask=x", "FILE"], "--aggregate.mark-mask"),
+        (["write", "--file.mode=0777", "FILE"], "--file.mode"),
+        (["write", "--file.group=no-such-group", "FILE"], "--file.group"),
+        (["write", "--web.systemd-socket", "FILE"], "--web.systemd-socket"),
+        (["write", "FILE", "FILE"], "unexpected argument"),
+        (["top", "-n", "x"], "-n must be"),
+    ],
+)
+def test_wrong_usage_has_no_side_effect(tmp_path: Path, argv: list[str], named: str) -> None:
+    (tmp_path / "proc").mkdir()
+    root = proc_root(tmp_path / "proc", nf_conntrack_acct=0)
+    file, wrong = tmp_path / "a.prom", tmp_path / "wrong"
+    wrong.write_text("tls_server_confg: {}\n")
+    given = [arg.replace("FILE", str(file)).replace("WRONG", str(wrong)) for arg in argv]
+    done = run(*given, "--configure.nf_conntrack_acct", f"--path.procfs={root}")
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert named in done.stderr
+    assert (root / "sys/net/netfilter/nf_conntrack_acct").read_text() == "0\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["proc", "wrong"]
+
+
+def test_an_engine_that_is_not_there_has_no_side_effect(tmp_path: Path) -> None:
+    root = proc_root(tmp_path, nf_conntrack_acct=0)
+    argv = ["write", f"--path.procfs={root}", "--configure.nf_conntrack_acct"]
+    done = shell('CONNTRACK_TEXTFILE_ENGINE=fast "$@"', *argv)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "CONNTRACK_TEXTFILE_ENGINE must be pure or compiled, not 'fast'" in done.stderr
+    assert (root / "sys/net/netfilter/nf_conntrack_acct").read_text() == "0\n"

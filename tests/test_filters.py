@@ -1,47 +1,51 @@
 from __future__ import annotations
 
-import ipaddress
-from typing import TYPE_CHECKING
-
 import pytest
 
-from conntrack_textfile import filters
+from conntrack_textfile import filters, networks
+from conntrack_textfile.filters import Filter, Mark
+from conntrack_textfile.labels import ROWS
 
-if TYPE_CHECKING:
-    from conntrack_textfile.tally import Key
-
-
-def key(src: str, dst: str, l4: int, dport: int) -> Key:
-    return ipaddress.ip_address(src).packed, ipaddress.ip_address(dst).packed, l4, dport
+CONDITIONS = {row.name: row.filter for row in ROWS if row.filter}
 
 
-WEB = key("10.1.2.3", "192.0.2.1", 6, 443)
-DNS6 = key("2001:db8::1", "2001:db8::2", 17, 53)
+def test_a_condition_can_be_put_on_every_field_of_a_filter() -> None:
+    assert set(CONDITIONS) == set(Filter._fields)
 
 
 @pytest.mark.parametrize(
-    ("text", "web", "dns6"),
+    ("text", "parsed"),
     [
-        ("src=10.0.0.0/8", True, False),
-        ("src=10.1.2.3", True, False),
-        ("src=10.1.2.4", False, False),
-        ("src=0.0.0.0/0", True, False),
-        ("dst=::/0", False, True),
-        ("dport=443", True, False),
-        ("dport=53-443", True, True),
-        ("dport=444-65535", False, False),
-        ("l3protocol=ipv6", False, True),
-        ("l4protocol=tcp", True, False),
-        ("l4protocol=17", False, True),
-        ("l3protocol=IPv4,l4protocol=TCP", True, False),
-        ("src=10.0.0.0/8,dport=53", False, False),
-        ("src=10.0.0.0/8,dst=192.0.2.0/24,dport=443,l3protocol=ipv4,l4protocol=tcp", True, False),
+        ("src=10.0.0.0/8", Filter(src=networks.parse("10.0.0.0/8"))),
+        ("src=10.1.2.3", Filter(src=networks.parse("10.1.2.3/32"))),
+        ("src=0.0.0.0/0", Filter(src=networks.parse("0.0.0.0/0"))),
+        ("dst=::/0", Filter(dst=networks.parse("::/0"))),
+        ("dport=443", Filter(dport=range(443, 444))),
+        ("dport=53-443", Filter(dport=range(53, 444))),
+        ("dport=0-65535", Filter(dport=range(65536))),
+        ("l3protocol=ipv6", Filter(l3protocol=6)),
+        ("l4protocol=tcp", Filter(l4protocol=6)),
+        ("l4protocol=17", Filter(l4protocol=17)),
+        ("l3protocol=IPv4,l4protocol=TCP", Filter(l3protocol=4, l4protocol=6)),
+        (
+            "src=10.0.0.0/8,dst=192.0.2.0/24,dport=443,l3protocol=ipv4,l4protocol=tcp",
+            Filter(
+                networks.parse("10.0.0.0/8"), networks.parse("192.0.2.0/24"), 4, 6, range(443, 444)
+            ),
+        ),
+        ("zone=0", Filter(zone=0)),
+        ("zone=65535", Filter(zone=65535)),
+        ("mark=0", Filter(mark=Mark(0, 0xFFFFFFFF))),
+        ("mark=4294967295", Filter(mark=Mark(0xFFFFFFFF, 0xFFFFFFFF))),
+        ("mark=0x1f", Filter(mark=Mark(0x1F, 0xFFFFFFFF))),
+        ("mark=0X1F/0xff", Filter(mark=Mark(0x1F, 0xFF))),
+        ("mark=0/0", Filter(mark=Mark(0, 0))),
+        ("egress=198.51.100.7", Filter(egress=networks.parse("198.51.100.7"))),
+        ("backend=fd00::/8,zone=1", Filter(backend=networks.parse("fd00::/8"), zone=1)),
     ],
 )
-def test_conditions_are_met_together(text: str, web: bool, dns6: bool) -> None:
-    rule = filters.parse(text)
-    assert rule.matches(WEB) == web
-    assert rule.matches(DNS6) == dns6
+def test_conditions_are_read(text: str, parsed: Filter) -> None:
+    assert filters.parse(text, CONDITIONS) == parsed
 
 
 @pytest.mark.parametrize(
@@ -58,13 +62,32 @@ def test_conditions_are_met_together(text: str, web: bool, dns6: bool) -> None:
         ("dst=office", "not an address"),
         ("l3protocol=ip", "it is ipv4 or ipv6"),
         ("l4protocol=http", "no protocol has this name"),
-        ("sport=1", "'sport=1': a condition is src=, dst=, dport=, l3protocol=, l4protocol="),
+        ("sport=1", "'sport=1': a condition is src=, dst=, l3protocol=, l4protocol=, dport=, zone"),
+        ("l7protocol=dns", "'l7protocol=dns': a condition is"),
         ("dport=1,", "'' in 'dport=1,': a condition is"),
         ("", "'': a condition is"),
         ("src", "'src': '' is not an address"),
         ("dport=1,dport=2", "'dport=2' in 'dport=1,dport=2': dport stands twice"),
+        ("zone=65536", "a zone is a number up to 65535"),
+        ("zone=-1", "a zone is a number"),
+        ("zone=", "a zone is a number"),
+        ("zone=٣", "a zone is a number"),
+        ("zone=000001", "a zone is a number"),
+        ("mark=", "a mark is a number of 32 bits"),
+        ("mark=4294967296", "a mark is a number of 32 bits"),
+        ("mark=0x100000000", "a mark is a number of 32 bits"),
+        ("mark=0x", "a mark is a number of 32 bits"),
+        ("mark=ff", "a mark is a number of 32 bits"),
+        ("mark=-1", "a mark is a number of 32 bits"),
+        ("mark=1_0", "a mark is a number of 32 bits"),
+        ("mark=٣", "a mark is a number of 32 bits"),
+        ("mark=0x0x1", "a mark is a number of 32 bits"),
+        ("mark=1/", "a mark is a number of 32 bits"),
+        ("mark=0x10/0x0f", "the mark has bits outside of its mask"),
+        ("egress=office", "not an address"),
+        ("backend=10.0.0.1/8", "host bits set"),
     ],
 )
 def test_the_bad_part_is_pointed_at(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        filters.parse(text)
+        filters.parse(text, CONDITIONS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import re
@@ -12,21 +13,25 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import docopt
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import conntrack_textfile
+from conntrack_textfile.labels import LABELS
 from tests import conntrack_l
 from tests.conftest import need
 from tests.netns import Network, check, inside, namespaces, network, sysctl
 from tests.program import run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+Seen = TypeVar("Seen")
 
 FIELDS = ["connections", "sent_packets", "sent_bytes", "reply_packets", "reply_bytes"]
 
@@ -208,6 +213,141 @@ for port in (7005, 7006, 7007):
 """
 
 
+BY = ("src", "dst", "l4protocol", "dport", "zone", "mark", "egress", "backend")
+
+# Some of the connections are marked, some translated, some both, some neither.
+NAT = """
+table inet marks {
+    chain c {
+        type filter hook prerouting priority -150;
+        tcp dport 8080 ct mark set 0x2a01
+        udp dport 7001 ct mark set 0xffffffff
+    }
+}
+table inet translated {
+    chain before {
+        type nat hook prerouting priority -100;
+        ip daddr 10.77.1.1 tcp dport 8080 dnat ip to 10.77.2.2:7001
+        ip6 daddr fd77:1::1 tcp dport 8080 dnat ip6 to [fd77:2::2]:7001
+        ip daddr 10.77.1.1 udp dport 8081 dnat ip to 10.77.2.2:7001
+    }
+    chain after {
+        type nat hook postrouting priority 100;
+        oifname "r2" udp dport 7001 masquerade
+        oifname "r2" ct mark 0x2a01 masquerade
+    }
+}
+"""
+
+TRANSLATED = """
+import socket
+for host in ("10.77.1.1", "fd77:1::1"):
+    for size in (10, 50_000):
+        with socket.create_connection((host, 8080), timeout=20) as sock:
+            sock.sendall(b"x" * size)
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(65536):
+                pass
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    sock.settimeout(20)
+    sock.connect(("10.77.1.1", 8081))
+    sock.send(b"x")
+    sock.recv(65536)
+"""
+
+
+@pytest.fixture(scope="module")
+def translating() -> Iterator[Network]:
+    """A router with zones, marks, masquerade and DNAT, and traffic through them."""
+    need("ip", "nft", "conntrack", "ping", "sysctl", root=True)
+    with network() as made:
+        check(*inside(made.router), "nft", "-f", "-", text=ZONES + NAT)
+        traffic(made)
+        with answering(made.server):
+            check(*inside(made.client), sys.executable, "-c", TRANSLATED)
+        check(*inside(made.client), sys.executable, "-c", IN_ZONES)
+        yield made
+
+
+Sums = dict[tuple[str, ...], list[int]]
+
+
+def by_labels(namespace: str, *args: str) -> Sums:
+    """The five sums by labels, of a run in a namespace."""
+    found = write(namespace, *args)
+    columns = [found.get(f"conntrack_{name}", {}) for name in FIELDS]
+    return {group: [column[group] for column in columns] for group in columns[0]}
+
+
+def quiet(net: Network, look: Callable[[], Seen]) -> tuple[Seen, list[conntrack_l.Entry]]:
+    """What is seen of a table, and conntrack's entries, which are the same before and after."""
+    for _ in range(20):
+        before = sorted(map(_still, conntrack_prints(net.router).splitlines()))
+        seen = look()
+        printed = conntrack_prints(net.router)
+        if sorted(map(_still, printed.splitlines())) == before:
+            return seen, conntrack_l.entries(printed)
+        time.sleep(0.1)
+    raise AssertionError("the table does not settle")
+
+
+def _still(line: str) -> str:
+    """A line without the seconds that it is still kept, and since when it is."""
+    return re.sub(r"^((\S+ +){4})\d+ |delta-time=\d+ ", r"\1", line)
+
+
+@pytest.mark.parametrize("engine", ["pure", "compiled"])
+@pytest.mark.parametrize("source", ["procfs", "netlink"])
+def test_zones_marks_and_translations_are_those_of_conntrack(
+    translating: Network, monkeypatch: pytest.MonkeyPatch, engine: str, source: str
+) -> None:
+    monkeypatch.setenv("CONNTRACK_TEXTFILE_ENGINE", engine)
+    argv = [f"--collector.source={source}", f"--aggregate.by={','.join(BY)}"]
+    found, printed = quiet(translating, partial(by_labels, translating.router, *argv))
+    assert found == conntrack_l.summed(printed, BY)
+    # What the rules above were to bring about is there.
+    seen = {group[2:] for group in found}
+    assert {
+        ("tcp", "8080", "0", "10753", "10.77.2.1", "10.77.2.2"),
+        ("tcp", "8080", "0", "10753", "fd77:2::1", "fd77:2::2"),
+        ("udp", "8081", "0", "0", "10.77.2.1", "10.77.2.2"),
+        ("udp", "7001", "0", "4294967295", "10.77.2.1", ""),
+        ("udp", "7001", "0", "4294967295", "fd77:2::1", ""),
+        ("udp", "7005", "5", "0", "", ""),
+        ("udp", "7006", "6", "0", "", ""),
+        ("tcp", "7001", "0", "0", "", ""),
+    } <= seen
+
+
+@pytest.mark.parametrize("source", ["procfs", "netlink"])
+def test_filters_by_zone_mark_and_translation_on_a_live_table(
+    translating: Network, source: str
+) -> None:
+    servers = ipaddress.ip_network("10.77.2.0/24")
+    cases: list[tuple[str, Callable[[conntrack_l.Entry], bool]]] = [
+        ("egress=10.77.2.0/24", lambda entry: entry.egress is not None and entry.egress in servers),
+        ("egress=::/0", lambda entry: entry.egress is not None and entry.egress.version == 6),
+        ("backend=fd77:2::2", lambda entry: str(entry.backend) == "fd77:2::2"),
+        (
+            "backend=0.0.0.0/0,l4protocol=udp",
+            lambda entry: entry.backend is not None and entry.l4protocol == "udp",
+        ),
+        ("zone=5", lambda entry: entry.zone == 5),
+        ("zone=0", lambda entry: entry.zone == 0),
+        ("mark=0x2a01", lambda entry: entry.mark == 0x2A01),
+        ("mark=1/1", lambda entry: bool(entry.mark & 1)),
+        ("mark=0/0xff00,zone=6", lambda entry: not entry.mark & 0xFF00 and entry.zone == 6),
+    ]
+    for text, meets in cases:
+        for option, wanted in (("include", True), ("exclude", False)):
+            argv = [f"--collector.source={source}", f"--aggregate.by={','.join(BY)}"]
+            argv.append(f"--filter.{option}={text}")
+            found, printed = quiet(translating, partial(by_labels, translating.router, *argv))
+            kept = [entry for entry in printed if meets(entry) == wanted]
+            assert 0 < len(kept) < len(printed), text
+            assert found == conntrack_l.summed(kept, BY), text
+
+
 def test_both_sources_and_both_engines_say_the_same_of_every_protocol(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -222,7 +362,8 @@ def test_both_sources_and_both_engines_say_the_same_of_every_protocol(
         for engine in ("pure", "compiled"):
             monkeypatch.setenv("CONNTRACK_TEXTFILE_ENGINE", engine)
             for source in ("procfs", "netlink"):
-                done = run("write", f"--collector.source={source}", prefix=inside(net.router))
+                by = f"--aggregate.by={','.join(LABELS)}"
+                done = run("write", by, f"--collector.source={source}", prefix=inside(net.router))
                 assert f'engine="{engine}",source="{source}"' in done.stdout
                 lines = done.stdout.splitlines()
                 seen.append([line for line in lines if not re.search("_info|_seconds ", line)])
@@ -291,7 +432,8 @@ def test_an_empty_table_is_no_error() -> None:
 # read this Python.
 AS_NOBODY = """
 import os, socket, sys
-from conntrack_textfile import cli, ctnetlink, logs, source
+from conntrack_textfile import cli, logs
+from conntrack_textfile.kernel import ctnetlink, netlink, procfs, source
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)
 os.setresuid(65534, 65534, 65534)

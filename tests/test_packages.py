@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from conntrack_textfile.options import USAGE
+from conntrack_textfile.options import usage
 from tests.conftest import DATA, need
 
 ROOT = Path(__file__).parent.parent
@@ -66,7 +66,7 @@ def test_a_wheel_has_the_compiled_engine_and_not_its_source(checkout: Path) -> N
     names = zipfile.ZipFile(wheel).namelist()
     assert any(name.endswith(".so") for name in names)
     assert not any(name.endswith((".pyx", ".c")) for name in names)
-    assert {"conntrack_textfile/py.typed", "conntrack_textfile/_speedups.pyi"} <= set(names)
+    assert {"conntrack_textfile/py.typed", "conntrack_textfile/kernel/_speedups.pyi"} <= set(names)
     assert 'engine="compiled"' in write_with(wheel, checkout.parent / "site")
 
 
@@ -81,7 +81,7 @@ def test_without_a_compiler_there_is_a_pure_wheel_that_works(checkout: Path) -> 
 def test_the_sdist_has_the_source_of_the_compiled_engine(checkout: Path) -> None:
     with tarfile.open(build("build_sdist", checkout)) as archive:
         names = [name.partition("/")[2] for name in archive.getnames()]
-    assert {"conntrack_textfile/_speedups.pyx", "LICENSE", "pyproject.toml"} <= set(names)
+    assert {"conntrack_textfile/kernel/_speedups.pyx", "LICENSE", "pyproject.toml"} <= set(names)
 
 
 def test_the_manual_page_says_what_help_says() -> None:
@@ -90,10 +90,21 @@ def test_the_manual_page_says_what_help_says() -> None:
     exec(code, names)
     page = (ROOT / "man" / "conntrack-textfile.1").read_text()
     assert page == names["page"]()  # else: make man
-    described = {
-        re.split("[ =]", term)[0] for term, _ in names["entries"](names["section"]("Options"), "-")
-    }
-    assert described == set(re.findall(r"^  (--?[\w.-]+)", USAGE, re.MULTILINE))
+    described = [
+        (heading, re.split("[ =]", term)[0])
+        for heading in names["headings"]()
+        for term, _ in names["entries"](names["section"](heading))
+    ]
+    assert described[:3] == [("Commands", command) for command in ("write", "serve", "top")]
+    options = {(heading, option) for heading, option in described[3:]}
+    assert len(options) == len(described) - 3
+    assert {option for _, option in options} == set(
+        re.findall(r"^  (--?[\w.-]+)", usage("write", "serve", "top"), re.MULTILINE)
+    )
+    assert ("Write options", "--file.mode") in options
+    assert ("Serve options", "--collector.interval") in options
+    assert ("Top options", "--collector.interval") in options
+    assert ("Options", "--limit.keys") in options
 
 
 def test_the_manual_page_is_well_formed() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from conntrack_textfile import exposition
 from conntrack_textfile.logs import LOG
-from conntrack_textfile.snapshot import OVER
+from conntrack_textfile.snapshot import RESOLVED
 from conntrack_textfile.web import page
 from conntrack_textfile.web.body import EMPTY, Body
 
@@ -99,7 +99,7 @@ class Refresher:
             interval=self._interval,
             telemetry_path=telemetry_path,
         )
-        return text, page.POLICY
+        return text, page.CONTENT_SECURITY_POLICY
 
     def ready(self) -> bool:
         """Whether there was a good snapshot."""
@@ -138,14 +138,14 @@ class Refresher:
             time.sleep(wait)
 
     def _show(self, snapshot: Snapshot) -> None:
-        assert snapshot.connections is not None
+        assert snapshot.live is not None
         assert snapshot.duration is not None
-        text = Body(exposition.render_connections(snapshot.connections))
-        overview = page.overview(snapshot.connections)
+        text = Body(exposition.render_live(snapshot))
+        overview = page.overview(snapshot.live)
         # A reading that takes longer than the interval is not stale for that.
         lifetime = _LIFETIME * max(self._interval, snapshot.duration)
         expires = time.monotonic() + lifetime
-        self._state = _State(snapshot._replace(connections=None), text, overview, expires)
+        self._state = _State(snapshot._replace(live=None), text, overview, expires)
         if self._failures:
             LOG.info("reading the table works again, after %d failures", self._failures)
         self._failures = 0
@@ -154,7 +154,7 @@ class Refresher:
         for kind in warnings.keys() - self._warnings.keys():
             LOG.warning("%s", warnings[kind])
         for kind in self._warnings.keys() - warnings.keys():
-            LOG.info("%s", OVER[kind])
+            LOG.info("%s", RESOLVED[kind])
         self._warnings = warnings
 
     def _fail(self, cause: str) -> None:

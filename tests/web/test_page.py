@@ -8,24 +8,23 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from conntrack_textfile import snapshot
+from conntrack_textfile.kernel.engine import make
 from conntrack_textfile.options import parse
-from conntrack_textfile.snapshot import Snapshot
-from conntrack_textfile.sysctl import Conntrack
-from conntrack_textfile.tally import engine
 from conntrack_textfile.web import page
 from tests.browser import browsing
+from tests.builders import CONNTRACK, aggregated, proc_root, taken
 from tests.conftest import DATA, need
 from tests.program import serving
-from tests.test_ranking import connections
 from tests.web.serving import get
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from conntrack_textfile.snapshot import Snapshot
     from tests.browser import Browser
 
-EMPTY = Snapshot(True, "procfs", "pure", Conntrack(1, 4, True), 1.0, 0.5)
+EMPTY = taken(None)
 
 
 def render(shown: Snapshot | None, overview: page.Overview | None = None, **more: Any) -> str:
@@ -56,7 +55,7 @@ HOSTILE = '<script>alert("1")</script>&\'<img src=x onerror=y>'
 
 
 def test_every_value_is_escaped() -> None:
-    shown = connections({(HOSTILE, HOSTILE): (1, 1, 1, 1, 1)}, "src", "dport")
+    shown = aggregated({(HOSTILE, HOSTILE): (1, 1, 1, 1, 1)}, "src", "dport")
     shown = shown._replace(states={(HOSTILE,) * 3: 1}, flags={(HOSTILE,) * 3: 1})
     text = render(
         EMPTY._replace(success=False, source=HOSTILE),
@@ -69,14 +68,14 @@ def test_every_value_is_escaped() -> None:
     assert not outline.left
     assert not outline.tags & {"script", "img"}
     assert not outline.attributes & {"onerror", "style"}
-    assert text.count(html.escape(HOSTILE)) >= 7
+    assert html.unescape(text).count(HOSTILE) >= 7
 
 
 def test_there_are_the_numbers_of_the_capture() -> None:
-    argv = ["serve", f"--path.procfs={DATA / 'kernel-6.18'}"]
-    taken = snapshot.take(parse(argv), engine())
-    assert taken.connections is not None
-    text = render(taken, page.overview(taken.connections))
+    options = parse(["serve", f"--path.procfs={DATA / 'kernel-6.18'}"])
+    shown = snapshot.take(options, make(options.plan))
+    assert shown.live is not None
+    text = render(shown, page.overview(shown.live))
     plain = re.sub(r"<[^>]*>+", " ", text.partition("</head>")[2])
     words = " ".join(plain.split())
     assert "Table 91 of 262,144 (0.0%)" in words
@@ -92,7 +91,7 @@ def test_there_are_the_numbers_of_the_capture() -> None:
     ("shown", "banner"),
     [
         (None, "The first snapshot is not finished yet"),
-        (EMPTY._replace(conntrack=Conntrack(1, 2, False)), "Accounting is off"),
+        (EMPTY._replace(conntrack=CONNTRACK._replace(accounting=False)), "Accounting is off"),
         (EMPTY._replace(success=False), "Stale: there is no snapshot that is fresh enough"),
     ],
 )
@@ -101,7 +100,7 @@ def test_a_banner_says_what_is_wrong(shown: Snapshot | None, banner: str) -> Non
 
 
 def test_folded_and_filtered_are_shown() -> None:
-    shown = connections({("a",): (1, 0, 0, 0, 0)}, "src")
+    shown = aggregated({("a",): (1, 0, 0, 0, 0)}, "src")
     shown = shown._replace(keys=1234, filtered=5678, malformed=9)
     text = render(EMPTY, page.overview(shown))
     assert "1,234, 1,233 folded" in text
@@ -109,6 +108,15 @@ def test_folded_and_filtered_are_shown() -> None:
     assert "<dt>Malformed</dt><dd>9</dd>" in text
     assert "Top sources by connections" in text
     assert "Top services" not in text  # that label is not kept
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    first = EMPTY._replace(success=False, timestamp=None, duration=None)
+    assert "<dt>Snapshot</dt>" not in render(first)
+    assert "<dt>Table</dt>" in render(first)
+    text = render(EMPTY._replace(conntrack=CONNTRACK._replace(entries_limit=None)))
+    assert "<dt>Table</dt>" not in text
+    assert "<dt>Snapshot</dt>" in text
 
 
 @pytest.fixture(scope="module")
@@ -140,11 +148,8 @@ def test_a_browser_shows_it_light_and_dark_on_phone_and_desk(
 
 
 def test_a_browser_shows_what_is_wrong(browser: Browser, tmp_path: Path) -> None:
-    (tmp_path / "net").mkdir()
-    (tmp_path / "net" / "nf_conntrack").write_text("")
-    (tmp_path / "sys/net/netfilter").mkdir(parents=True)
-    (tmp_path / "sys/net/netfilter/nf_conntrack_acct").write_text("0\n")
-    with serving(f"--path.procfs={tmp_path}", "--collector.interval=0.2") as program:
+    root = proc_root(tmp_path, nf_conntrack_acct=0)
+    with serving(f"--path.procfs={root}", "--collector.interval=0.2") as program:
         browser.open(f"{program.url}/")
         alerts = "[...document.querySelectorAll('[role=alert]')].map(e => e.innerText).join()"
         assert browser.evaluate(alerts).startswith("Accounting is off")

@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from conntrack_textfile.errors import SourceError
+from conntrack_textfile.labels import DEFAULT
 from conntrack_textfile.logs import LOG
-from conntrack_textfile.policy import LABELS, Connections
 from conntrack_textfile.snapshot import Snapshot
-from conntrack_textfile.sysctl import Conntrack
-from conntrack_textfile.tally import Sums
 from conntrack_textfile.web import refresh
 from conntrack_textfile.web.refresh import Refresher
+from tests.builders import CONNTRACK, aggregated, taken
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CONNTRACK = Conntrack(1, 2, accounting=True)
 VALUES = ("a", "b", "ipv4", "tcp", "http", "80")
 
 
@@ -35,12 +33,8 @@ class Table:
         reading = next(self.readings)
         if isinstance(reading, Exception):
             raise reading
-        sums = Sums(reading, 0, 0, 0, 0)
-        columns = tuple([number] for number in sums)
-        connections = Connections(
-            LABELS, [VALUES], columns, sums, self.keys, 1, 0, 0, 0, states={}, flags={}
-        )
-        return Snapshot(True, "procfs", "pure", self.conntrack, time.time(), 0.01, connections)
+        live = aggregated({VALUES: (reading, 0, 0, 0, 0)}, *DEFAULT)._replace(keys=self.keys)
+        return taken(live)._replace(conntrack=self.conntrack, timestamp=time.time(), duration=0.01)
 
     def failure(self, last: Snapshot | None) -> Snapshot:
         if last is None:
@@ -287,5 +281,11 @@ def test_the_page_shows_the_last_snapshot_and_then_that_it_is_stale(clock: list[
     assert "Stale: this is the last good snapshot. gone." in shown()
     assert "<dd>1,234</dd>" in shown()
     clock[0] += 181
-    assert "Stale: there is no snapshot that is fresh enough to show. gone." in shown()
+    assert "Stale: there is no snapshot that is fresh enough. gone." in shown()
     assert "<dd>1,234</dd>" not in shown()
+
+
+def test_it_begins_with_a_snapshot_at_once() -> None:
+    made = refresher(Table(7), interval=1e6)
+    made.start()
+    assert "conntrack_total_connections 7\n" in shown(made)

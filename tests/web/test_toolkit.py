@@ -153,7 +153,7 @@ CASES = [
     bad("bad TLS version", f"{GIVEN}  min_version: TLS111\n"),
     # TestServerBehaviour
     same("no TLS and a TLS client", "", Client(), NOT_SERVED),
-    same("TLS and a default client", GIVEN, PLAIN, NOT_SERVED),
+    same("TLS and a default client", GIVEN, PLAIN, "400"),
     same("TLS and a TLS client", GIVEN, Client()),
     Case(
         "cert and key inline",

@@ -4,39 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from conntrack_textfile import names
-
-
-@pytest.mark.parametrize(
-    ("number", "name"),
-    [
-        (1, "icmp"),
-        (4, "ipv4"),
-        (6, "tcp"),
-        (17, "udp"),
-        (33, "dccp"),
-        (47, "gre"),
-        (50, "esp"),
-        (51, "ah"),
-        (58, "icmpv6"),  # IANA says ipv6-icmp, the kernel icmpv6
-        (61, "61"),  # IANA has no keyword
-        (89, "ospf"),
-        (112, "vrrp"),
-        (132, "sctp"),
-        (135, "135"),
-        (136, "udplite"),
-        (142, "rohc"),
-        (147, "bit-emu"),
-        (148, "148"),
-        (255, "255"),
-    ],
-)
-def test_protocols_have_the_names_of_the_kernel_and_of_iana(number: int, name: str) -> None:
-    assert names.l4protocol(number) == name
-
-
-def test_no_two_protocols_share_a_name() -> None:
-    assert len({names.l4protocol(number) for number in range(256)}) == 256
+from conntrack_textfile import services
 
 
 def test_the_compatible_services_are_named_for_tcp_and_udp() -> None:
@@ -61,8 +29,8 @@ def test_the_compatible_services_are_named_for_tcp_and_udp() -> None:
     }
     for service, ports in compatible.items():
         for port in ports:
-            assert names.l7protocol(6, port) == service
-            assert names.l7protocol(17, port) == service
+            assert services.l7protocol(6, port) == service
+            assert services.l7protocol(17, port) == service
 
 
 @pytest.mark.parametrize(
@@ -107,7 +75,7 @@ def test_the_compatible_services_are_named_for_tcp_and_udp() -> None:
     ],
 )
 def test_services_that_operators_meet_have_names(l4: int, dport: int, service: str) -> None:
-    assert names.l7protocol(l4, dport) == service
+    assert services.l7protocol(l4, dport) == service
 
 
 @pytest.mark.parametrize(
@@ -123,27 +91,27 @@ def test_services_that_operators_meet_have_names(l4: int, dport: int, service: s
     ],
 )
 def test_the_rest_is_unknown_or_has_no_service(l4: int, dport: int, service: str) -> None:
-    assert names.l7protocol(l4, dport) == service
+    assert services.l7protocol(l4, dport) == service
 
 
 def test_the_users_names_go_over_the_built_in_ones() -> None:
-    services = names.parse_services(
+    named = services.parse_services(
         "# ours\nfrontend\t443/tcp web www # not udp\nsignal 2905/sctp\nlate 443/tcp\n"
         "rtmp 1/ddp # in the file of every Debian\n"
     )
-    assert names.l7protocol(6, 443, services) == "frontend"
-    assert names.l7protocol(17, 443, services) == "https"
-    assert names.l7protocol(132, 2905, services) == "signal"
-    assert names.l7protocol(1, 0, services) == "na"
-    assert names.l7protocol(6, 443) == "https"
+    assert services.l7protocol(6, 443, named) == "frontend"
+    assert services.l7protocol(17, 443, named) == "https"
+    assert services.l7protocol(132, 2905, named) == "signal"
+    assert services.l7protocol(1, 0, named) == "na"
+    assert services.l7protocol(6, 443) == "https"
 
 
 def test_the_file_of_this_machine_is_read() -> None:
     file = Path("/etc/services")
     if not file.exists():
         pytest.skip("needs /etc/services")
-    services = names.parse_services(file.read_text())
-    assert names.l7protocol(6, 22, services) == "ssh"
+    named = services.parse_services(file.read_text())
+    assert services.l7protocol(6, 22, named) == "ssh"
 
 
 @pytest.mark.parametrize(
@@ -167,4 +135,4 @@ def test_the_file_of_this_machine_is_read() -> None:
 )
 def test_a_bad_line_of_services_is_told(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        names.parse_services(text)
+        services.parse_services(text)

@@ -1,55 +1,19 @@
-"""The words of the labels: protocol names and service names."""
+"""Names of services by port and protocol."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from conntrack_textfile.tally import WITH_PORTS
+from conntrack_textfile.protocols import WITH_PORTS, l4protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-# Kernel name of each protocol that it names itself (l4proto_name() in
-# net/netfilter/nf_conntrack_standalone.c). All others it prints as "unknown".
-_KERNEL = {
-    1: "icmp",
-    6: "tcp",
-    17: "udp",
-    33: "dccp",
-    47: "gre",
-    58: "icmpv6",
-    132: "sctp",
-    136: "udplite",
-}
-
-# Keywords of the IANA registry "Assigned Internet Protocol Numbers" in lower
-# case, by number; a dash where the registry has no keyword (it is then shown
-# as its number). 89 is "ospf", as everybody calls what IANA calls OSPFIGP.
-_IANA = """
-    hopopt icmp igmp ggp ipv4 st tcp cbt egp igp bbn-rcc-mon nvp-ii pup argus
-    emcon xnet chaos udp mux dcn-meas hmp prm xns-idp trunk-1 trunk-2 leaf-1
-    leaf-2 rdp irtp iso-tp4 netblt mfe-nsp merit-inp dccp 3pc idpr xtp ddp
-    idpr-cmtp tp++ il ipv6 sdrp ipv6-route ipv6-frag idrp rsvp gre dsr bna esp
-    ah i-nlsp swipe narp min-ipv4 tlsp skip ipv6-icmp ipv6-nonxt ipv6-opts -
-    cftp - sat-expak kryptolan rvd ippc - sat-mon visa ipcv cpnx cphb wsn pvp
-    br-sat-mon sun-nd wb-mon wb-expak iso-ip vmtp secure-vmtp vines iptm
-    nsfnet-igp dgp tcf eigrp ospf sprite-rpc larp mtp ax.25 ipip micp scc-sp
-    etherip encap - gmtp ifmp pnni pim aris scps qnx a/n ipcomp snp compaq-peer
-    ipx-in-ip vrrp pgm - l2tp ddx iatp stp srp uti smp sm ptp isis fire crtp
-    crudp sscopmce iplt sps pipe sctp fc rsvp-e2e-ignore - udplite mpls-in-ip
-    manet hip shim6 wesp rohc ethernet aggfrag nsh homa bit-emu
-""".split()
-
-_PROTOCOLS = {
-    **{number: keyword for number, keyword in enumerate(_IANA) if keyword != "-"},
-    **_KERNEL,
-}
 
 _MAX_NAME = 255  # bytes
 _MAX_NAMES = 1 << 22  # bytes, of all different ones
 
 UNKNOWN = "unknown"
-_WITHOUT_PORTS = "na"
+WITHOUT_PORTS = "na"
 
 # Service names by port, by protocol number. A protocol that is not here has no ports.
 Services = dict[int, dict[int, str]]
@@ -194,15 +158,10 @@ SERVICES: Services = {
 }
 
 
-def l4protocol(number: int) -> str:
-    """The kernel's name of an IP protocol, else IANA's keyword, else the number."""
-    return _PROTOCOLS.get(number) or str(number)
-
-
 def l7protocol(l4: int, dport: int, services: Services = SERVICES) -> str:
     """The service behind a destination port: "na" without ports, "unknown" without a name."""
     ports = services.get(l4)
-    return _WITHOUT_PORTS if ports is None else ports.get(dport, UNKNOWN)
+    return WITHOUT_PORTS if ports is None else ports.get(dport, UNKNOWN)
 
 
 def checked(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from conntrack_textfile.source import regular
+from conntrack_textfile.kernel.procfs import regular
 
 _DIRECTORY = ("sys", "net", "netfilter")
 
@@ -19,6 +19,9 @@ class Conntrack(NamedTuple):
     entries_limit: int | None
     """nf_conntrack_max: how many entries fit."""
 
+    buckets: int | None
+    """nf_conntrack_buckets: the size of the hash of the table."""
+
     accounting: bool | None
     """nf_conntrack_acct: whether new connections get packet and byte counters."""
 
@@ -29,6 +32,7 @@ def read(proc_root: str) -> Conntrack:
     return Conntrack(
         entries=_number(proc_root, "nf_conntrack_count"),
         entries_limit=_number(proc_root, "nf_conntrack_max"),
+        buckets=_number(proc_root, "nf_conntrack_buckets"),
         accounting=None if accounting is None else accounting != 0,
     )
 
@@ -41,8 +45,11 @@ def enable_accounting(proc_root: str) -> None:
     path = os.path.join(proc_root, *_DIRECTORY, "nf_conntrack_acct")
     if _number(proc_root, "nf_conntrack_acct") == 1:
         return  # where it is set, it need not be writable
-    with open(path, "wb", buffering=0, opener=regular) as file:
-        file.write(b"1\n")
+    fd = regular(path, os.O_WRONLY | os.O_CLOEXEC)  # open() would make a file that is not there
+    try:
+        os.write(fd, b"1\n")
+    finally:
+        os.close(fd)
     if _number(proc_root, "nf_conntrack_acct") != 1:
         raise OSError(f"{path} does not keep the value")
 

@@ -1,4 +1,4 @@
-"""The source: the bytes of the connection table, read from the kernel and counted.
+"""The source: the connection table, read from the kernel and summed by an engine.
 
 A reading is whole or it is nothing: when it fails in the middle it starts again
 from the beginning, and what was counted until then is thrown away.
@@ -8,24 +8,15 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from typing import TYPE_CHECKING
 
 from conntrack_textfile.errors import SourceError
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from conntrack_textfile.tally import Engine, Tally
-
-# What is read at once. Of the proc file the kernel gives a page or so at a time;
-# datagrams it makes as large as there is room for, up to 32 KiB.
-_BUFFER = memoryview(bytearray(1 << 17))
-_RECEIVE_BUFFER = 1 << 22
-_NETFILTER = 12  # NETLINK_NETFILTER
-_MSG_TRUNC = 0x20
-_SILENCE = 10  # seconds
+    from conntrack_textfile.kernel.engine import Engine
+    from conntrack_textfile.tally import Tally
 
 # ENOBUFS: a datagram was lost. EINTR: the table changed under the dump.
 _TRANSIENT = {errno.EINTR, errno.EAGAIN, errno.EIO, errno.ENOBUFS}
@@ -63,16 +54,19 @@ def _is_live(proc_root: str) -> bool:
 
 
 def _read_procfs(proc_root: str, engine: Engine) -> Tally:
-    path = os.path.join(proc_root, "net", "nf_conntrack")
+    # Imported here, as the other source below: each costs time to import.
+    from conntrack_textfile.kernel import procfs
+
+    path = procfs.path_of(proc_root)
 
     def attempt() -> Tally:
-        counter = engine.text()
-        for block in _blocks(path):
-            counter.feed(block)
-        return counter.finish()
+        decoder = engine.text()
+        for block in procfs.blocks(path):
+            decoder.feed(block)
+        return decoder.finish()
 
     try:
-        return retrying(attempt)
+        tally = retrying(attempt)
     except FileNotFoundError:
         if not os.path.isdir(proc_root):
             raise SourceError(f"there is no proc root {proc_root}: see --path.procfs") from None
@@ -87,28 +81,72 @@ def _read_procfs(proc_root: str, engine: Engine) -> Tally:
         ) from None
     except OSError as error:
         raise SourceError(f"cannot read {path}: {error.strerror}") from error
+    return _readable(tally, path, _line_fault)
 
 
 def _read_netlink(engine: Engine) -> Tally:
+    from conntrack_textfile.kernel import netlink
+
     def attempt() -> Tally:
-        counter = engine.netlink()
-        with _dump() as dump:
-            while not counter.feed(_datagram(dump)):
+        decoder = engine.netlink()
+        with netlink.dump() as dump:
+            while not decoder.feed(netlink.datagram(dump)):
                 pass
-        return counter.finish()
+        return decoder.finish()
 
     try:
-        return retrying(attempt)
+        tally = retrying(attempt)
     except PermissionError:
         raise SourceError(
             "no permission to dump the table by netlink: run as root or with CAP_NET_ADMIN"
         ) from None
     except TimeoutError:
         raise SourceError(
-            f"the kernel was silent for {_SILENCE} seconds in a dump of the table by netlink"
+            f"the kernel was silent for {netlink.SILENCE_SECONDS} seconds in a dump of the table "
+            "by netlink"
         ) from None
     except OSError as error:
         raise SourceError(f"cannot dump the table by netlink: {error.strerror}") from error
+    return _readable(tally, "the dump by netlink", _message_fault)
+
+
+def _readable(tally: Tally, where: str, fault: Callable[[bytes], str]) -> Tally:
+    """A tally of which at least something could be read. Logs the first malformed entry."""
+    if tally.malformed:
+        reason = fault(tally.first_malformed)
+        if not tally.entries:
+            raise SourceError(
+                f"nothing of {where} could be read: {tally.malformed} malformed entries, "
+                f"the first because {reason}"
+            )
+        # Imported here: most readings have nothing to say.
+        from conntrack_textfile.logs import LOG
+
+        LOG.debug("%d malformed entries, the first because %s", tally.malformed, reason)
+    return tally
+
+
+def _line_fault(line: bytes) -> str:
+    """Why a line is no entry, and its beginning in printable characters."""
+    # The pure engine says what the compiled one only finds.
+    from conntrack_textfile.kernel import procfile
+
+    return _fault(procfile.parse, line, ascii(line[:160].decode("latin-1")))
+
+
+def _message_fault(message: bytes) -> str:
+    """Why a message is no entry, and its beginning in hexadecimal."""
+    from conntrack_textfile.kernel import ctnetlink
+
+    return _fault(ctnetlink.parse, message, message[:80].hex())
+
+
+def _fault(parse: Callable[[bytes], object], data: bytes, beginning: str) -> str:
+    try:
+        parse(data)
+    except ValueError as error:
+        return f"{error}: {beginning}"
+    return beginning
 
 
 def retrying(attempt: Callable[[], Tally]) -> Tally:
@@ -132,56 +170,3 @@ def retrying(attempt: Callable[[], Tally]) -> Tally:
         stop=tenacity.stop_after_attempt(_ATTEMPTS) | tenacity.stop_after_delay(_SECONDS),
         reraise=True,
     )(attempt)
-
-
-def _blocks(path: str) -> Iterator[memoryview]:
-    """The file in blocks. Each is gone with the next."""
-    with open(path, "rb", opener=regular) as file:
-        # Fills the buffer, with many small reads of what the kernel gives.
-        while size := file.readinto(_BUFFER):
-            yield _BUFFER[:size]
-        if size is None:
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-
-
-def regular(path: str, flags: int) -> int:
-    """An opener for open() that refuses what is no regular file, as a FIFO, which would hang."""
-    fd = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(errno.EINVAL, "it is not a regular file")
-    return fd
-
-
-def _dump() -> socket.socket:
-    """A netlink socket on which the kernel sends the table of both families."""
-    # Imported here, as what reads a file need not pay for it.
-    import socket
-    import struct
-
-    from conntrack_textfile.ctnetlink import DUMP_REQUEST
-
-    dump = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETFILTER)
-    try:
-        # Not settimeout(): that would poll(2) before every datagram.
-        silence = struct.pack("ll", _SILENCE, 0)
-        dump.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, silence)
-        dump.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
-        dump.sendto(DUMP_REQUEST, (0, 0))
-    except BaseException:
-        dump.close()
-        raise
-    return dump
-
-
-def _datagram(dump: socket.socket) -> memoryview:
-    """The next datagram. It is gone with the next call."""
-    try:
-        size, _, flags, sender = dump.recvmsg_into([_BUFFER])
-    except BlockingIOError:
-        raise TimeoutError from None
-    if sender[0] != 0:  # only the kernel has port 0
-        return _BUFFER[:0]
-    if flags & _MSG_TRUNC:
-        raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
-    return _BUFFER[:size]

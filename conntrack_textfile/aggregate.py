@@ -1,0 +1,146 @@
+"""What is made of a tally: the limit on groups, "other" for the rest, and the ranking.
+
+Whatever is asked for, the series of a family add up to its total.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, NamedTuple
+
+from conntrack_textfile.plan import OTHER
+from conntrack_textfile.tally import Sums, add
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from conntrack_textfile.tally import Counts, Group, Rows, Tally
+
+# What groups can be ranked by.
+MEASURES: dict[str, Callable[[Sequence[int]], int]] = {
+    "bytes": lambda sums: sums[2] + sums[4],
+    "packets": lambda sums: sums[1] + sums[3],
+    "connections": operator.itemgetter(0),
+}
+
+_PROTOCOLS = ("l3protocol", "l4protocol")
+
+
+class Limit(NamedTuple):
+    """How many groups keep series of their own, and which."""
+
+    keys: int = 10000  # 0 is no limit
+    by: str = "bytes"  # of MEASURES
+
+
+class Aggregate(NamedTuple):
+    """What the table held."""
+
+    labels: tuple[str, ...]
+    groups: Sequence[Group]
+    columns: tuple[Sequence[int], ...]  # one for each field of Sums, a number for each group
+    totals: Sums  # over all groups
+    keys: int  # groups before the limit
+    exported: int  # groups that have series of their own
+    filtered: int  # connections that filters took out: they are in no sum
+
+    # Of the whole table, whatever the filters:
+    malformed: int
+    uncounted: int
+    states: Counts
+    flags: Counts
+
+    @property
+    def folded(self) -> int:
+        """How many groups have no series of their own."""
+        return self.keys - self.exported
+
+
+class Ranking(NamedTuple):
+    """The top groups by some of the labels."""
+
+    labels: tuple[str, ...]
+    by: str  # of MEASURES
+    rows: list[tuple[Group, Sums]]  # largest first
+    others: int  # how many more groups there are
+
+
+def fold(tally: Tally, labels: tuple[str, ...], limit: Limit) -> Aggregate:
+    """A tally under a limit: the largest groups, and for each protocol one of all the others."""
+    totals = Sums(*map(sum, zip(Sums(0, 0, 0, 0, 0), *tally.protocols.values(), strict=True)))
+    keys = exported = len(tally.groups)
+    # By protocols alone there are few groups, and to fold them would change nothing.
+    if 0 < limit.keys < keys and set(labels) - set(_PROTOCOLS):
+        exported = limit.keys
+        rows = tally.groups.rows(exported, measure(limit.by, totals))
+        groups, columns = _with_others(rows, tally.protocols, labels)
+    else:
+        groups, columns = tally.groups.rows(0, limit.by)
+    return Aggregate(
+        labels=labels,
+        groups=groups,
+        columns=columns,
+        totals=totals,
+        keys=keys,
+        exported=exported,
+        filtered=tally.filtered,
+        malformed=tally.malformed,
+        uncounted=tally.uncounted,
+        states=tally.states,
+        flags=tally.flags,
+    )
+
+
+def measure(by: str, totals: Sums) -> str:
+    """What to rank by: connections where nothing has counters."""
+    return by if any(totals[1:]) else "connections"
+
+
+def rank(aggregate: Aggregate, wanted: Sequence[Sequence[str]], count: int) -> list[Ranking]:
+    """The top groups for each requested set of labels, all sets in one pass over the series."""
+    by = measure("bytes", aggregate.totals)
+    at = [[aggregate.labels.index(label) for label in labels] for labels in wanted]
+    sums: list[dict[Group, list[int]]] = [{} for _ in wanted]
+    for group, row in zip(aggregate.groups, zip(*aggregate.columns, strict=True), strict=True):
+        for indexes, into in zip(at, sums, strict=True):
+            add(into, tuple([group[index] for index in indexes]), row)
+    return [
+        _ranking(tuple(labels), by, into, count) for labels, into in zip(wanted, sums, strict=True)
+    ]
+
+
+def _ranking(labels: tuple[str, ...], by: str, sums: dict[Group, list[int]], count: int) -> Ranking:
+    # Imported here: write ranks nothing.
+    import heapq
+
+    size = MEASURES[by]
+    # It is stable: of equally large ones the first.
+    largest = heapq.nlargest(count, sums.items(), key=lambda item: size(item[1]))
+    rows = [(group, Sums(*row)) for group, row in largest]
+    return Ranking(labels, by, rows, len(sums) - len(rows))
+
+
+def _with_others(
+    rows: Rows, protocols: dict[tuple[str, str], Sums], labels: tuple[str, ...]
+) -> tuple[Sequence[Group], tuple[Sequence[int], ...]]:
+    """Rows, and for each protocol that the labels tell apart a row of all that is not in these."""
+    at = [labels.index(label) for label in _PROTOCOLS if label in labels]
+    kept = [_PROTOCOLS.index(labels[index]) for index in at]
+    # What is not kept is the rest of each protocol: no need to look at it.
+    rest: dict[Group, list[int]] = {}
+    for names, subtotal in protocols.items():
+        add(rest, tuple([names[index] for index in kept]), subtotal)
+    sums: dict[Group, list[int]] = {}
+    for group, row in zip(rows.groups, zip(*rows.columns, strict=True), strict=True):
+        add(sums, group, row)
+        add(rest, tuple([group[index] for index in at]), [-value for value in row])
+    for protocol, left in rest.items():
+        if left[0]:
+            by_label = dict(zip((labels[index] for index in at), protocol, strict=True))
+            # A user may have given this very name to something large.
+            add(sums, tuple([by_label.get(label, OTHER) for label in labels]), left)
+    return list(sums), _columns(sums.values())
+
+
+def _columns(rows: Iterable[Sequence[int]]) -> tuple[Sequence[int], ...]:
+    return tuple(map(list, zip(*rows, strict=True)))

@@ -1,0 +1,1423 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, auto_pickle=False
+"""The compiled engine: grouping.py, procfile.py and ctnetlink.py without an object per entry.
+
+Those three say what is right; this says the same in C. Hostile input is the
+normal case: every read is checked against the end of what was fed, and the
+hash of the groups is keyed, so that nobody can choose addresses that collide.
+"""
+
+import os
+
+from libc.errno cimport EINTR, EPROTO
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memchr, memcmp, memcpy, memset, strlen
+
+from conntrack_textfile import protocols, services
+from conntrack_textfile.kernel import uapi
+from conntrack_textfile.plan import OTHER
+from conntrack_textfile.tally import Rows, Sums, Tally
+
+cdef extern from *:
+    """
+    #include <arpa/inet.h>
+    #include <stdint.h>
+    #include <stdlib.h>
+    #include <string.h>
+
+    static inline uint64_t ctf_mix(uint64_t a, uint64_t b) {
+        unsigned __int128 product = (unsigned __int128)a * b;
+        return (uint64_t)product ^ (uint64_t)(product >> 64);
+    }
+    """
+    ctypedef uint64_t uint128_t "unsigned __int128"  # no more than C arithmetic is done with it
+    int inet_pton(int, const char *, void *) nogil
+    const char *inet_ntop(int, const void *, char *, uint32_t) nogil
+    void qsort_r(
+        void *, size_t, size_t, int (*)(const void *, const void *, void *) noexcept nogil, void *
+    ) nogil
+    uint64_t ctf_mix(uint64_t, uint64_t) nogil
+    enum: AF_INET
+    enum: AF_INET6
+
+
+# The kernel's numbers, from uapi.py.
+
+cdef size_t MAX_LINE = uapi.MAX_LINE
+
+cdef uint16_t NLMSG_ERROR = uapi.NLMSG_ERROR
+cdef uint16_t NLMSG_DONE = uapi.NLMSG_DONE
+cdef uint16_t NLMSG_OVERRUN = uapi.NLMSG_OVERRUN
+cdef uint16_t NLM_F_DUMP_INTR = uapi.NLM_F_DUMP_INTR
+cdef size_t NLMSG_HDRLEN = uapi.NLMSG_HDRLEN
+cdef size_t NFGENMSG_SIZE = uapi.NFGENMSG_SIZE
+cdef uint16_t IPCTNL_MSG_CT_NEW = uapi.IPCTNL_MSG_CT_NEW
+cdef uint16_t NLA_HDRLEN = uapi.NLA_HDRLEN
+cdef uint16_t NLA_TYPE_MASK = uapi.NLA_TYPE_MASK
+cdef int32_t MAX_ERRNO = uapi.MAX_ERRNO
+
+cdef int CTA_TUPLE_ORIG = uapi.CTA_TUPLE_ORIG
+cdef int CTA_TUPLE_REPLY = uapi.CTA_TUPLE_REPLY
+cdef int CTA_STATUS = uapi.CTA_STATUS
+cdef int CTA_PROTOINFO = uapi.CTA_PROTOINFO
+cdef int CTA_MARK = uapi.CTA_MARK
+cdef int CTA_COUNTERS_ORIG = uapi.CTA_COUNTERS_ORIG
+cdef int CTA_COUNTERS_REPLY = uapi.CTA_COUNTERS_REPLY
+cdef int CTA_ZONE = uapi.CTA_ZONE
+cdef int CTA_TUPLE_IP = uapi.CTA_TUPLE_IP
+cdef int CTA_TUPLE_PROTO = uapi.CTA_TUPLE_PROTO
+cdef int CTA_TUPLE_ZONE = uapi.CTA_TUPLE_ZONE
+cdef int CTA_IP_V4_SRC = uapi.CTA_IP_V4_SRC
+cdef int CTA_IP_V6_SRC = uapi.CTA_IP_V6_SRC  # the destination is one more in both
+cdef int CTA_PROTO_NUM = uapi.CTA_PROTO_NUM
+cdef int CTA_PROTO_DST_PORT = uapi.CTA_PROTO_DST_PORT
+cdef int CTA_COUNTERS_PACKETS = uapi.CTA_COUNTERS_PACKETS
+cdef int CTA_COUNTERS_BYTES = uapi.CTA_COUNTERS_BYTES
+cdef int CTA_PROTOINFO_STATE = uapi.CTA_PROTOINFO_STATE
+
+cdef uint32_t IPS_SEEN_REPLY = uapi.IPS_SEEN_REPLY
+cdef uint32_t IPS_ASSURED = uapi.IPS_ASSURED
+cdef uint32_t IPS_OFFLOAD = uapi.IPS_OFFLOAD
+cdef uint32_t IPS_HW_OFFLOAD = uapi.IPS_HW_OFFLOAD
+
+# uapi.STATES by protocol number. The number after the last name is UNKNOWN_STATE.
+DEF MAX_STATES = 12
+DEF MAX_STATE_NAME = 20
+DEF NO_STATE = 255
+DEF FLAG_COUNT = 4
+
+cdef struct Stateful:
+    int protoinfo               # CTA_PROTOINFO_TCP and its like; 0 where it has no states
+    int count
+    char names[MAX_STATES][MAX_STATE_NAME]
+
+cdef Stateful stateful[256]
+cdef uint8_t with_ports[256]
+
+# uapi.FLAGS as bits in their order.
+cdef enum:
+    UNREPLIED = 1
+    ASSURED = 2
+    OFFLOAD = 4
+    HW_OFFLOAD = 8
+
+
+cdef fill_protocols():
+    assert uapi.FLAGS == ("unreplied", "assured", "offload", "hw_offload")
+    for l4, names in uapi.STATES.items():
+        assert len(names) < MAX_STATES
+        stateful[l4].protoinfo = uapi.PROTOINFO_OF[l4]
+        stateful[l4].count = len(names)
+        for i, name in enumerate(names):
+            text = name.encode()
+            assert len(text) < MAX_STATE_NAME
+            memcpy(stateful[l4].names[<int>i], <const char *>text, len(text))
+    for l4 in protocols.WITH_PORTS:
+        with_ports[l4] = True
+
+
+fill_protocols()
+
+
+cdef struct Entry:
+    # grouping.Entry. An IPv4 address is followed by zeros.
+    uint8_t l3                  # 4 or 6
+    uint8_t l4
+    uint8_t state
+    uint8_t flags
+    uint16_t dport
+    uint16_t zone
+    uint32_t mark
+    bint counted                # it has packet and byte counters
+    uint8_t src[16]
+    uint8_t dst[16]
+    uint8_t reply_src[16]
+    uint8_t reply_dst[16]
+    uint64_t counters[4]
+
+
+cdef struct Total:
+    # Sums: four numbers of 64 bits with what they carry.
+    uint64_t connections
+    uint64_t low[4]
+    uint32_t carry[4]
+
+
+cdef inline void add_entry(Total *total, const Entry *entry) noexcept nogil:
+    cdef int i
+    total.connections += 1
+    for i in range(4):
+        total.low[i] += entry.counters[i]
+        total.carry[i] += total.low[i] < entry.counters[i]
+
+
+cdef inline uint128_t sum_of(const Total *total, int field) noexcept nogil:
+    return (<uint128_t>total.carry[field] << 64) | total.low[field]
+
+
+cdef number_of(const Total *total, int field):
+    """A field of Sums as a Python number."""
+    if field == 0:
+        return total.connections
+    if total.carry[field - 1]:
+        return (<object>total.carry[field - 1] << 64) | <object>total.low[field - 1]
+    return total.low[field - 1]
+
+
+# The plan: see plan.py.
+
+cdef struct Network:
+    uint8_t l3                  # 4 or 6, or 0 for any
+    uint8_t length
+    uint8_t prefix[16]
+
+
+cdef struct Condition:
+    # filters.Filter.
+    uint8_t l3                  # 0 for any
+    int l4                      # -1 for any
+    int first_port              # -1 for any
+    int last_port
+    int zone                    # -1 for any
+    uint32_t mark
+    uint32_t mark_mask          # 0 for any
+    Network src
+    Network dst
+    Network egress
+    Network backend
+
+
+cdef struct Slot:
+    # Of the hash of named networks. length is 0 where it is empty.
+    uint8_t length              # of the prefix, plus 1
+    uint8_t l3
+    uint8_t prefix[16]
+    uint32_t index              # of the name
+
+
+cdef struct Field:
+    uint8_t kind
+    uint8_t offset
+    uint8_t prefix4             # lengths
+    uint8_t prefix6
+
+
+cdef enum:
+    SRC
+    DST
+    L3PROTOCOL
+    L4PROTOCOL
+    L7PROTOCOL
+    DPORT
+    ZONE
+    FWMARK
+    EGRESS
+    BACKEND
+
+cdef dict KINDS = {
+    "src": SRC,
+    "dst": DST,
+    "l3protocol": L3PROTOCOL,
+    "l4protocol": L4PROTOCOL,
+    "l7protocol": L7PROTOCOL,
+    "dport": DPORT,
+    "zone": ZONE,
+    "mark": FWMARK,
+    "egress": EGRESS,
+    "backend": BACKEND,
+}
+cdef uint8_t[10] SIZES = [17, 17, 1, 1, 3, 3, 2, 4, 17, 17]
+
+DEF MAX_FIELDS = 10
+DEF MAX_GROUP = 88              # bytes, a multiple of 8
+DEF OTHER_PORT = 65536
+DEF NONE = 0                    # what the first byte of an address says
+DEF IPV4 = 1
+DEF IPV6 = 2
+DEF NAMED = 3
+
+
+cdef uint8_t masks[129][16]     # by the length of a prefix
+
+
+cdef fill_masks():
+    cdef int length, i
+    for length in range(129):
+        for i in range(length):
+            masks[length][i >> 3] |= 0x80 >> (i & 7)
+
+
+fill_masks()
+
+
+cdef inline void copy_masked(uint8_t *to, const uint8_t *address, const uint8_t *mask) noexcept nogil:
+    cdef uint64_t a[2]
+    cdef uint64_t b[2]
+    memcpy(a, address, 16)
+    memcpy(b, mask, 16)
+    a[0] &= b[0]
+    a[1] &= b[1]
+    memcpy(to, a, 16)
+
+
+cdef inline bint holds(const Network *network, uint8_t l3, const uint8_t *address) noexcept nogil:
+    cdef uint8_t masked[16]
+    if network.l3 != l3:
+        return network.l3 == 0
+    copy_masked(masked, address, masks[network.length])
+    return memcmp(masked, network.prefix, 16) == 0
+
+
+cdef inline bint same(const uint8_t *one, const uint8_t *other) noexcept nogil:
+    return memcmp(one, other, 16) == 0
+
+
+cdef Network network_of(network):
+    """A C network of a networks.Network, or of None."""
+    cdef Network made
+    memset(&made, 0, sizeof(made))
+    if network is not None:
+        made.l3 = 4 if network.size == 4 else 6
+        made.length = network.length
+        packed = network.packed
+        memcpy(made.prefix, <const char *>packed, network.size)
+    return made
+
+
+cdef class Plan:
+    """A plan.Plan in C. Many decoders can use it."""
+
+    cdef Field fields[MAX_FIELDS]
+    cdef int field_count
+    cdef int group_size         # bytes, a multiple of 8
+    cdef Condition *included
+    cdef Condition *excluded
+    cdef int included_count
+    cdef int excluded_count
+    cdef Slot *slots            # named networks: open addressing, at most half full
+    cdef uint32_t slot_mask
+    cdef uint8_t lengths[2][129]            # of prefixes with names, longest first
+    cdef int length_count[2]
+    cdef uint32_t *services[256]            # by port, NULL for protocols without ports
+    cdef uint32_t no_ports
+    cdef uint32_t unknown
+    cdef bint known_ports
+    cdef uint32_t mark_mask
+    cdef list network_names
+    cdef list service_names
+    cdef list protocol_names
+
+    def __cinit__(self, plan):
+        cdef int offset = 0
+        cdef Field *field
+        assert len(plan.labels) <= MAX_FIELDS
+        for name in plan.labels:
+            field = &self.fields[self.field_count]
+            field.kind = KINDS[name]
+            field.offset = offset
+            prefix = {"src": plan.src_prefix, "dst": plan.dst_prefix}.get(name, (32, 128))
+            field.prefix4, field.prefix6 = prefix
+            offset += SIZES[field.kind]
+            self.field_count += 1
+        self.group_size = max(8, (offset + 7) & ~7)
+        assert self.group_size <= MAX_GROUP
+        included, excluded = plan[:2]  # "include" is a keyword here
+        self.included_count = len(included)
+        self.excluded_count = len(excluded)
+        self.included = self.conditions(included)
+        self.excluded = self.conditions(excluded)
+        self.known_ports = plan.known_ports
+        self.mark_mask = plan.mark_mask
+        self.protocol_names = [protocols.l4protocol(number) for number in range(256)]
+        self.fill_services(plan)
+        self.fill_networks(plan)
+
+    def __dealloc__(self):
+        free(self.included)
+        free(self.excluded)
+        free(self.slots)
+        for i in range(256):
+            free(self.services[i])
+
+    cdef Condition *conditions(self, rules) except? NULL:
+        cdef Condition *made
+        cdef int i
+        if not rules:
+            return NULL
+        made = <Condition *>calloc(len(rules), sizeof(Condition))
+        if made == NULL:
+            raise MemoryError
+        for i, rule in enumerate(rules):
+            made[i].l3 = rule.l3protocol or 0
+            made[i].l4 = -1 if rule.l4protocol is None else rule.l4protocol
+            made[i].first_port = -1 if rule.dport is None else rule.dport.start
+            made[i].last_port = -1 if rule.dport is None else rule.dport.stop - 1
+            made[i].zone = -1 if rule.zone is None else rule.zone
+            if rule.mark is not None:
+                made[i].mark, made[i].mark_mask = rule.mark
+            made[i].src = network_of(rule.src)
+            made[i].dst = network_of(rule.dst)
+            made[i].egress = network_of(rule.egress)
+            made[i].backend = network_of(rule.backend)
+        return made
+
+    cdef fill_services(self, plan):
+        cdef uint32_t *ports
+        cdef int port
+        self.service_names = plan.service_names
+        index = {name: i for i, name in enumerate(self.service_names)}
+        self.no_ports = index[services.WITHOUT_PORTS]
+        self.unknown = index[services.UNKNOWN]
+        for l4, names in plan.services.items():
+            ports = <uint32_t *>calloc(65536, sizeof(uint32_t))
+            if ports == NULL:
+                raise MemoryError
+            self.services[l4] = ports
+            for port, name in names.items():
+                ports[port] = index[name] + 1
+
+    cdef fill_networks(self, plan):
+        cdef Slot slot
+        cdef uint32_t at
+        self.network_names = plan.network_names
+        index = {name: i for i, name in enumerate(self.network_names)}
+        count = sum(len(names) for *_, names in plan.networks)
+        self.slot_mask = max(1, (1 << (2 * count).bit_length()) - 1)
+        self.slots = <Slot *>calloc(<size_t>self.slot_mask + 1, sizeof(Slot))
+        if self.slots == NULL:
+            raise MemoryError
+        for size, length, names in plan.networks:
+            v6 = size == 16
+            self.lengths[<int>v6][self.length_count[<int>v6]] = length
+            self.length_count[<int>v6] += 1
+            for prefix, name in names.items():
+                memset(&slot, 0, sizeof(slot))
+                slot.length = length + 1
+                slot.l3 = 6 if v6 else 4
+                packed = (prefix << (size * 8 - length)).to_bytes(size, "big")
+                memcpy(slot.prefix, <const char *>packed, size)
+                slot.index = index[name]
+                at = self.find_slot(&slot)
+                self.slots[at] = slot
+
+    cdef inline uint32_t find_slot(self, const Slot *wanted) noexcept nogil:
+        """The slot of a named network, or the empty one where it belongs."""
+        cdef uint64_t words[2]
+        memcpy(words, wanted.prefix, 16)
+        cdef uint64_t hashed = ctf_mix(words[0] ^ 0x9E3779B97F4A7C15u, words[1] ^ 0xBF58476D1CE4E5B9u)
+        hashed = ctf_mix(hashed + wanted.length, 0x94D049BB133111EBu)
+        cdef uint32_t at = <uint32_t>hashed & self.slot_mask
+        while self.slots[at].length:
+            if (
+                self.slots[at].length == wanted.length
+                and self.slots[at].l3 == wanted.l3
+                and same(self.slots[at].prefix, wanted.prefix)
+            ):
+                break
+            at = (at + 1) & self.slot_mask
+        return at
+
+    cdef inline int name_of(self, uint8_t l3, const uint8_t *address) noexcept nogil:
+        """The index of the name of the smallest network that holds an address, or -1.
+
+        One probe for each length of prefix that has names, however many these are.
+        """
+        cdef Slot wanted
+        cdef int v6 = l3 == 6
+        cdef int i
+        cdef uint32_t at
+        wanted.l3 = l3
+        for i in range(self.length_count[v6]):
+            wanted.length = self.lengths[v6][i] + 1
+            copy_masked(wanted.prefix, address, masks[self.lengths[v6][i]])
+            at = self.find_slot(&wanted)
+            if self.slots[at].length:
+                return self.slots[at].index
+        return -1
+
+    cdef inline bint matches(self, const Condition *rule, const Entry *entry) noexcept nogil:
+        return (
+            (rule.l3 == 0 or rule.l3 == entry.l3)
+            and (rule.l4 < 0 or rule.l4 == entry.l4)
+            and (rule.first_port < 0 or rule.first_port <= entry.dport <= rule.last_port)
+            and (rule.zone < 0 or rule.zone == entry.zone)
+            and (entry.mark & rule.mark_mask) == rule.mark
+            and holds(&rule.src, entry.l3, entry.src)
+            and holds(&rule.dst, entry.l3, entry.dst)
+            and (rule.egress.l3 == 0 or (
+                not same(entry.src, entry.reply_dst)
+                and holds(&rule.egress, entry.l3, entry.reply_dst)
+            ))
+            and (rule.backend.l3 == 0 or (
+                not same(entry.dst, entry.reply_src)
+                and holds(&rule.backend, entry.l3, entry.reply_src)
+            ))
+        )
+
+    cdef bint passes(self, const Entry *entry) noexcept nogil:
+        cdef int i
+        for i in range(self.excluded_count):
+            if self.matches(&self.excluded[i], entry):
+                return False
+        for i in range(self.included_count):
+            if self.matches(&self.included[i], entry):
+                return True
+        return self.included_count == 0
+
+    cdef inline void put_address(
+        self, uint8_t *at, const Field *field, uint8_t l3, const uint8_t *address
+    ) noexcept nogil:
+        cdef int name
+        if self.length_count[l3 == 6]:
+            name = self.name_of(l3, address)
+            if name >= 0:
+                at[0] = NAMED
+                at[1], at[2], at[3], at[4] = name >> 24 & 255, name >> 16 & 255, name >> 8 & 255, name & 255
+                return
+        at[0] = IPV6 if l3 == 6 else IPV4
+        copy_masked(at + 1, address, masks[field.prefix6 if l3 == 6 else field.prefix4])
+
+    cdef inline uint32_t service_of(self, const Entry *entry) noexcept nogil:
+        cdef const uint32_t *ports = self.services[entry.l4]
+        if ports == NULL:
+            return self.no_ports
+        return ports[entry.dport] - 1 if ports[entry.dport] else self.unknown
+
+    cdef void group_of(self, const Entry *entry, uint8_t *group) noexcept nogil:
+        """The bytes of an entry's group: see grouping.py."""
+        cdef const Field *field
+        cdef uint8_t *at
+        cdef uint32_t number
+        cdef int i
+        memset(group, 0, self.group_size)
+        for i in range(self.field_count):
+            field = &self.fields[i]
+            at = group + field.offset
+            if field.kind == SRC:
+                self.put_address(at, field, entry.l3, entry.src)
+            elif field.kind == DST:
+                self.put_address(at, field, entry.l3, entry.dst)
+            elif field.kind == L3PROTOCOL:
+                at[0] = entry.l3
+            elif field.kind == L4PROTOCOL:
+                at[0] = entry.l4
+            elif field.kind == L7PROTOCOL:
+                number = self.service_of(entry)
+                at[0], at[1], at[2] = number >> 16 & 255, number >> 8 & 255, number & 255
+            elif field.kind == DPORT:
+                number = entry.dport
+                if self.known_ports and self.service_of(entry) == self.unknown:
+                    number = OTHER_PORT
+                at[0], at[1], at[2] = number >> 16 & 255, number >> 8 & 255, number & 255
+            elif field.kind == ZONE:
+                at[0], at[1] = entry.zone >> 8, entry.zone & 255
+            elif field.kind == FWMARK:
+                number = entry.mark & self.mark_mask
+                at[0], at[1], at[2], at[3] = number >> 24, number >> 16 & 255, number >> 8 & 255, number & 255
+            elif field.kind == EGRESS:
+                if not same(entry.src, entry.reply_dst):
+                    self.put_address(at, field, entry.l3, entry.reply_dst)
+            elif not same(entry.dst, entry.reply_src):
+                self.put_address(at, field, entry.l3, entry.reply_src)
+
+    cdef address_text(self, const Field *field, const uint8_t *at):
+        cdef char text[50]
+        if at[0] == NONE:
+            return ""
+        if at[0] == NAMED:
+            return self.network_names[at[1] << 24 | at[2] << 16 | at[3] << 8 | at[4]]
+        inet_ntop(AF_INET6 if at[0] == IPV6 else AF_INET, at + 1, text, sizeof(text))
+        length = field.prefix6 if at[0] == IPV6 else field.prefix4
+        whole = 128 if at[0] == IPV6 else 32
+        address = text[:strlen(text)].decode("ascii")
+        return address if length == whole else f"{address}/{length}"
+
+    cdef tuple labels_of(self, const uint8_t *group):
+        """The values of the labels of a group."""
+        cdef const Field *field
+        cdef const uint8_t *at
+        cdef int i
+        values = []
+        for i in range(self.field_count):
+            field = &self.fields[i]
+            at = group + field.offset
+            if field.kind == L3PROTOCOL:
+                value = "ipv4" if at[0] == 4 else "ipv6"
+            elif field.kind == L4PROTOCOL:
+                value = self.protocol_names[at[0]]
+            elif field.kind == L7PROTOCOL:
+                value = self.service_names[at[0] << 16 | at[1] << 8 | at[2]]
+            elif field.kind == DPORT:
+                value = OTHER if at[0] else str(at[1] << 8 | at[2])
+            elif field.kind == ZONE:
+                value = str(at[0] << 8 | at[1])
+            elif field.kind == FWMARK:
+                value = str(<uint32_t>at[0] << 24 | at[1] << 16 | at[2] << 8 | at[3])
+            else:
+                value = self.address_text(field, at)
+            values.append(value)
+        return tuple(values)
+
+
+# The sums: see grouping.py.
+
+
+cdef int compare(const void *one, const void *other, void *size) noexcept nogil:
+    return memcmp(one, other, (<size_t *>size)[0])
+
+
+cdef class Groups:
+    """Sums by group: a dense array of rows, and an index of open addressing into it.
+
+    A row is the bytes of a group and a Total. See tally.Groups.
+    """
+
+    cdef Plan plan
+    cdef uint8_t *data
+    cdef uint32_t *index        # row number + 1, or 0 for an empty place
+    cdef size_t group_size
+    cdef size_t row_size
+    cdef uint32_t count
+    cdef uint32_t capacity      # of rows
+    cdef uint32_t mask          # places in the index - 1
+    cdef uint64_t secret[2]
+
+    def __cinit__(self, Plan plan not None):
+        self.plan = plan
+        self.group_size = plan.group_size
+        self.row_size = self.group_size + sizeof(Total)
+        self.capacity = 256
+        self.mask = 1023
+        self.data = <uint8_t *>calloc(self.capacity, self.row_size)
+        self.index = <uint32_t *>calloc(self.mask + 1, sizeof(uint32_t))
+        if self.data == NULL or self.index == NULL:
+            raise MemoryError
+        cdef bytes random = os.urandom(16)
+        memcpy(self.secret, <const char *>random, 16)
+        self.secret[1] |= 1
+
+    def __dealloc__(self):
+        free(self.data)
+        free(self.index)
+
+    def __len__(self):
+        return self.count
+
+    cdef inline uint8_t *group(self, uint32_t row) noexcept nogil:
+        return self.data + row * self.row_size
+
+    cdef inline Total *total(self, uint32_t row) noexcept nogil:
+        return <Total *>(self.data + row * self.row_size + self.group_size)
+
+    cdef inline uint32_t place(self, const uint8_t *group) noexcept nogil:
+        """The place of a group in the index: its own, or the empty one where it belongs."""
+        cdef uint64_t word
+        cdef uint64_t hashed = self.secret[0]
+        cdef size_t i
+        for i in range(0, self.group_size, 8):
+            memcpy(&word, group + i, 8)
+            hashed = ctf_mix(hashed ^ word, self.secret[1] + i)
+        cdef uint32_t at = <uint32_t>(hashed ^ (hashed >> 32)) & self.mask
+        while self.index[at] and memcmp(self.group(self.index[at] - 1), group, self.group_size):
+            at = (at + 1) & self.mask
+        return at
+
+    cdef int grow(self) except -1 nogil:
+        cdef uint32_t *index
+        cdef uint8_t *data
+        cdef uint32_t i
+        if self.count == self.capacity:
+            if self.capacity >= 1u << 30:
+                with gil:
+                    raise MemoryError
+            data = <uint8_t *>realloc(self.data, <size_t>self.capacity * 2 * self.row_size)
+            if data == NULL:
+                with gil:
+                    raise MemoryError
+            self.data = data
+            self.capacity *= 2
+        if self.count * 2 > self.mask:
+            index = <uint32_t *>calloc((<size_t>self.mask + 1) * 2, sizeof(uint32_t))
+            if index == NULL:
+                with gil:
+                    raise MemoryError
+            free(self.index)
+            self.index = index
+            self.mask = self.mask * 2 + 1
+            for i in range(self.count):
+                self.index[self.place(self.group(i))] = i + 1
+        return 0
+
+    cdef Total *of(self, const uint8_t *group) except NULL nogil:
+        """The sums of a group, new where it has none."""
+        cdef uint32_t at = self.place(group)
+        if not self.index[at]:
+            if self.count == self.capacity or self.count * 2 > self.mask:
+                self.grow()
+                at = self.place(group)
+            memset(self.group(self.count), 0, self.row_size)
+            memcpy(self.group(self.count), group, self.group_size)
+            self.count += 1
+            self.index[at] = self.count
+        return self.total(self.index[at] - 1)
+
+    def rows(self, uint32_t limit, by):
+        cdef int measure = ("connections", "packets", "bytes").index(by)
+        if self.index == NULL:
+            raise ValueError("the rows were taken")
+        free(self.index)  # nothing is looked up or added any more
+        self.index = NULL
+        with nogil:
+            if 0 < limit < self.count:
+                self.keep_largest(limit, measure)
+            qsort_r(self.data, self.count, self.row_size, compare, &self.group_size)
+        return Rows(_Labels(self), tuple([_Column(self, field) for field in range(5)]))
+
+    cdef inline uint128_t size(self, uint32_t row, int measure) noexcept nogil:
+        cdef const Total *total = self.total(row)
+        if measure == 0:
+            return total.connections
+        return sum_of(total, measure - 1) + sum_of(total, measure + 1)
+
+    cdef inline bint smaller(self, uint32_t one, uint32_t other, int measure) noexcept nogil:
+        """Whether a row is to go before another: it is smaller, or equal and later in order."""
+        cdef uint128_t a = self.size(one, measure)
+        cdef uint128_t b = self.size(other, measure)
+        if a != b:
+            return a < b
+        return memcmp(self.group(one), self.group(other), self.group_size) > 0
+
+    cdef void sink(self, uint32_t *heap, uint32_t count, uint32_t at, int measure) noexcept nogil:
+        cdef uint32_t child
+        cdef uint32_t row = heap[at]
+        while True:
+            child = at * 2 + 1
+            if child >= count:
+                break
+            if child + 1 < count and self.smaller(heap[child + 1], heap[child], measure):
+                child += 1
+            if not self.smaller(heap[child], row, measure):
+                break
+            heap[at] = heap[child]
+            at = child
+        heap[at] = row
+
+    cdef int keep_largest(self, uint32_t limit, int measure) except -1 nogil:
+        """Drop all rows but the largest: a heap of these with the smallest at its root."""
+        cdef uint32_t *heap = <uint32_t *>calloc(limit, sizeof(uint32_t))
+        cdef uint8_t *kept = <uint8_t *>calloc(limit, self.row_size)
+        cdef uint32_t i
+        if heap == NULL or kept == NULL:
+            free(heap)
+            free(kept)
+            with gil:
+                raise MemoryError
+        for i in range(limit):
+            heap[i] = i
+        for i in range(limit, 0, -1):
+            self.sink(heap, limit, i - 1, measure)
+        for i in range(limit, self.count):
+            if self.smaller(heap[0], i, measure):
+                heap[0] = i
+                self.sink(heap, limit, 0, measure)
+        for i in range(limit):
+            memcpy(kept + i * self.row_size, self.group(heap[i]), self.row_size)
+        free(heap)
+        free(self.data)
+        self.data = kept
+        self.count = self.capacity = limit
+        return 0
+
+
+cdef class _Labels:
+    """The groups of rows, made as they are asked for."""
+
+    cdef Groups groups
+
+    def __init__(self, Groups groups):
+        self.groups = groups
+
+    def __len__(self):
+        return self.groups.count
+
+    def __getitem__(self, uint32_t i):
+        if i >= self.groups.count:
+            raise IndexError
+        return self.groups.plan.labels_of(self.groups.group(i))
+
+    def __iter__(self):
+        cdef uint32_t i
+        for i in range(self.groups.count):
+            yield self.groups.plan.labels_of(self.groups.group(i))
+
+
+cdef class _Column:
+    """One number for each row, made as they are asked for."""
+
+    cdef Groups groups
+    cdef int field
+
+    def __init__(self, Groups groups, int field):
+        self.groups = groups
+        self.field = field
+
+    def __len__(self):
+        return self.groups.count
+
+    def __getitem__(self, uint32_t i):
+        if i >= self.groups.count:
+            raise IndexError
+        return number_of(self.groups.total(i), self.field)
+
+    def __iter__(self):
+        cdef uint32_t i
+        for i in range(self.groups.count):
+            yield number_of(self.groups.total(i), self.field)
+
+
+cdef class Grouping:
+    """Sums entries by group. The twin of grouping.Grouping."""
+
+    cdef Plan plan
+    cdef Groups groups
+    cdef uint64_t filtered
+    cdef uint64_t malformed
+    cdef uint64_t uncounted
+    cdef bint seen[2][256]                      # IPv4 and IPv6, by protocol
+    cdef Total totals[2][256]
+    cdef uint64_t states[2][256][MAX_STATES]
+    cdef uint64_t flags[2][256][FLAG_COUNT]
+    cdef bytes first_malformed
+    cdef bint finished
+
+    def __cinit__(self, Plan plan not None):
+        self.plan = plan
+        self.groups = Groups(plan)
+        self.first_malformed = b""
+
+    cdef int add(self, const Entry *entry) except -1 nogil:
+        cdef uint8_t group[MAX_GROUP]
+        cdef int v6 = entry.l3 == 6
+        cdef int i
+        if self.plan.passes(entry):
+            self.plan.group_of(entry, group)
+            add_entry(self.groups.of(group), entry)
+            add_entry(&self.totals[v6][entry.l4], entry)
+        else:
+            self.filtered += 1
+        self.seen[v6][entry.l4] = True
+        self.uncounted += not entry.counted
+        if entry.state != NO_STATE:
+            self.states[v6][entry.l4][entry.state] += 1
+        for i in range(FLAG_COUNT):
+            self.flags[v6][entry.l4][i] += entry.flags >> i & 1
+        return 0
+
+    cdef int add_malformed(self, const void *data, size_t size) except -1 nogil:
+        if self.malformed == 0:
+            with gil:
+                self.first_malformed = (<const char *>data)[:min(size, MAX_LINE + 1)]
+        self.malformed += 1
+        return 0
+
+    cdef check_open(self):
+        # The groups are in the hands of who has the tally.
+        if self.finished:
+            raise ValueError("the decoder is finished")
+
+    cdef tally(self):
+        cdef int v6, l4, i
+        self.finished = True
+        totals, states, flags = {}, {}, {}
+        for v6 in range(2):
+            l3 = "ipv6" if v6 else "ipv4"
+            for l4 in range(256):
+                if not self.seen[v6][l4]:
+                    continue
+                name = self.plan.protocol_names[l4]
+                if self.totals[v6][l4].connections:
+                    totals[l3, name] = Sums(
+                        *[number_of(&self.totals[v6][l4], i) for i in range(5)]
+                    )
+                for i, state in sorted(
+                    enumerate((*uapi.STATES.get(l4, ()), uapi.UNKNOWN_STATE)), key=_by_name
+                ):
+                    if self.states[v6][l4][i]:
+                        states[l3, name, state] = self.states[v6][l4][i]
+                for i, flag in sorted(enumerate(uapi.FLAGS), key=_by_name):
+                    if self.flags[v6][l4][i]:
+                        flags[l3, name, flag] = self.flags[v6][l4][i]
+        return Tally(
+            self.groups,
+            totals,
+            self.filtered,
+            self.malformed,
+            self.first_malformed,
+            self.uncounted,
+            states,
+            flags,
+        )
+
+
+def _by_name(item):
+    return item[1]
+
+
+# The text of the proc file: see procfile.py.
+
+
+cdef inline const char *find(const char *start, const char *end, const char *what, size_t size) noexcept nogil:
+    """Where a text that begins with a space first stands, or NULL."""
+    while True:
+        start = <const char *>memchr(start, c' ', end - start)
+        if start == NULL or <size_t>(end - start) < size:
+            return NULL
+        if memcmp(start, what, size) == 0:
+            return start
+        start += 1
+
+
+cdef inline const char *token_end(const char *start, const char *end) noexcept nogil:
+    cdef const char *space = <const char *>memchr(start, c' ', end - start)
+    return end if space == NULL else space
+
+
+cdef inline const char *number(const char *p, const char *end, int digits, uint64_t *value) noexcept nogil:
+    """Read 1 to so many ASCII digits; where they end, or NULL."""
+    cdef const char *start = p
+    cdef uint64_t n = 0
+    cdef uint8_t digit
+    while p < end and c'0' <= p[0] <= c'9':
+        digit = p[0] - c'0'
+        if p - start == digits or n > 1844674407370955161u or (n == 1844674407370955161u and digit > 5):
+            return NULL
+        n = n * 10 + digit
+        p += 1
+    if p == start:
+        return NULL
+    value[0] = n
+    return p
+
+
+cdef inline bint is_ipv4(const char *p, const char *end, uint8_t *packed) noexcept nogil:
+    """Four numbers up to 255 without leading zeros, as inet_pton(3) takes them."""
+    cdef int i, value
+    cdef const char *start
+    for i in range(4):
+        if i:
+            if p == end or p[0] != c'.':
+                return False
+            p += 1
+        start = p
+        value = 0
+        while p < end and c'0' <= p[0] <= c'9':
+            if p > start and value == 0:
+                return False
+            value = value * 10 + (p[0] - c'0')
+            if value > 255:
+                return False
+            p += 1
+        if p == start:
+            return False
+        packed[i] = <uint8_t>value
+    return p == end
+
+
+cdef inline int nibble(char c) noexcept nogil:
+    if c'0' <= c <= c'9':
+        return c - c'0'
+    if c'a' <= c <= c'f':
+        return c - c'a' + 10
+    return -1
+
+
+cdef inline bint is_ipv6(const char *p, const char *end, uint8_t *packed) noexcept nogil:
+    cdef char text[46]
+    cdef int group, high, low, i
+    if end - p == 39:  # in full, as the kernel writes it
+        for group in range(8):
+            if group and p[group * 5 - 1] != c':':
+                break
+            for i in range(2):
+                high = nibble(p[group * 5 + i * 2])
+                low = nibble(p[group * 5 + i * 2 + 1])
+                if high < 0 or low < 0:
+                    break
+                packed[group * 2 + i] = <uint8_t>(high << 4 | low)
+            else:
+                continue
+            break
+        else:
+            return True
+    if end - p >= 46 or memchr(p, 0, end - p) != NULL:
+        return False
+    memcpy(text, p, end - p)
+    text[end - p] = 0
+    return inet_pton(AF_INET6, text, packed) == 1
+
+
+cdef inline const char *skip_spaces(const char *p, const char *end) noexcept nogil:
+    """Pass over one or more spaces; NULL where there is none."""
+    if p == end or p[0] != c' ':
+        return NULL
+    while p < end and p[0] == c' ':
+        p += 1
+    return p
+
+
+cdef uint8_t state_of(const char *p, const char *end, uint8_t l4) noexcept nogil:
+    """The number of the state that ends a text, which begins after the fourth column."""
+    cdef const Stateful *states = &stateful[l4]
+    cdef const char *start = end
+    cdef const char *name
+    cdef int i
+    while start > p and start[-1] != c' ':
+        start -= 1
+    if start == p or start == end or c'0' <= start[0] <= c'9':
+        return NO_STATE
+    cdef size_t size = end - start
+    for i in range(states.count):
+        name = states.names[i]
+        # A name is followed by zeros, and what is compared may hold some.
+        if size < MAX_STATE_NAME and memcmp(name, start, size) == 0 and strlen(name) == size:
+            return i
+    return states.count
+
+
+cdef inline uint8_t flag_of(const char *p, const char *end) noexcept nogil:
+    """The flag that is a token in brackets."""
+    cdef size_t size = end - p
+    if size == 9 and memcmp(p, b"[ASSURED]", 9) == 0:
+        return ASSURED
+    if size == 9 and memcmp(p, b"[OFFLOAD]", 9) == 0:
+        return OFFLOAD
+    if size == 12 and memcmp(p, b"[HW_OFFLOAD]", 12) == 0:
+        return HW_OFFLOAD
+    return 0
+
+
+cdef inline bint head(const char *p, const char *end, Entry *entry) noexcept nogil:
+    """What precedes the original tuple: four columns of layer 3 and 4, timeout, state."""
+    cdef uint64_t l4
+    if end - p < 4:
+        return False
+    if memcmp(p, b"ipv4", 4) == 0:
+        entry.l3 = 4
+    elif memcmp(p, b"ipv6", 4) == 0:
+        entry.l3 = 6
+    else:
+        return False
+    p = skip_spaces(p + 4, end)
+    if p == NULL:
+        return False
+    if entry.l3 == 4:
+        if p == end or p[0] != c'2':
+            return False
+        p += 1
+    else:
+        if end - p < 2 or p[0] != c'1' or p[1] != c'0':
+            return False
+        p += 2
+    p = skip_spaces(p, end)
+    if p == NULL or p == end:
+        return False
+    p = skip_spaces(token_end(p, end), end)
+    if p == NULL:
+        return False
+    p = number(p, end, 3, &l4)
+    if p == NULL or (p < end and p[0] != c' ') or l4 > 255:
+        return False
+    entry.l4 = <uint8_t>l4
+    entry.state = state_of(p, end, entry.l4) if stateful[l4].protoinfo else NO_STATE
+    return True
+
+
+cdef inline const char *pair(const char *p, const char *end, uint64_t *values) noexcept nogil:
+    """Read packets, " bytes=" and bytes; where they end, before a space or at the end, or NULL."""
+    p = number(p, end, 20, &values[0])
+    if p == NULL or end - p < 7 or memcmp(p, b" bytes=", 7):
+        return NULL
+    p = number(p + 7, end, 20, &values[1])
+    return p if p != NULL and (p == end or p[0] == c' ') else NULL
+
+
+cdef inline bint address(const char *p, const char *end, uint8_t l3, uint8_t *packed) noexcept nogil:
+    return is_ipv4(p, end, packed) if l3 == 4 else is_ipv6(p, end, packed)
+
+
+cdef inline bint begins(const char *p, const char *end, const char *what, size_t size) noexcept nogil:
+    return <size_t>(end - p) >= size and memcmp(p, what, size) == 0
+
+
+cdef inline const char *addresses(const char *p, const char *end, uint8_t l3, uint8_t *src, uint8_t *dst) noexcept nogil:
+    """Read an address, " dst=" and another; where that ends, or NULL."""
+    cdef const char *q = token_end(p, end)
+    if not address(p, q, l3, src) or not begins(q, end, b" dst=", 5):
+        return NULL
+    p = q + 5
+    q = token_end(p, end)
+    return q if address(p, q, l3, dst) else NULL
+
+
+cdef inline bint whole_number(const char *p, const char *end, int digits, uint64_t most, uint64_t *value) noexcept nogil:
+    """Read a token that is a number."""
+    return number(p, end, digits, value) == end and value[0] <= most
+
+
+cdef bint line_to_entry(const char *line, const char *end, Entry *entry) noexcept nogil:
+    """Read one line, token by token; whether it is what the kernel writes."""
+    cdef const char *p = find(line, end, b" src=", 5)
+    cdef const char *q
+    cdef uint64_t value
+    cdef bint sent = False, zoned = False, ported = False, received = False
+    cdef bint marked = False, flagged = False
+    memset(entry, 0, sizeof(Entry))
+    if p == NULL or not head(line, p, entry):
+        return False
+    q = addresses(p + 5, end, entry.l3, entry.src, entry.dst)
+    if q == NULL:
+        return False
+    while True:  # q is at the space before a token
+        if q == end:
+            return False
+        p = q + 1
+        q = token_end(p, end)
+        if begins(p, q, b"src=", 4):
+            break
+        entry.flags = UNREPLIED if q - p == 11 and memcmp(p, b"[UNREPLIED]", 11) == 0 else 0
+        if sent:
+            continue
+        if begins(p, q, b"packets=", 8):
+            sent = True
+            q = pair(p + 8, end, &entry.counters[0])
+            if q == NULL:
+                return False
+        elif not zoned and begins(p, q, b"zone-orig=", 10):
+            zoned = True
+            if not whole_number(p + 10, q, 5, 65535, &value):
+                return False
+            entry.zone = <uint16_t>value
+        elif not zoned and not ported and begins(p, q, b"dport=", 6):
+            ported = True
+            if not whole_number(p + 6, q, 5, 65535, &value):
+                return False
+            entry.dport = <uint16_t>value
+    q = addresses(p + 4, end, entry.l3, entry.reply_src, entry.reply_dst)
+    if q == NULL:
+        return False
+    while q != end:
+        p = q + 1
+        q = token_end(p, end)
+        if not received and begins(p, q, b"packets=", 8):
+            received = True
+            q = pair(p + 8, end, &entry.counters[2])
+            if q == NULL:
+                return False
+        elif not flagged and p < q and p[0] == c'[':
+            flagged = True
+            entry.flags |= flag_of(p, q)
+        elif not marked and begins(p, q, b"mark=", 5):
+            marked = True
+            if not whole_number(p + 5, q, 10, 0xFFFFFFFFu, &value):
+                return False
+            entry.mark = <uint32_t>value
+        elif not zoned and begins(p, q, b"zone=", 5):
+            zoned = True
+            if not whole_number(p + 5, q, 5, 65535, &value):
+                return False
+            entry.zone = <uint16_t>value
+    entry.counted = sent or received
+    return True
+
+
+cdef class TextDecoder:
+    """The twin of procfile.Decoder."""
+
+    cdef Grouping grouping
+    cdef char *tail             # the beginning of a line, up to one byte more than the longest
+    cdef size_t kept
+    cdef bint skipping
+
+    def __cinit__(self, Plan plan not None):
+        self.grouping = Grouping(plan)
+        self.tail = <char *>calloc(MAX_LINE + 1, 1)
+        if self.tail == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.tail)
+
+    def feed(self, const uint8_t[::1] block not None):
+        """Take in the lines that end in this block of the file, and keep the rest for the next."""
+        self.grouping.check_open()
+        if block.shape[0]:
+            with nogil:
+                self.split(<const char *>&block[0], <const char *>&block[0] + block.shape[0])
+
+    def finish(self):
+        """The tally of all that was fed. A last line needs no newline."""
+        self.grouping.check_open()
+        self.add(self.tail, self.tail + self.kept)
+        return self.grouping.tally()
+
+    cdef int split(self, const char *p, const char *end) except -1 nogil:
+        cdef const char *newline
+        cdef size_t size
+        while True:
+            newline = <const char *>memchr(p, c'\n', end - p) if p < end else NULL
+            size = (end if newline == NULL else newline) - p
+            if self.skipping:
+                pass
+            elif self.kept + size > MAX_LINE:
+                memcpy(self.tail + self.kept, p, MAX_LINE + 1 - self.kept)
+                self.grouping.add_malformed(self.tail, MAX_LINE + 1)
+                self.skipping = True
+                self.kept = 0
+            elif newline == NULL or self.kept:
+                memcpy(self.tail + self.kept, p, size)
+                self.kept += size
+            if newline == NULL:
+                return 0
+            if self.skipping:
+                self.skipping = False
+            elif self.kept:
+                self.add(self.tail, self.tail + self.kept)
+            else:
+                self.add(p, newline)
+            self.kept = 0
+            p = newline + 1
+
+    cdef int add(self, const char *line, const char *end) except -1 nogil:
+        cdef Entry entry
+        if line == end:
+            return 0
+        if line_to_entry(line, end, &entry):
+            self.grouping.add(&entry)
+        else:
+            self.grouping.add_malformed(line, end - line)
+        return 0
+
+
+# The messages of a ctnetlink dump: see ctnetlink.py.
+
+DEF MAX_ATTRIBUTE = 18          # the highest type that is read: CTA_ZONE
+
+assert CTA_ZONE <= MAX_ATTRIBUTE
+
+cdef struct Span:
+    const uint8_t *start        # NULL where there is no such attribute
+    size_t size
+
+
+cdef bint attributes(Span data, int most, Span *found) noexcept nogil:
+    """Attributes up to a type, by type; whether their lengths add up."""
+    cdef uint16_t length, kind
+    cdef size_t step
+    memset(found, 0, (<size_t>most + 1) * sizeof(Span))
+    while data.size:
+        if data.size < NLA_HDRLEN:
+            return False
+        memcpy(&length, data.start, 2)
+        memcpy(&kind, data.start + 2, 2)
+        if length < NLA_HDRLEN or length > data.size:
+            return False
+        kind &= NLA_TYPE_MASK
+        if kind <= most:
+            found[kind].start = data.start + NLA_HDRLEN
+            found[kind].size = length - NLA_HDRLEN
+        step = (<size_t>length + 3) & ~<size_t>3
+        if step >= data.size:
+            break
+        data.start += step
+        data.size -= step
+    return True
+
+
+cdef inline bint number_in(Span data, size_t size, uint64_t *value) noexcept nogil:
+    """Read a number of so many bytes in network order."""
+    cdef size_t i
+    if data.start == NULL or data.size != size:
+        return False
+    value[0] = 0
+    for i in range(size):
+        value[0] = value[0] << 8 | data.start[i]
+    return True
+
+
+cdef bint counters_in(Span data, uint64_t *values) noexcept nogil:
+    cdef Span found[3]
+    return (
+        attributes(data, 2, found)
+        and number_in(found[CTA_COUNTERS_PACKETS], 8, &values[0])
+        and number_in(found[CTA_COUNTERS_BYTES], 8, &values[1])
+    )
+
+
+cdef bint addresses_in(Span tuple_, uint8_t l3, uint8_t *src, uint8_t *dst) noexcept nogil:
+    """Read CTA_TUPLE_IP."""
+    cdef Span found[5]
+    cdef int kind = CTA_IP_V4_SRC if l3 == 4 else CTA_IP_V6_SRC
+    cdef size_t size = 4 if l3 == 4 else 16
+    if tuple_.start == NULL or not attributes(tuple_, 4, found):
+        return False
+    if found[kind].size != size or found[kind + 1].size != size:
+        return False
+    memcpy(src, found[kind].start, size)
+    memcpy(dst, found[kind + 1].start, size)
+    return True
+
+
+cdef bint state_in(Span data, uint8_t l4, uint8_t *state) noexcept nogil:
+    """Read CTA_PROTOINFO_TCP_STATE and its like, where it is there."""
+    cdef Span found[4]
+    cdef Span info[2]
+    cdef uint64_t value
+    if not attributes(data, 3, found):
+        return False
+    if found[stateful[l4].protoinfo].start == NULL:
+        return True
+    if not attributes(found[stateful[l4].protoinfo], 1, info):
+        return False
+    if not number_in(info[CTA_PROTOINFO_STATE], 1, &value):
+        return False
+    state[0] = <uint8_t>min(value, <uint64_t>stateful[l4].count)
+    return True
+
+
+cdef bint message_to_entry(Span message, Entry *entry) noexcept nogil:
+    """Read one message after its header; whether it is what the kernel sends."""
+    cdef Span top[MAX_ATTRIBUTE + 1]
+    cdef Span original[4]
+    cdef Span reply[4]
+    cdef Span protocol[4]
+    cdef uint64_t value
+    memset(entry, 0, sizeof(Entry))
+    if message.size < NFGENMSG_SIZE:
+        return False
+    if message.start[0] == AF_INET:
+        entry.l3 = 4
+    elif message.start[0] == AF_INET6:
+        entry.l3 = 6
+    else:
+        return False
+    message.start += NFGENMSG_SIZE
+    message.size -= NFGENMSG_SIZE
+    if not attributes(message, MAX_ATTRIBUTE, top):
+        return False
+    if top[CTA_TUPLE_ORIG].start == NULL or not attributes(top[CTA_TUPLE_ORIG], 3, original):
+        return False
+    if top[CTA_TUPLE_REPLY].start == NULL or not attributes(top[CTA_TUPLE_REPLY], 3, reply):
+        return False
+    if not addresses_in(original[CTA_TUPLE_IP], entry.l3, entry.src, entry.dst):
+        return False
+    if not addresses_in(reply[CTA_TUPLE_IP], entry.l3, entry.reply_src, entry.reply_dst):
+        return False
+    if original[CTA_TUPLE_PROTO].start == NULL or not attributes(original[CTA_TUPLE_PROTO], 3, protocol):
+        return False
+    if not number_in(protocol[CTA_PROTO_NUM], 1, &value):
+        return False
+    entry.l4 = <uint8_t>value
+    # GRE sends the key of the tunnel in place of a port.
+    if with_ports[entry.l4] and protocol[CTA_PROTO_DST_PORT].start != NULL:
+        if not number_in(protocol[CTA_PROTO_DST_PORT], 2, &value):
+            return False
+        entry.dport = <uint16_t>value
+    if top[CTA_ZONE].start != NULL:
+        if not number_in(top[CTA_ZONE], 2, &value):
+            return False
+        entry.zone = <uint16_t>value
+    if original[CTA_TUPLE_ZONE].start != NULL:
+        if not number_in(original[CTA_TUPLE_ZONE], 2, &value):
+            return False
+        entry.zone = <uint16_t>value
+    if top[CTA_MARK].start != NULL:
+        if not number_in(top[CTA_MARK], 4, &value):
+            return False
+        entry.mark = <uint32_t>value
+    entry.counted = top[CTA_COUNTERS_ORIG].start != NULL or top[CTA_COUNTERS_REPLY].start != NULL
+    if top[CTA_COUNTERS_ORIG].start != NULL:
+        if not counters_in(top[CTA_COUNTERS_ORIG], &entry.counters[0]):
+            return False
+    if top[CTA_COUNTERS_REPLY].start != NULL:
+        if not counters_in(top[CTA_COUNTERS_REPLY], &entry.counters[2]):
+            return False
+    entry.state = NO_STATE
+    if top[CTA_PROTOINFO].start != NULL and stateful[entry.l4].protoinfo:
+        if not state_in(top[CTA_PROTOINFO], entry.l4, &entry.state):
+            return False
+    if top[CTA_STATUS].start != NULL:
+        if not number_in(top[CTA_STATUS], 4, &value):
+            return False
+        if not value & IPS_SEEN_REPLY:
+            entry.flags = UNREPLIED
+        if value & IPS_HW_OFFLOAD:
+            entry.flags |= HW_OFFLOAD
+        elif value & IPS_OFFLOAD:
+            entry.flags |= OFFLOAD
+        elif value & IPS_ASSURED:
+            entry.flags |= ASSURED
+    return True
+
+
+cdef class NetlinkDecoder:
+    """The twin of ctnetlink.Decoder."""
+
+    cdef Grouping grouping
+
+    def __cinit__(self, Plan plan not None):
+        self.grouping = Grouping(plan)
+
+    def feed(self, const uint8_t[::1] datagram not None):
+        """Take in the entries of a datagram; whether the dump ends with it."""
+        cdef int32_t error = 0
+        cdef bint done = False
+        self.grouping.check_open()
+        if datagram.shape[0]:
+            with nogil:
+                done = self.split(&datagram[0], datagram.shape[0], &error)
+        if error:
+            if not -MAX_ERRNO <= error < 0:
+                error = -EPROTO
+            raise OSError(-error, os.strerror(-error))
+        return done
+
+    def finish(self):
+        """The tally of all that was fed."""
+        self.grouping.check_open()
+        return self.grouping.tally()
+
+    cdef bint split(self, const uint8_t *p, size_t size, int32_t *error) except? -1 nogil:
+        cdef Span message
+        cdef Entry entry
+        cdef uint32_t length
+        cdef uint16_t kind, flags
+        cdef size_t step
+        while size:
+            if size >= NLMSG_HDRLEN:
+                memcpy(&length, p, 4)
+                memcpy(&kind, p + 4, 2)
+                memcpy(&flags, p + 6, 2)
+            if size < NLMSG_HDRLEN or length < NLMSG_HDRLEN or length > size:
+                self.grouping.add_malformed(p, size)
+                return False
+            message.start = p + NLMSG_HDRLEN
+            message.size = length - NLMSG_HDRLEN
+            if flags & NLM_F_DUMP_INTR or kind == NLMSG_OVERRUN:
+                error[0] = -EINTR
+                return False
+            if kind == IPCTNL_MSG_CT_NEW:
+                if message_to_entry(message, &entry):
+                    self.grouping.add(&entry)
+                else:
+                    self.grouping.add_malformed(p, length)
+            elif kind == NLMSG_DONE or kind == NLMSG_ERROR:
+                if message.size >= 4:
+                    memcpy(error, message.start, 4)
+                if error[0] or kind == NLMSG_DONE:
+                    return kind == NLMSG_DONE
+            step = (<size_t>length + 3) & ~<size_t>3
+            if step >= size:
+                break
+            p += step
+            size -= step
+        return False

@@ -1,0 +1,214 @@
+"""The binary grammar of a ctnetlink dump.
+
+A datagram holds whole messages; a message holds a header, the header of
+nfnetlink, and attributes, of which some hold attributes. What is not known is
+passed over; a known attribute of the wrong size makes its entry malformed.
+Where an attribute comes twice, the last one counts, as for the kernel. Names
+and numbers are in uapi.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from socket import AF_INET, AF_INET6
+from typing import TYPE_CHECKING
+
+from conntrack_textfile.kernel import uapi
+from conntrack_textfile.kernel.grouping import Entry, Grouping
+from conntrack_textfile.kernel.uapi import STATES, UNKNOWN_STATE
+from conntrack_textfile.protocols import WITH_PORTS
+
+if TYPE_CHECKING:
+    from conntrack_textfile.plan import Plan
+    from conntrack_textfile.tally import Tally
+
+_NLMSGHDR = struct.Struct("=IHHII")
+_NLATTR = struct.Struct("=HH")
+_ERRNO = struct.Struct("=i")
+
+# Source, destination and size of an address, by family.
+_CTA_IP = {
+    int(AF_INET): (uapi.CTA_IP_V4_SRC, uapi.CTA_IP_V4_DST, 4),
+    int(AF_INET6): (uapi.CTA_IP_V6_SRC, uapi.CTA_IP_V6_DST, 16),
+}
+
+_Attributes = dict[int, bytes]
+
+
+class Decoder:
+    """Sums the entries of one dump: feed() it datagrams, then finish() it."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._grouping = Grouping(plan)
+
+    def feed(self, datagram: bytes | memoryview) -> bool:
+        """Take in the entries of a datagram; whether the dump ends with it.
+
+        Raises OSError where the kernel says that the dump failed, InterruptedError
+        where it says that it is not to be relied on.
+        """
+        data = bytes(datagram)
+        start = 0
+        while start < len(data):
+            length = _message_length(data, start)
+            if length is None:  # and where the next message begins is unknown
+                self._grouping.add_malformed(data[start:])
+                return False
+            _, kind, flags, _, _ = _NLMSGHDR.unpack_from(data, start)
+            message = data[start : start + length]
+            if flags & uapi.NLM_F_DUMP_INTR or kind == uapi.NLMSG_OVERRUN:
+                raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
+            if kind == uapi.IPCTNL_MSG_CT_NEW:
+                try:
+                    self._grouping.add(parse(message))
+                except ValueError:
+                    self._grouping.add_malformed(message)
+            elif kind in (uapi.NLMSG_DONE, uapi.NLMSG_ERROR):
+                _raise_error(message[uapi.NLMSG_HDRLEN :])
+                if kind == uapi.NLMSG_DONE:
+                    return True
+            start += _aligned(length)
+        return False
+
+    def finish(self) -> Tally:
+        """The tally of all that was fed."""
+        return self._grouping.tally()
+
+
+def parse(message: bytes) -> Entry:
+    """Read one message with its header. Raises ValueError where it is not what the kernel sends."""
+    length = _message_length(message)
+    if length is None or length < uapi.NLMSG_HDRLEN + uapi.NFGENMSG_SIZE:
+        raise ValueError("a message whose length does not add up")
+    family = message[uapi.NLMSG_HDRLEN]
+    if family not in _CTA_IP:
+        raise ValueError(f"its address family is {family}")
+    entry = _attributes(message[uapi.NLMSG_HDRLEN + uapi.NFGENMSG_SIZE : length])
+    original = _nested(entry, "CTA_TUPLE_ORIG")
+    reply = _nested(entry, "CTA_TUPLE_REPLY")
+    src, dst = _addresses(original, family)
+    reply_src, reply_dst = _addresses(reply, family)
+    protocol = _nested(original, "CTA_TUPLE_PROTO")
+    l4 = _number(protocol, "CTA_PROTO_NUM", 1)
+    # GRE sends the key of the tunnel in place of a port.
+    dport = _optional(protocol, "CTA_PROTO_DST_PORT", 2) if l4 in WITH_PORTS else 0
+    zone = _optional(entry, "CTA_ZONE", 2)
+    sent = _pair(entry, "CTA_COUNTERS_ORIG")
+    received = _pair(entry, "CTA_COUNTERS_REPLY")
+    unreplied, flag = _flags(entry)
+    return Entry(
+        l3=4 if family == AF_INET else 6,
+        l4=l4,
+        src=src,
+        dst=dst,
+        dport=dport,
+        reply_src=reply_src,
+        reply_dst=reply_dst,
+        zone=_number(original, "CTA_TUPLE_ZONE", 2) if uapi.CTA_TUPLE_ZONE in original else zone,
+        mark=_optional(entry, "CTA_MARK", 4),
+        counters=(*(sent or (0, 0)), *(received or (0, 0))) if sent or received else None,
+        state=_state(entry, l4),
+        unreplied=unreplied,
+        flag=flag,
+    )
+
+
+def _message_length(data: bytes, start: int = 0) -> int | None:
+    """What the header says, None where that cannot be."""
+    left = len(data) - start
+    if left < uapi.NLMSG_HDRLEN:
+        return None
+    length: int = _NLMSGHDR.unpack_from(data, start)[0]
+    return length if uapi.NLMSG_HDRLEN <= length <= left else None
+
+
+def _raise_error(payload: bytes) -> None:
+    """Raise the error that a control message begins with, if it is one."""
+    number = -_ERRNO.unpack_from(payload)[0] if len(payload) >= _ERRNO.size else 0
+    if number:
+        if not 0 < number <= uapi.MAX_ERRNO:
+            number = errno.EPROTO
+        raise OSError(number, os.strerror(number))
+
+
+def _addresses(tuple_: _Attributes, family: int) -> tuple[bytes, bytes]:
+    src, dst, size = _CTA_IP[family]
+    found = _nested(tuple_, "CTA_TUPLE_IP")
+    addresses = found.get(src, b""), found.get(dst, b"")
+    if len(addresses[0]) != size or len(addresses[1]) != size:
+        raise ValueError(f"CTA_TUPLE_IP has no two addresses of {size} bytes")
+    return addresses
+
+
+def _pair(entry: _Attributes, name: str) -> tuple[int, int] | None:
+    """Packets and bytes, or None where the entry has no accounting."""
+    if getattr(uapi, name) not in entry:
+        return None
+    counters = _nested(entry, name)
+    return _number(counters, "CTA_COUNTERS_PACKETS", 8), _number(counters, "CTA_COUNTERS_BYTES", 8)
+
+
+def _state(entry: _Attributes, l4: int) -> str:
+    """The state of an entry, "" where it has none: the kernel sends none of what is offloaded."""
+    if uapi.CTA_PROTOINFO not in entry or l4 not in STATES:
+        return ""
+    info = _nested(entry, "CTA_PROTOINFO")
+    if uapi.PROTOINFO_OF[l4] not in info:
+        return ""
+    state = _attributes(info[uapi.PROTOINFO_OF[l4]])
+    number = _number(state, "CTA_PROTOINFO_STATE", 1)
+    return STATES[l4][number] if number < len(STATES[l4]) else UNKNOWN_STATE
+
+
+def _flags(entry: _Attributes) -> tuple[bool, str]:
+    """Whether it is unreplied, and the other flag."""
+    if uapi.CTA_STATUS not in entry:
+        return False, ""
+    status = _number(entry, "CTA_STATUS", 4)
+    flag = ""
+    # In this order, since the proc file says no more of an entry than the first.
+    if status & uapi.IPS_HW_OFFLOAD:
+        flag = "hw_offload"
+    elif status & uapi.IPS_OFFLOAD:
+        flag = "offload"
+    elif status & uapi.IPS_ASSURED:
+        flag = "assured"
+    return not status & uapi.IPS_SEEN_REPLY, flag
+
+
+def _attributes(data: bytes) -> _Attributes:
+    """Type to payload. Raises ValueError where the lengths do not add up."""
+    found: _Attributes = {}
+    start = 0
+    while start < len(data):
+        length, kind = (0, 0)
+        if len(data) - start >= uapi.NLA_HDRLEN:
+            length, kind = _NLATTR.unpack_from(data, start)
+        if not uapi.NLA_HDRLEN <= length <= len(data) - start:
+            raise ValueError("its attributes have lengths that do not add up")
+        found[kind & uapi.NLA_TYPE_MASK] = data[start + uapi.NLA_HDRLEN : start + length]
+        start += _aligned(length)
+    return found
+
+
+def _nested(attributes: _Attributes, name: str) -> _Attributes:
+    if getattr(uapi, name) not in attributes:
+        raise ValueError(f"{name} is missing")
+    return _attributes(attributes[getattr(uapi, name)])
+
+
+def _number(attributes: _Attributes, name: str, size: int) -> int:
+    value = attributes.get(getattr(uapi, name), b"")
+    if len(value) != size:
+        raise ValueError(f"{name} has {len(value)} bytes, not {size}")
+    return int.from_bytes(value, "big")
+
+
+def _optional(attributes: _Attributes, name: str, size: int) -> int:
+    return _number(attributes, name, size) if getattr(uapi, name) in attributes else 0
+
+
+def _aligned(length: int) -> int:
+    return (length + 3) & ~3

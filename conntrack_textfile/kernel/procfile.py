@@ -1,0 +1,159 @@
+"""The text grammar of /proc/net/nf_conntrack.
+
+The kernel writes one entry a line (ct_seq_show() in
+net/netfilter/nf_conntrack_standalone.c):
+
+    <l3 name> <l3 number> <l4 name> <l4 number> [timeout] [state]
+      src= dst= <l4 fields> [zone-orig=] [packets= bytes=] [[UNREPLIED]]
+      src= dst= <l4 fields> [zone-reply=] [packets= bytes=]
+      [flags] [mark=] [secctx=] [zone=] [delta-time=] use=
+
+A line is split at its two " src=": the first half holds the original tuple,
+the second the reply. Only the first four columns have fixed places; all else
+is found by its name, but for the state, which is the last column before the
+original tuple. [UNREPLIED] ends the first half, and of the second half the
+first column in brackets is the flag. Columns are separated by spaces and lines
+by newlines; no other byte separates anything. Numbers are ASCII digits.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from socket import AF_INET, AF_INET6, inet_pton
+from typing import TYPE_CHECKING
+
+from conntrack_textfile.kernel.grouping import Entry, Grouping
+from conntrack_textfile.kernel.uapi import MAX_LINE, STATES, UNKNOWN_STATE
+
+if TYPE_CHECKING:
+    from conntrack_textfile.plan import Plan
+    from conntrack_textfile.tally import Tally
+
+_HEAD = re.compile(rb"(?:ipv(4) +2|ipv(6) +10) +[^ ]+ +([0-9]{1,3})(?: |\Z)")
+_FLAGS = {b"ASSURED]": "assured", b"OFFLOAD]": "offload", b"HW_OFFLOAD]": "hw_offload"}
+_NAMES = {number: {name.encode(): name for name in names} for number, names in STATES.items()}
+_COUNTERS = re.compile(rb"([0-9]{1,20}) bytes=([0-9]{1,20})(?: |\Z)")
+
+
+class Decoder:
+    """Sums the entries of one reading: feed() it blocks, then finish() it.
+
+    Lines may be cut between blocks anywhere. The result does not depend on where.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._grouping = Grouping(plan)
+        self._tail = b""
+        self._skipping = False  # inside a line that is already too long
+
+    def feed(self, block: bytes | memoryview) -> None:
+        """Take in the lines that end in this block of the file, and keep the rest for the next."""
+        lines = (self._tail + bytes(block)).split(b"\n")
+        self._tail = lines.pop()
+        if self._skipping and lines:
+            del lines[0]
+            self._skipping = False
+        self._add(lines)
+        if self._skipping:
+            self._tail = b""
+        elif len(self._tail) > MAX_LINE:
+            self._grouping.add_malformed(self._tail)
+            self._tail = b""
+            self._skipping = True
+
+    def finish(self) -> Tally:
+        """The tally of all that was fed. A last line needs no newline."""
+        self._add([self._tail])
+        self._tail = b""
+        return self._grouping.tally()
+
+    def _add(self, lines: list[bytes]) -> None:
+        for line in lines:
+            if line:
+                try:
+                    self._grouping.add(parse(line))
+                except ValueError:
+                    self._grouping.add_malformed(line)
+
+
+def parse(line: bytes) -> Entry:
+    """Read one line. Raises ValueError with the reason where it is not what the kernel writes."""
+    if len(line) > MAX_LINE:
+        raise ValueError(f"a line longer than {MAX_LINE} bytes")
+    head, _, first = line.partition(b" src=")
+    first, replied, second = first.partition(b" src=")
+    if not replied:
+        raise ValueError("it has no two tuples that begin with src=")
+    columns = _HEAD.match(head)
+    if columns is None:
+        raise ValueError("it does not begin with the names and numbers of two protocols")
+    l3 = 4 if columns[1] else 6
+    l4 = _number(columns[3], 255, "protocol number")
+
+    # Counters stand in both halves or in none. Those of the reply are
+    # always in the second half, whatever the first half has.
+    original, sent, sent_counters = first.partition(b" packets=")
+    _, received, reply_counters = second.partition(b" packets=")
+    counters = None
+    if sent or received:
+        counters = (
+            *(_pair(sent_counters) if sent else (0, 0)),
+            *(_pair(reply_counters) if received else (0, 0)),
+        )
+
+    src, _, rest = original.partition(b" dst=")
+    rest, zoned, zone = rest.partition(b" zone-orig=")
+    dst, ported, dport = rest.partition(b" dport=")
+    reply_src, _, rest = second.partition(b" dst=")
+    _, marked, mark = rest.partition(b" mark=")
+    if not zoned:
+        _, zoned, zone = rest.partition(b" zone=")
+    flag, _, _ = second.partition(b" [")[2].partition(b" ")
+    return Entry(
+        l3=l3,
+        l4=l4,
+        src=_packed(l3, src),
+        dst=_packed(l3, dst.partition(b" ")[0]),
+        dport=_number(dport.partition(b" ")[0], 65535, "dport") if ported else 0,
+        reply_src=_packed(l3, reply_src),
+        reply_dst=_packed(l3, rest.partition(b" ")[0]),
+        zone=_number(zone.partition(b" ")[0], 65535, "zone") if zoned else 0,
+        mark=_number(mark.partition(b" ")[0], 0xFFFFFFFF, "mark") if marked else 0,
+        counters=counters,
+        state=_state(head, columns.end(), _NAMES[l4]) if l4 in _NAMES else "",
+        unreplied=first.endswith(b" [UNREPLIED]"),
+        flag=_FLAGS.get(flag, ""),
+    )
+
+
+def _state(head: bytes, fourth: int, names: dict[bytes, str]) -> str:
+    """The state that stands last before the original tuple, after the fourth column and timeout."""
+    start = head.rfind(b" ") + 1
+    state = head[start:]
+    if start < fourth or not state or state[:1].isdigit():
+        return ""
+    return names.get(state, UNKNOWN_STATE)
+
+
+def _pair(text: bytes) -> tuple[int, int]:
+    """The packets and bytes that a text begins with. The kernel's counters have 64 bits."""
+    match = _COUNTERS.match(text)
+    if match is None or (int(match[1]) | int(match[2])) >> 64:
+        raise ValueError("its packets= and bytes= are not two numbers of 64 bits")
+    return int(match[1]), int(match[2])
+
+
+def _number(digits: bytes, most: int, what: str) -> int:
+    # int() alone would take signs, underscores and other digits.
+    if not digits.isdigit() or len(digits) > len(str(most)) or int(digits) > most:
+        raise ValueError(f"its {what} is not a number up to {most}")
+    return int(digits)
+
+
+@functools.lru_cache(1 << 16)
+def _packed(l3: int, text: bytes) -> bytes:
+    try:
+        return inet_pton(AF_INET if l3 == 4 else AF_INET6, text.decode("ascii"))
+    except (OSError, ValueError):
+        raise ValueError(f"its src= and dst= are not IPv{l3} addresses") from None

@@ -1,0 +1,108 @@
+"""The kernel's numbers under the kernel's names, for both engines.
+
+From include/uapi/linux/netlink.h, netfilter/nfnetlink.h,
+netfilter/nfnetlink_conntrack.h and netfilter/nf_conntrack_common.h.
+"""
+
+from __future__ import annotations
+
+NETLINK_NETFILTER = 12
+
+# struct nlmsghdr: length, type, flags, sequence, port.
+NLMSG_HDRLEN = 16
+NLMSG_ERROR = 2
+NLMSG_DONE = 3
+NLMSG_OVERRUN = 4
+NLM_F_REQUEST = 0x01
+NLM_F_DUMP_INTR = 0x10  # the table changed under the dump, which may miss entries
+NLM_F_DUMP = 0x300
+MAX_ERRNO = 4095
+
+NFGENMSG_SIZE = 4  # struct nfgenmsg: family, version, resource
+NFNL_SUBSYS_CTNETLINK = 1
+IPCTNL_MSG_CT_NEW = NFNL_SUBSYS_CTNETLINK << 8 | 0
+IPCTNL_MSG_CT_GET = NFNL_SUBSYS_CTNETLINK << 8 | 1
+
+# struct nlattr: length, type.
+NLA_HDRLEN = 4
+NLA_TYPE_MASK = 0x3FFF
+
+# enum ctattr_type
+CTA_TUPLE_ORIG = 1
+CTA_TUPLE_REPLY = 2
+CTA_STATUS = 3
+CTA_PROTOINFO = 4
+CTA_MARK = 8
+CTA_COUNTERS_ORIG = 9
+CTA_COUNTERS_REPLY = 10
+CTA_ZONE = 18
+
+# enum ctattr_tuple
+CTA_TUPLE_IP = 1
+CTA_TUPLE_PROTO = 2
+CTA_TUPLE_ZONE = 3
+
+# enum ctattr_ip
+CTA_IP_V4_SRC = 1
+CTA_IP_V4_DST = 2
+CTA_IP_V6_SRC = 3
+CTA_IP_V6_DST = 4
+
+# enum ctattr_l4proto
+CTA_PROTO_NUM = 1
+CTA_PROTO_DST_PORT = 3
+
+# enum ctattr_counters
+CTA_COUNTERS_PACKETS = 1
+CTA_COUNTERS_BYTES = 2
+
+# enum ctattr_protoinfo, and the state in each of its three
+CTA_PROTOINFO_TCP = 1
+CTA_PROTOINFO_DCCP = 2
+CTA_PROTOINFO_SCTP = 3
+CTA_PROTOINFO_STATE = 1  # CTA_PROTOINFO_TCP_STATE and its like
+
+# enum ip_conntrack_status
+IPS_SEEN_REPLY = 1 << 1
+IPS_ASSURED = 1 << 2
+IPS_OFFLOAD = 1 << 14
+IPS_HW_OFFLOAD = 1 << 15
+
+IPPROTO_TCP = 6
+IPPROTO_UDP = 17
+IPPROTO_DCCP = 33
+IPPROTO_SCTP = 132
+IPPROTO_UDPLITE = 136
+
+# Protocols whose entries have a state, and the names of these in the order of
+# their numbers: tcp_conntrack_names, dccp_state_names and sctp_conntrack_names
+# in net/netfilter/nf_conntrack_proto_*.c.
+STATES = {
+    IPPROTO_TCP: (
+        *("NONE", "SYN_SENT", "SYN_RECV", "ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK"),
+        *("TIME_WAIT", "CLOSE", "SYN_SENT2"),
+    ),
+    IPPROTO_DCCP: (
+        *("NONE", "REQUEST", "RESPOND", "PARTOPEN", "OPEN", "CLOSEREQ", "CLOSING", "TIMEWAIT"),
+        *("IGNORE", "INVALID"),
+    ),
+    IPPROTO_SCTP: (
+        *("NONE", "CLOSED", "COOKIE_WAIT", "COOKIE_ECHOED", "ESTABLISHED", "SHUTDOWN_SENT"),
+        *("SHUTDOWN_RECD", "SHUTDOWN_ACK_SENT", "HEARTBEAT_SENT", "HEARTBEAT_ACKED"),
+    ),
+}
+UNKNOWN_STATE = "unknown"  # of a kernel to come
+
+PROTOINFO_OF = {
+    IPPROTO_TCP: CTA_PROTOINFO_TCP,
+    IPPROTO_DCCP: CTA_PROTOINFO_DCCP,
+    IPPROTO_SCTP: CTA_PROTOINFO_SCTP,
+}
+
+# What an entry can be besides. The last three exclude one another, as where the
+# kernel prints them: of an entry that is offloaded it does not say more.
+FLAGS = ("unreplied", "assured", "offload", "hw_offload")
+
+# No line of the proc file comes near this: the longest part of one is a security
+# context. It bounds what is kept of a line that does not end.
+MAX_LINE = 16384

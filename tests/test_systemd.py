@@ -1,0 +1,417 @@
+"""The shipped units in a systemd that was really booted, and the cron file under a real cron."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.booted import ROOT, Machine, booted, install, tree, until
+from tests.certificates import authority, certificate
+from tests.conftest import need
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TEXTFILES = "/var/lib/prometheus/node-exporter"
+STATE = "/var/lib/conntrack-textfile"
+EXPORTER = "conntrack-exporter.service"
+SOCKET = "conntrack-exporter.socket"
+METRICS = "http://127.0.0.1:9095/metrics"
+NODE_EXPORTER = "http://127.0.0.1:9100/metrics"
+
+
+@pytest.fixture(scope="module")
+def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    need("/usr/bin/python3", "nft", root=True)
+    made = tmp_path_factory.mktemp("venv") / "venv"
+    install(made)
+    return made
+
+
+@pytest.fixture
+def machine(venv: Path) -> Iterator[Machine]:
+    """A container that was booted for this test, with our files and nothing enabled."""
+    need("mmdebstrap", "systemd-nspawn", "nsenter", "unshare", root=True)
+    with booted(tree(), venv) as made:
+        yield made
+
+
+RULES = "table inet t { chain c { type filter hook output priority 0; ct state new accept; }; }"
+
+TRAFFIC = """
+import socket, sys
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for _ in range(5):
+    udp.sendto(b"x" * 72, ("127.0.0.1", int(sys.argv[1])))
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+client = socket.create_connection(listener.getsockname())
+client.sendall(b"x" * 100)
+"""
+
+
+def traffic(machine: Machine, port: int) -> None:
+    """Two entries with this port: 5 datagrams of 100 bytes, and a TCP connection."""
+    machine.net("nft", "-f", "-", text=RULES)  # from here on it tracks
+    machine.net(sys.executable, "-c", TRAFFIC, str(port))
+
+
+def udp_packets(text: str, port: int) -> int:
+    """What a text of metrics says of the datagrams of traffic(); 0 for nothing."""
+    for line in text.splitlines():
+        if line.startswith("conntrack_sent_packets{") and {
+            f'dport="{port}"', 'l4protocol="udp"', 'src="127.0.0.1"'
+        } <= set(re.findall(r'\w+="[^"]*"', line)):  # fmt: skip
+            return int(float(line.rpartition(" ")[2]))
+    return 0
+
+
+def value(text: str, name: str) -> float:
+    """The value of a metric without labels."""
+    return float(re.findall(rf"^{name} (\S+)$", text, re.MULTILINE)[0])
+
+
+def test_the_timer_feeds_node_exporter(machine: Machine) -> None:
+    assert machine.run("cat", "/proc/sys/net/netfilter/nf_conntrack_acct").strip() == "1"
+    link(machine)
+    traffic(machine, 4242)
+    machine.systemctl("enable", "--now", "conntrack-textfile.timer")
+    text = until(lambda: udp_packets(text := machine.get(NODE_EXPORTER), 4242) and text)
+    assert udp_packets(text, 4242) == 5
+    assert value(text, "node_textfile_scrape_error") == 0
+    first = value(text, "conntrack_snapshot_timestamp_seconds")
+
+    traffic(machine, 4243)  # and it does so again
+    text = until(lambda: udp_packets(text := machine.get(NODE_EXPORTER), 4243) and text)
+    assert value(text, "conntrack_snapshot_timestamp_seconds") > first
+    assert udp_packets(text, 4243) == udp_packets(text, 4242) == 5
+
+    # The writer is a user of the moment, the reader is another one.
+    owner, mode = machine.run("stat", "-c", "%u %a", f"{STATE}/conntrack.prom").split()
+    assert 61184 <= int(owner) <= 65519
+    assert mode == "644"
+    reader = machine.show("prometheus-node-exporter.service", "MainPID")
+    prometheus = machine.run("id", "-u", "prometheus").strip()
+    assert machine.status(reader)["Uid"].split()[0] == prometheus
+    assert (
+        machine.run("readlink", f"{TEXTFILES}/conntrack.prom").strip() == f"{STATE}/conntrack.prom"
+    )
+    # Not even a word about an unset variable.
+    said = machine.journal("conntrack-textfile.service").splitlines()
+    assert not [line for line in said if not re.match("Starting|Finished|.*Deactivated", line)]
+
+
+def test_the_shipped_timer_fires_every_minute(machine: Machine) -> None:
+    machine.run("rm", "/etc/systemd/system/conntrack-textfile.timer.d/often.conf")
+    machine.systemctl("daemon-reload")
+    machine.systemctl("enable", "--now", "conntrack-textfile.timer")
+    left = machine.run("systemctl", "list-timers", "--no-legend", "conntrack-textfile.timer")
+    elapse = machine.show("conntrack-textfile.timer", "NextElapseUSecRealtime")
+    assert re.search(r":\d\d:00 ", elapse), (elapse, left)
+
+
+def test_only_its_own_directory_is_writable(machine: Machine) -> None:
+    link(machine)
+    machine.run("mkdir", "--mode=0777", "/srv/open")
+    for file in ("/srv/open/x.prom", f"{TEXTFILES}/x.prom", "/var/lib/x.prom"):
+        machine.write("/etc/default/conntrack-textfile", f"FILE={file}\n")
+        machine.fails("systemctl", "start", "conntrack-textfile.service")
+        said = machine.journal("conntrack-textfile.service")
+        assert f"cannot write {file}: Read-only file system" in said, said
+    # Options are added by the same file, and it may be absent.
+    machine.write(
+        "/etc/default/conntrack-textfile", 'ARGS="--collector.source=netlink --log.level=debug"\n'
+    )
+    machine.systemctl("start", "conntrack-textfile.service")
+    machine.run("rm", "/etc/default/conntrack-textfile", f"{STATE}/conntrack.prom")
+    machine.systemctl("start", "conntrack-textfile.service")
+    assert 'source="netlink"' in machine.run("cat", f"{STATE}/conntrack.prom")
+
+
+def test_what_stands_in_the_directory_of_node_exporter_is_nothing_to_it(machine: Machine) -> None:
+    # That directory is of another user, who puts there what he likes.
+    machine.run("ln", "-s", "/etc/passwd", f"{TEXTFILES}/conntrack.prom")
+    before = machine.run("cat", "/etc/passwd")
+    machine.systemctl("start", "conntrack-textfile.service")
+    assert machine.run("cat", "/etc/passwd") == before
+    assert "conntrack_entries " in machine.run("cat", f"{STATE}/conntrack.prom")
+
+
+def test_the_file_can_be_for_node_exporter_alone(machine: Machine) -> None:
+    machine.write(
+        "/etc/default/conntrack-textfile", 'ARGS="--file.mode=0640 --file.group=prometheus"\n'
+    )
+    machine.fails("systemctl", "start", "conntrack-textfile.service")
+    said = machine.journal("conntrack-textfile.service")
+    assert "run as root or as a member of it" in said, said
+    machine.dropin("conntrack-textfile.service", "[Service]\nSupplementaryGroups=prometheus\n")
+    machine.systemctl("start", "conntrack-textfile.service")
+    shown = machine.run("stat", "-c", "%G %a", f"{STATE}/conntrack.prom")
+    assert shown == "prometheus 640\n"
+    link(machine)
+    text = until(lambda: "conntrack_entries " in (text := machine.get(NODE_EXPORTER)) and text)
+    assert value(text, "node_textfile_scrape_error") == 0
+
+
+def link(machine: Machine) -> None:
+    """What the README asks for by hand, since tmpfiles.d cannot do it in that directory."""
+    machine.run("ln", "-s", f"{STATE}/conntrack.prom", TEXTFILES)
+
+
+def test_the_exporter_serves_with_one_right(machine: Machine) -> None:
+    traffic(machine, 4242)
+    machine.systemctl("enable", "--now", EXPORTER)
+    text = until(lambda: machine.get(METRICS))
+    assert udp_packets(text, 4242) == 5
+    status = machine.status(machine.show(EXPORTER, "MainPID"))
+    assert 61184 <= int(status["Uid"].split()[0]) <= 65519
+    net_admin = f"{1 << 12:016x}"
+    assert {status[f"Cap{part}"] for part in ("Eff", "Prm", "Bnd", "Amb")} == {net_admin}
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+
+
+def test_the_exporter_comes_back_after_a_kill(machine: Machine) -> None:
+    machine.systemctl("start", EXPORTER)
+    until(lambda: machine.get(METRICS))
+    pid = machine.show(EXPORTER, "MainPID")
+    machine.systemctl("kill", "--kill-whom=main", "--signal=KILL", EXPORTER)
+    until(lambda: machine.get(METRICS))
+    assert machine.show(EXPORTER, "MainPID") != pid
+    assert machine.show(EXPORTER, "NRestarts") == "1"
+
+
+def test_the_exporter_stops_cleanly(machine: Machine) -> None:
+    machine.systemctl("start", EXPORTER)
+    until(lambda: machine.get(METRICS))
+    start = time.monotonic()
+    machine.systemctl("stop", EXPORTER)
+    assert time.monotonic() - start < 2
+    shown = [machine.show(EXPORTER, name) for name in ("ActiveState", "Result", "ExecMainStatus")]
+    assert shown == ["inactive", "success", "0"]
+
+
+def test_the_exporter_is_started_when_it_listens(machine: Machine) -> None:
+    machine.systemctl("start", EXPORTER)
+    assert machine.get(METRICS)  # at once
+
+
+def test_the_watchdog_is_fed_and_ends_an_exporter_that_hangs(machine: Machine) -> None:
+    machine.dropin(EXPORTER, "[Service]\nWatchdogSec=3s\nTimeoutAbortSec=1s\n")
+    machine.systemctl("start", EXPORTER)
+    pid = machine.show(EXPORTER, "MainPID")
+    time.sleep(5)
+    assert machine.show(EXPORTER, "MainPID") == pid
+    assert machine.show(EXPORTER, "NRestarts") == "0"
+    machine.systemctl("kill", "--kill-whom=main", "--signal=STOP", EXPORTER)
+    until(lambda: machine.show(EXPORTER, "NRestarts") == "1", 30)
+    until(lambda: machine.get(METRICS))
+    assert "Watchdog timeout" in machine.journal(EXPORTER)
+
+
+def test_a_reload_reads_the_web_config_again(machine: Machine) -> None:
+    machine.write("/etc/web.yml", "http_server_config: {headers: {X-Frame-Options: deny}}\n")
+    machine.write("/etc/default/conntrack-exporter", 'ARGS="--web.config.file=/etc/web.yml"\n')
+    machine.systemctl("start", EXPORTER)
+    pid = machine.show(EXPORTER, "MainPID")
+    machine.systemctl("reload", EXPORTER)
+    until(lambda: "read /etc/web.yml again" in machine.journal(EXPORTER))
+    assert machine.show(EXPORTER, "MainPID") == pid
+
+
+def test_wrong_usage_is_not_tried_again(machine: Machine) -> None:
+    machine.write("/etc/default/conntrack-exporter", 'ARGS="--nope"\n')
+    machine.fails("systemctl", "start", EXPORTER)
+    until(lambda: machine.show(EXPORTER, "ActiveState") != "active")
+    # "activating (auto-restart)" is what it would be otherwise; see below.
+    assert machine.show(EXPORTER, "SubState") == "failed"
+    assert machine.show(EXPORTER, "ExecMainStatus") == "2"
+    assert machine.show(EXPORTER, "NRestarts") == "0"
+    assert "--nope is not an option" in machine.journal(EXPORTER)
+
+    machine.write("/etc/default/conntrack-exporter", "LISTEN=127.0.0.1:9100\n")  # node_exporter's
+    machine.fails("systemctl", "start", EXPORTER)
+    until(lambda: machine.show(EXPORTER, "SubState") == "auto-restart")
+    assert machine.show(EXPORTER, "ExecMainStatus") == "1"
+
+
+def test_options_come_from_etc_default(machine: Machine) -> None:
+    machine.write(
+        "/etc/default/conntrack-exporter",
+        'LISTEN=127.0.0.1:9195\nARGS="--web.telemetry-path=/m --web.listen-address=[::1]:9196"\n',
+    )
+    machine.systemctl("start", EXPORTER)
+    assert until(lambda: machine.get("http://127.0.0.1:9195/m"))
+    assert until(lambda: machine.get("http://[::1]:9196/m"))
+    machine.systemctl("stop", EXPORTER)
+    machine.run("rm", "/etc/default/conntrack-exporter")
+    machine.systemctl("start", EXPORTER)
+    assert until(lambda: machine.get(METRICS))
+
+
+def test_a_key_is_handed_over_by_systemd(machine: Machine, tmp_path: Path) -> None:
+    need("openssl")
+    authority(tmp_path)
+    certificate(tmp_path, "server")
+    text = "tls_server_config: {cert_file: server.crt, key_file: server.key}\n"
+    (tmp_path / "web.yml").write_text(text)
+    names = ("web.yml", "server.crt", "server.key")
+    for name in names:
+        machine.write(f"/etc/conntrack-web/{name}", (tmp_path / name).read_text())
+        machine.run("chmod", "600", f"/etc/conntrack-web/{name}")
+    load = "\n".join(f"LoadCredential={name}:/etc/conntrack-web/{name}" for name in names)
+    machine.dropin(EXPORTER, f"[Service]\n{load}\n")
+    config = f"/run/credentials/{EXPORTER}/web.yml"
+    machine.write("/etc/default/conntrack-exporter", f'ARGS="--web.config.file={config}"\n')
+    machine.systemctl("start", EXPORTER)
+    code = (
+        "import ssl, sys, urllib.request as u;"
+        "context = ssl.create_default_context(cafile=sys.argv[1]);"
+        "u.urlopen('https://localhost:9095/metrics', timeout=5, context=context).read()"
+    )
+    until(lambda: machine.net(sys.executable, "-c", code, str(tmp_path / "ca.crt")) == "")
+
+
+def test_strangers_are_kept_out(machine: Machine) -> None:
+    """With a socket of the service's own, and with one that systemd made."""
+    # No link between two machines is needed: packets of this address are not localhost's.
+    machine.net("ip", "address", "add", "10.77.0.1/32", "dev", "lo")
+    outside = "http://10.77.0.1:9095/metrics"
+    for unit, kind, anywhere in (
+        (EXPORTER, "Service", "Environment=LISTEN=:9095"),
+        (SOCKET, "Socket", "ListenStream=\nListenStream=9095"),
+    ):
+        for allow, reached in (("", False), ("IPAddressAllow=10.77.0.0/24", True)):
+            machine.dropin(unit, f"[{kind}]\n{anywhere}\n{allow}\n")
+            machine.systemctl("restart", unit)
+            until(lambda: machine.get(METRICS))
+            assert answers(machine, outside) == reached, (unit, allow)
+            machine.run("sh", "-c", f"systemctl stop {SOCKET} {EXPORTER}")
+
+
+def test_the_socket_starts_the_service(machine: Machine) -> None:
+    # Where it would listen by itself, to tell the two apart.
+    machine.write("/etc/default/conntrack-exporter", "LISTEN=127.0.0.1:9195\n")
+    alone = "http://127.0.0.1:9195/metrics"
+    traffic(machine, 4242)
+    machine.systemctl("enable", "--now", SOCKET)
+    assert machine.show(EXPORTER, "ActiveState") == "inactive"
+    # The first scrape waits for the first snapshot.
+    assert udp_packets(machine.get(METRICS, 10), 4242) == 5
+    assert machine.show(EXPORTER, "ActiveState") == "active"
+    assert not answers(machine, alone)
+    pid = machine.show(EXPORTER, "MainPID")
+
+    # Nobody is turned away while it restarts: the socket stays.
+    machine.systemctl("kill", "--kill-whom=main", "--signal=KILL", EXPORTER)
+    assert udp_packets(machine.get(METRICS, 15), 4242) == 5
+    assert machine.show(EXPORTER, "MainPID") not in ("0", pid)
+
+    machine.run("sh", "-c", f"systemctl stop {EXPORTER} 2>&1")
+    assert machine.show(EXPORTER, "Result") == "success"
+    assert machine.show(SOCKET, "ActiveState") == "active"
+    assert machine.get(METRICS, 10)  # it starts again
+
+    machine.systemctl("stop", SOCKET, EXPORTER)
+    assert not answers(machine, METRICS)
+    machine.systemctl("start", EXPORTER)  # without the socket it listens by itself
+    assert until(lambda: machine.get(alone))
+
+
+def test_wrong_usage_ends_the_socket_too(machine: Machine) -> None:
+    machine.write("/etc/default/conntrack-exporter", 'ARGS="--nope"\n')
+    machine.systemctl("start", SOCKET)
+    assert not answers(machine, METRICS)
+    until(lambda: machine.show(SOCKET, "ActiveState") == "failed")
+    assert machine.show(SOCKET, "Result") == "service-start-limit-hit"
+    assert 2 <= machine.journal(EXPORTER).count("--nope is not an option") <= 5
+
+
+def answers(machine: Machine, url: str) -> bool:
+    try:
+        return bool(machine.get(url, 2))
+    except AssertionError:
+        return False
+
+
+# The clock of cron alone is set to two seconds before a minute: nothing to wait for.
+# cron is process 1 of a pid namespace: what ends it ends all that it started.
+CRON = """
+repository=$1 venv=$2 traffic=$3 commands=$5
+ip link set lo up
+sysctl --quiet --write net.netfilter.nf_conntrack_acct=1
+nft "$4"
+python3 -c "$traffic" 4242
+mount -t tmpfs -o mode=755 tmpfs /run
+mount -t tmpfs tmpfs /dev/shm  # where faketime leaves things by the name of its pid
+mount -t tmpfs -o mode=755 tmpfs /usr/local/sbin
+mkdir -p /run/spool/crontabs /run/lib/prometheus/node-exporter /run/venv /run/upper /run/work
+mount --bind "$venv" /run/venv  # where the user of the run can read it
+mount -t overlay -o lowerdir=/etc,upperdir=/run/upper,workdir=/run/work overlay /etc
+mount -t tmpfs tmpfs /var/log
+mount --bind /run/lib /var/lib
+mount --bind /run/spool /var/spool/cron
+chown -R nobody /var/lib/prometheus
+userdel conntrack-metrics 2>/dev/null || true
+rm -f /etc/cron.d/*
+: >/etc/crontab; : >/run/tries; : >/run/runs; : >/run/status
+chmod 666 /run/runs /run/status
+cd "$repository"
+eval "$commands"
+cp /etc/cron.d/conntrack-textfile /etc/cron.d/the-same-again
+# Both are first in the PATH of the cron file: a count of tries and of runs.
+printf '#!/bin/sh\\necho >>/run/tries\\nexec /usr/bin/flock "$@"\\n' >/usr/local/sbin/flock
+printf '#!/bin/sh\\necho >>/run/runs\\ncat /proc/self/status >/run/status\\nsleep 1
+exec /run/venv/bin/python3 -m conntrack_textfile "$@"\\n' >/usr/local/sbin/conntrack-textfile
+chmod 755 /usr/local/sbin/*
+exec faketime '2000-01-01 00:00:58' cron -f
+"""
+UNSHARE = [
+    *("setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--propagation=private", "--net"),
+    *("--pid", "--fork", "--kill-child", "--mount-proc"),
+]
+
+
+def test_cron_runs_it_and_skips_a_run_while_another_goes_on(venv: Path) -> None:
+    need("cron", "faketime", "flock", "setpriv", root=True)
+    readme = (ROOT / "README.md").read_text()
+    block = re.search(r"^### cron\n\n```sh\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    assert block
+    process = subprocess.Popen(
+        [*UNSHARE, "sh", "-euc", CRON, "sh", ROOT, venv, TRAFFIC, RULES, block[1]],
+        stdin=subprocess.DEVNULL,
+    )
+    try:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        (pid,) = until(lambda: children.read_text().split())
+        root = Path(f"/proc/{pid}/root")
+        file = root / STATE[1:] / "conntrack.prom"
+        until(lambda: file.exists() or process.poll() is not None)
+        time.sleep(0.5)  # for a run that must not come
+        assert udp_packets(file.read_text(), 4242) == 5
+        # The clock of the run is the true one.
+        taken = value(file.read_text(), "conntrack_snapshot_timestamp_seconds")
+        assert abs(taken - time.time()) < 10
+        assert file.stat().st_mode & 0o777 == 0o644
+        assert [p.name for p in file.parent.iterdir()] == ["conntrack.prom"]
+        assert os.readlink(root / TEXTFILES[1:] / "conntrack.prom") == f"{STATE}/conntrack.prom"
+        # Of root nothing is left but the one capability, and nobody else may write there.
+        status = dict(
+            line.split(":\t", 1) for line in (root / "run/status").read_text().splitlines()
+        )
+        assert status["Uid"].split() == [str(file.stat().st_uid)] * 4
+        assert file.stat().st_uid == file.parent.stat().st_uid != 0
+        assert file.parent.stat().st_mode & 0o777 == 0o755
+        net_admin = f"{1 << 12:016x}"
+        assert {status[f"Cap{part}"] for part in ("Eff", "Prm", "Inh", "Bnd", "Amb")} == {net_admin}
+        assert (status["NoNewPrivs"], status["Groups"].strip()) == ("1", "")
+        tries, runs = (len((root / "run" / name).read_text()) for name in ("tries", "runs"))
+        assert (tries, runs) == (2, 1)
+    finally:
+        process.kill()
+        process.wait()
