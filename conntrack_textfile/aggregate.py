@@ -23,7 +23,7 @@ MEASURES: dict[str, Callable[[Sequence[int]], int]] = {
     "connections": operator.itemgetter(0),
 }
 
-_PROTOCOLS = ("l3protocol", "l4protocol")
+PROTOCOLS = ("l3protocol", "l4protocol")
 
 
 class Limit(NamedTuple):
@@ -70,7 +70,7 @@ def fold(tally: Tally, labels: tuple[str, ...], limit: Limit) -> Aggregate:
     totals = Sums(*map(sum, zip(Sums(0, 0, 0, 0, 0), *tally.protocols.values(), strict=True)))
     keys = exported = len(tally.groups)
     # By protocols alone there are few groups, and to fold them would change nothing.
-    if 0 < limit.keys < keys and set(labels) - set(_PROTOCOLS):
+    if 0 < limit.keys < keys and set(labels) - set(PROTOCOLS):
         exported = limit.keys
         rows = tally.groups.rows(exported, measure(limit.by, totals))
         groups, columns = _with_others(rows, tally.protocols, labels)
@@ -124,8 +124,8 @@ def _with_others(
     rows: Rows, protocols: dict[tuple[str, str], Sums], labels: tuple[str, ...]
 ) -> tuple[Sequence[Group], tuple[Sequence[int], ...]]:
     """Rows, and for each protocol that the labels tell apart a row of all that is not in these."""
-    at = [labels.index(label) for label in _PROTOCOLS if label in labels]
-    kept = [_PROTOCOLS.index(labels[index]) for index in at]
+    at = [labels.index(label) for label in PROTOCOLS if label in labels]
+    kept = [PROTOCOLS.index(labels[index]) for index in at]
     # What is not kept is the rest of each protocol: no need to look at it.
     rest: dict[Group, list[int]] = {}
     for names, subtotal in protocols.items():
@@ -136,10 +136,15 @@ def _with_others(
         add(rest, tuple([group[index] for index in at]), [-value for value in row])
     for protocol, left in rest.items():
         if left[0]:
-            by_label = dict(zip((labels[index] for index in at), protocol, strict=True))
             # A user may have given this very name to something large.
-            add(sums, tuple([by_label.get(label, OTHER) for label in labels]), left)
+            add(sums, other_group(labels, protocol), left)
     return list(sums), _columns(sums.values())
+
+
+def other_group(labels: tuple[str, ...], protocol: Group) -> Group:
+    """The group of all that has no group of its own, of a protocol as far as labels tell it."""
+    names = iter(protocol)
+    return tuple([next(names) if label in PROTOCOLS else OTHER for label in labels])
 
 
 def _columns(rows: Iterable[Sequence[int]]) -> tuple[Sequence[int], ...]:

@@ -7,21 +7,29 @@ import gc
 import os
 from typing import TYPE_CHECKING, NoReturn
 
-from conntrack_textfile import exposition, options, snapshot, textfile
+from conntrack_textfile import exposition, options, textfile
+from conntrack_textfile.collector import Collector
 from conntrack_textfile.errors import (
+    DamagedStateError,
     EngineError,
     ListenError,
     OutputError,
     SourceError,
+    StateError,
     UsageError,
     tell,
 )
 from conntrack_textfile.kernel import sysctl
 from conntrack_textfile.kernel.engine import make
+from conntrack_textfile.kernel.source import may_be_netlink
+from conntrack_textfile.snapshot import NO_COUNTERS
 
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator
     from logging import Logger
 
+    from conntrack_textfile import state
     from conntrack_textfile.kernel.engine import Engine
     from conntrack_textfile.options import Options
 
@@ -48,7 +56,7 @@ def _run(argv: list[str]) -> int:
         run(opts, engine)
     except UsageError as error:
         return _usage(error)
-    except (EngineError, ListenError, OutputError, SourceError) as error:
+    except (EngineError, ListenError, OutputError, SourceError, StateError) as error:
         _log(opts).error("%s", error)
         _log(opts).debug("failed", exc_info=True)
         return 1
@@ -71,14 +79,71 @@ def _log(opts: Options) -> Logger:
 
 def _write(opts: Options, engine: Engine) -> None:
     _configure_accounting(opts)
-    taken = snapshot.take(opts, engine)
-    for warning in taken.warnings.values():
-        _log(opts).warning("%s", warning)
-    pieces = exposition.render(taken)
-    if opts.file == "-":
-        textfile.stream(pieces)
-    else:
-        textfile.replace(opts.file, pieces, opts.file_mode, opts.file_group)
+    collector = Collector(opts, engine)
+    with _counting(opts, collector):
+        snapshot = collector.take()
+        for warning in snapshot.warnings.values():
+            _log(opts).warning("%s", warning)
+        pieces = exposition.render(snapshot)
+        if opts.file == "-":
+            textfile.stream(pieces)
+        else:
+            textfile.replace(opts.file, pieces, opts.file_mode, opts.file_group)
+
+
+@contextlib.contextmanager
+def _counting(opts: Options, collector: Collector) -> Iterator[None]:
+    """Around a run of write with counters: it has a past, and no other run beside it."""
+    if "traffic" not in opts.families or not opts.state_file:
+        if opts.log_level == "debug":
+            _log(opts).debug("no counters: they need --state.file")
+        yield
+        return
+    if not may_be_netlink(opts.source, opts.proc_root):
+        _log(opts).warning("%s", NO_COUNTERS)
+        yield
+        return
+    # Imported here, as all of counting: without a state there are no counters.
+    from conntrack_textfile import handover, state
+
+    with state.run(opts.state_file) as run:
+        handed = handover.sockets()
+        held = _held(handed)
+        for sock in handed:
+            if sock is not held:
+                sock.close()
+        _begin(opts, collector, held, run, held=True)
+        yield
+        # Not after an error, or where the proc file stood in: events were read and are lost.
+        if collector.saved or held is None:
+            run.end()
+
+
+def _held(handed: list[socket.socket]) -> socket.socket | None:
+    """The socket with events among those that systemd handed over."""
+    from conntrack_textfile.kernel import events
+
+    return next(filter(events.is_listening, handed), None)
+
+
+def _begin(
+    opts: Options,
+    collector: Collector,
+    sock: socket.socket | None,
+    run: state.Run,
+    *,
+    held: bool,
+) -> None:
+    """Go on with the state file, and mark the run before it reads the first event."""
+    from conntrack_textfile import state
+
+    log = _log(opts)
+    try:
+        saved = state.load(opts.state_file)
+    except DamagedStateError as error:
+        log.warning("%s: counting from 0", error)
+        saved = None
+    run.begin(collector.count(sock, saved, held=held, interrupted=run.interrupted))
 
 
 def _top(opts: Options, engine: Engine) -> None:
@@ -90,54 +155,62 @@ def _top(opts: Options, engine: Engine) -> None:
     gc.enable()
     _configure_accounting(opts)
     screen = opts.watch and os.isatty(textfile.STDOUT)
+    collector = Collector(opts, engine, options.watch_names(opts))
     before, then = None, 0.0
     while True:
-        taken = snapshot.take(opts, engine)
-        assert taken.live is not None
+        snapshot = collector.take()
+        assert snapshot.live is not None
         now = time.monotonic()
-        warnings = list(taken.warnings.values())
+        warnings = list(snapshot.warnings.values())
         if screen:
             size = os.get_terminal_size(textfile.STDOUT)
             height, width = size.lines or 24, size.columns or 80
             rows = max(1, min(opts.rows, height - len(warnings) - 5))
-            lines = [*warnings, *top.table(taken, rows, width - 1, before, now - then)]
+            lines = [*warnings, *top.table(snapshot, rows, width - 1, before, now - then)]
             lines = top.frame(lines, height, width)
         else:
-            lines = list(top.table(taken, opts.rows, None, before, now - then))
+            lines = list(top.table(snapshot, opts.rows, None, before, now - then))
             for warning in warnings if before is None else ():
                 _log(opts).warning("%s", warning)
         read = textfile.stream([("\n".join(lines) + "\n").encode()])
         if not opts.watch or not read:
             return
-        before, then = top.carried(taken.live), now
+        before, then = top.byte_counts(snapshot.live), now
         time.sleep(max(0.0, now + opts.interval - time.monotonic()))
 
 
 def _serve(opts: Options, engine: Engine) -> NoReturn:
     # Imported here: one snapshot must not pay for an HTTP server.
+    from conntrack_textfile import handover
     from conntrack_textfile.web import http, process, sockets
     from conntrack_textfile.web.application import Application
-    from conntrack_textfile.web.places import Places
+    from conntrack_textfile.web.limiter import Limiter
     from conntrack_textfile.web.refresh import Refresher
 
     gc.enable()
     log = _log(opts)
 
-    access = None
+    web_config = None
     if opts.web_config:
-        from conntrack_textfile.web.config import WebConfig
+        from conntrack_textfile.web import config
 
-        access = WebConfig(opts.web_config)
+        web_config = config.watch(opts.web_config)
     _configure_accounting(opts)
-    listeners = sockets.handed_over() if opts.systemd_socket else []
+    handed = handover.sockets()
+    listeners = sockets.listening(handed) if opts.systemd_socket else []
     if not listeners:
         listeners = [sockets.listen(address) for address in opts.listen]
     process.share_one_arena()
     process.block_signals()
 
+    names = options.watch_names(opts)
+    collector = Collector(opts, engine, names)
+    stack = contextlib.ExitStack()
+    if "traffic" in opts.families:
+        _count(opts, collector, handed, stack)
     refresher = Refresher(
-        take=lambda: snapshot.take(opts, engine),
-        failure=lambda last: snapshot.failure(opts, engine, last),
+        take=collector.take,
+        failure=collector.failure,
         interval=opts.interval,
     )
     application = Application(
@@ -145,22 +218,59 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
         telemetry_path=opts.telemetry_path,
         max_requests=opts.max_requests,
         exporter_metrics=opts.exporter_metrics,
-        access=access,
+        access=web_config,
     )
     refresher.start()
-    places = Places(http.MAX_CONNECTIONS)
-    servers = [http.start(listener, application, places) for listener in listeners]
+    limiter = Limiter(http.MAX_CONNECTIONS)
+    servers = [http.start(listener, application, limiter) for listener in listeners]
     for listener in listeners:
         log.info("listening on %s", options.Address(*listener.getsockname()[:2]))
 
     def read_again() -> None:
-        if access:
-            access.reload()
+        if web_config:
+            web_config.reload()
+        if opts.networks_file or opts.services_file:
+            names.reload()
 
     def alive() -> bool:
         return refresher.alive() and all(server.alive() for server in servers)
 
-    process.stay(alive, read_again)
+    def stop() -> None:
+        collector.stop()
+        stack.close()
+
+    process.stay(alive, read_again, stop)
+
+
+def _count(
+    opts: Options,
+    collector: Collector,
+    handed: list[socket.socket],
+    stack: contextlib.ExitStack,
+) -> None:
+    """Begin to count in serve: with the events of systemd's socket, or of one of its own."""
+    from conntrack_textfile import state
+    from conntrack_textfile.kernel import events
+
+    log = _log(opts)
+    if not may_be_netlink(opts.source, opts.proc_root):
+        log.warning("%s", NO_COUNTERS)
+        return
+    run = stack.enter_context(state.run(opts.state_file)) if opts.state_file else None
+    held = sock = _held(handed)
+    if sock is None:
+        try:
+            sock = events.listen(opts.event_buffer)
+        except OSError as error:
+            log.warning("no events of ended connections: %s", error.strerror)
+    if sock is not None:
+        log.info("events of ended connections: a buffer of %d bytes", events.buffer(sock).size)
+    if run:
+        _begin(opts, collector, sock, run, held=held is not None)
+        stack.callback(run.end)
+    else:
+        collector.count(sock, None, held=held is not None, interrupted=0)
+    collector.drain()
 
 
 def _configure_accounting(opts: Options) -> None:

@@ -25,6 +25,14 @@ class OutputError(Exception):
     """The text cannot be written."""
 
 
+class StateError(Exception):
+    """The state file cannot be used."""
+
+
+class DamagedStateError(StateError):
+    """A state file of ours is of no use: a new one may take its place."""
+
+
 class ListenError(Exception):
     """The text cannot be served."""
 

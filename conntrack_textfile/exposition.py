@@ -14,9 +14,9 @@ from conntrack_textfile import families
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from conntrack_textfile.aggregate import Aggregate
     from conntrack_textfile.families import Family, GroupFamily
     from conntrack_textfile.snapshot import Snapshot
+    from conntrack_textfile.tally import Group
 
 # Lines joined to one piece of output: large enough to be cheap to write, small
 # enough that the whole text is never in memory.
@@ -28,7 +28,7 @@ _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 def render(snapshot: Snapshot) -> Iterator[bytes]:
     """The whole text of a snapshot, in pieces that end at the end of a line."""
     yield render_status(snapshot)
-    yield from render_live(snapshot)
+    yield from render_connections(snapshot)
 
 
 def render_status(snapshot: Snapshot) -> bytes:
@@ -36,11 +36,15 @@ def render_status(snapshot: Snapshot) -> bytes:
     return _text(families.STATUS, snapshot)
 
 
-def render_live(snapshot: Snapshot) -> Iterator[bytes]:
-    """The families about the live connections, those by group last, in pieces."""
-    yield _text(families.LIVE, snapshot)
-    if snapshot.live is not None:
-        yield from _series(snapshot.live)
+def render_connections(snapshot: Snapshot) -> Iterator[bytes]:
+    """The families about connections, those by group last, in pieces."""
+    yield _text((*families.LIVE, *families.TRAFFIC), snapshot)
+    live, traffic = snapshot.live, snapshot.traffic
+    if live is not None:
+        yield from _series(families.GROUPS, live.labels, live.groups, live.columns)
+    if traffic is not None:
+        groups, columns = traffic.groups
+        yield from _series(families.TRAFFIC_GROUPS, traffic.labels, groups, columns)
 
 
 def _text(rows: Iterable[Family], snapshot: Snapshot) -> bytes:
@@ -54,15 +58,20 @@ def _text(rows: Iterable[Family], snapshot: Snapshot) -> bytes:
     return "".join(lines).encode()
 
 
-def _series(live: Aggregate) -> Iterator[bytes]:
-    if not live.groups:
+def _series(
+    rows: Iterable[GroupFamily],
+    names: Sequence[str],
+    groups: Sequence[Group],
+    columns: Sequence[Iterable[int]],
+) -> Iterator[bytes]:
+    if not groups:
         return
     # The one thing that is kept for every series, since the families share it.
-    labels = list(map(_labeller(live.labels), live.groups))
-    for row in families.GROUPS:
+    labels = list(map(_labeller(names), groups))
+    for row in rows:
         yield _head(row).encode()
         name = row.name
-        samples = zip(labels, live.columns[row.column], strict=True)
+        samples = zip(labels, columns[row.column], strict=True)
         while piece := "".join(
             [f"{name}{label} {value}\n" for label, value in itertools.islice(samples, _LINES)]
         ):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from conntrack_textfile.aggregate import Aggregate
-    from conntrack_textfile.snapshot import Snapshot
+    from conntrack_textfile.snapshot import Snapshot, Traffic
 
     Sample = tuple[tuple[str, ...], float]
 
@@ -32,13 +32,17 @@ class Family(NamedTuple):
 
 
 class GroupFamily(NamedTuple):
-    """A family with the labels of the groups: one of the columns of Sums, and its total."""
+    """A family with the labels of the groups: one of the columns of Sums."""
 
     name: str
     help: str
-    total: str
     column: int  # of tally.Sums
     type: str = "gauge"
+
+    @property
+    def total(self) -> str:
+        """The name of the family of what live connections have over all groups."""
+        return self.name.replace("conntrack_", "conntrack_total_")
 
 
 def _value(
@@ -110,32 +114,142 @@ GROUPS = (
     GroupFamily(
         "conntrack_connections",
         "Live connections.",
-        "conntrack_total_connections",
         0,
     ),
     GroupFamily(
         "conntrack_sent_packets",
         "Packets that live connections sent in their original direction.",
-        "conntrack_total_sent_packets",
         1,
     ),
     GroupFamily(
         "conntrack_sent_bytes",
         "Bytes that live connections sent in their original direction.",
-        "conntrack_total_sent_bytes",
         2,
     ),
     GroupFamily(
         "conntrack_reply_packets",
         "Packets that live connections sent in their reply direction.",
-        "conntrack_total_reply_packets",
         3,
     ),
     GroupFamily(
         "conntrack_reply_bytes",
         "Bytes that live connections sent in their reply direction.",
-        "conntrack_total_reply_bytes",
         4,
+    ),
+)
+
+# By group and by protocol, in the order of the fields of tally.Sums.
+_TRAFFIC = (
+    ("connections", "Connections first seen since the counters began."),
+    ("sent_packets", "Packets sent in the original direction, by ended connections too."),
+    ("sent_bytes", "Bytes sent in the original direction, by ended connections too."),
+    ("reply_packets", "Packets sent in the reply direction, by ended connections too."),
+    ("reply_bytes", "Bytes sent in the reply direction, by ended connections too."),
+)
+
+TRAFFIC_GROUPS = tuple(
+    GroupFamily(f"conntrack_traffic_{name}_total", help_, column, "counter")
+    for column, (name, help_) in enumerate(_TRAFFIC)
+)
+
+
+def _protocol_samples(column: int) -> Callable[[Snapshot], Iterable[Sample]]:
+    return lambda s: (
+        zip(s.traffic.protocols.groups, s.traffic.protocols.columns[column], strict=True)
+        if s.traffic
+        else ()
+    )
+
+
+def _traffic(
+    name: str, help_: str, value: Callable[[Traffic], float | None], type_: str = "counter"
+) -> Family:
+    """A family of one sample about the counters, absent where there are none."""
+    return _value(name, help_, lambda s: None if s.traffic is None else value(s.traffic), type_)
+
+
+TRAFFIC = (
+    *(
+        Family(
+            f"conntrack_protocol_traffic_{name}_total",
+            help_,
+            _protocol_samples(column),
+            labels=("l3protocol", "l4protocol"),
+            type="counter",
+        )
+        for column, (name, help_) in enumerate(_TRAFFIC)
+    ),
+    _traffic(
+        "conntrack_counters_start_timestamp_seconds",
+        "Unix time at which the counters began at 0.",
+        lambda t: t.started,
+        "gauge",
+    ),
+    _traffic(
+        "conntrack_tracked_connections",
+        "Connections whose counters are remembered from one reading to the next.",
+        lambda t: t.tracked,
+        "gauge",
+    ),
+    _traffic(
+        "conntrack_events_listening",
+        "1 if the kernel sends events of ended connections, 0 if not: what a connection carried "
+        "after the last reading is then in no counter.",
+        lambda t: int(t.listening),
+        "gauge",
+    ),
+    _traffic(
+        "conntrack_events_received_total",
+        "Events of ended connections that were read.",
+        lambda t: t.totals["received"],
+    ),
+    _traffic(
+        "conntrack_events_lost_total",
+        "Events of ended connections that did not fit into the buffer.",
+        lambda t: t.totals["lost"],
+    ),
+    _traffic(
+        "conntrack_events_duplicate_total",
+        "Events that the kernel sent twice; they were counted once.",
+        lambda t: t.totals["duplicate"],
+    ),
+    _traffic(
+        "conntrack_connections_ended_unseen_total",
+        "Connections that were gone from the table without an event; what they carried after "
+        "the last reading is in no counter.",
+        lambda t: t.totals["ended_unseen"],
+    ),
+    _traffic(
+        "conntrack_connections_ended_uncounted_total",
+        "Connections that ended without packet and byte counters.",
+        lambda t: t.totals["ended_uncounted"],
+    ),
+    _traffic(
+        "conntrack_connections_zeroed_total",
+        "Times that somebody else has zeroed the counters of a connection.",
+        lambda t: t.totals["zeroed"],
+    ),
+    _traffic(
+        "conntrack_series_evicted_total",
+        "Keys that lost the series of their counters to others, or by an hour without traffic.",
+        lambda t: t.totals["evicted"],
+    ),
+    _traffic(
+        "conntrack_runs_interrupted_total",
+        "Runs that were killed or failed before they had saved and written what they had read.",
+        lambda t: t.totals["interrupted"],
+    ),
+    _traffic(
+        "conntrack_event_buffer_bytes",
+        "Size of the receive buffer of events.",
+        lambda t: t.buffer.size if t.buffer else None,
+        "gauge",
+    ),
+    _traffic(
+        "conntrack_event_buffer_used_bytes",
+        "How much of the receive buffer of events is used.",
+        lambda t: t.buffer.used if t.buffer else None,
+        "gauge",
     ),
 )
 

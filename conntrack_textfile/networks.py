@@ -6,7 +6,7 @@ from __future__ import annotations
 from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import NamedTuple
 
-from conntrack_textfile.services import check_all, checked
+from conntrack_textfile.names import check_all, checked
 
 
 class Network(NamedTuple):

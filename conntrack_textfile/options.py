@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from conntrack_textfile.filters import Filter
+    from conntrack_textfile.reload import Reloader
 
 _SUMMARY = """\
 Prometheus metrics from the Linux connection tracking table.
@@ -37,6 +38,8 @@ _COMMANDS = {
   --file.mode=MODE                 Permissions of FILE, in octal [default: 0644]
   --file.group=NAME                Group of FILE: that of its writer if not
                                    given
+  --state.file=FILE                What must outlive a run: with it there are
+                                   counters
 """,
     ),
     "serve": (
@@ -50,6 +53,11 @@ _COMMANDS = {
 """,
         """\
   --collector.interval=SECONDS     Time from snapshot to snapshot [default: 60]
+  --collector.event-buffer=BYTES   Receive buffer of events of ended
+                                   connections, each of about 1,280 bytes; the
+                                   kernel doubles it [default: 33554432]
+  --state.file=FILE                What must outlive a restart: without it
+                                   counters begin at 0
   --web.listen-address=ADDR        HOST:PORT, [IPV6]:PORT, or :PORT for all
                                    addresses; may be given again
                                    [default: :9095]
@@ -89,6 +97,8 @@ _OPTIONS = """\
   --collector.source=SOURCE        Where the table is read: netlink, procfs, or
                                    auto, which is netlink where the proc root is
                                    /proc and it is permitted [default: auto]
+  --collector.families=FAMILIES    live (gauges of live connections by key) and
+                                   traffic (counters) [default: live,traffic]
   --configure.nf_conntrack_acct    Try to switch on the kernel's packet and byte
                                    counters (net.netfilter.nf_conntrack_acct=1)
                                    at start
@@ -129,6 +139,10 @@ _OPTIONS = """\
   -h --help                        Show this text
   -v --version                     Show the version
 """
+
+
+# Which families by key there are.
+FAMILIES = ("live", "traffic")
 
 
 def usage(*commands: str) -> str:
@@ -174,16 +188,23 @@ class Options(NamedTuple):
     limit: Limit
     log_level: str
     log_format: str
+    families: tuple[str, ...] = FAMILIES  # some of these
+    networks_file: str = ""  # "": none
+    services_file: str = ""
 
     # Of write:
     file: str = "-"
     file_mode: int = 0o644
     file_group: int | None = None
 
+    # Of write and serve:
+    state_file: str = ""  # "": none
+
     # Of serve and top:
     interval: float = 60.0  # seconds
 
     # Of serve:
+    event_buffer: int = 0  # bytes
     listen: tuple[Address, ...] = ()
     telemetry_path: str = ""
     exporter_metrics: bool = True
@@ -211,16 +232,20 @@ def parse(argv: list[str]) -> Options:
     options = Options(
         command=command,
         source=_choice(given, "--collector.source", ("auto", "procfs", "netlink")),
+        families=_some_of(given, "--collector.families", FAMILIES),
         configure_accounting=given["--configure.nf_conntrack_acct"],
         proc_root=_not_empty("--path.procfs", given["--path.procfs"]),
         plan=_plan(given),
+        networks_file=_optional(given, "--networks.file"),
+        services_file=_optional(given, "--services.file"),
         limit=Limit(
             keys=_count(given, "--limit.keys"), by=_choice(given, "--limit.by", tuple(MEASURES))
         ),
         log_level=_choice(given, "--log.level", ("debug", "info", "warn", "error")),
         log_format=_choice(given, "--log.format", ("logfmt", "json")),
     )
-    return {"write": _write, "serve": _serve, "top": _top}[command](options, given)
+    options = {"write": _write, "serve": _serve, "top": _top}[command](options, given)
+    return with_names(options)
 
 
 def _command(argv: list[str]) -> str:
@@ -246,12 +271,15 @@ def _write(options: Options, given: docopt.ParsedOptions) -> Options:
         file=_not_empty("FILE", "-" if given["FILE"] is None else given["FILE"]),
         file_mode=_mode(given, "--file.mode"),
         file_group=_group(given, "--file.group"),
+        state_file=_optional(given, "--state.file"),
     )
 
 
 def _serve(options: Options, given: docopt.ParsedOptions) -> Options:
     return options._replace(
         interval=_seconds(given, "--collector.interval"),
+        state_file=_optional(given, "--state.file"),
+        event_buffer=_bytes(given, "--collector.event-buffer"),
         listen=tuple(map(_address, given["--web.listen-address"])),
         telemetry_path=_path(given, "--web.telemetry-path"),
         exporter_metrics=not given["--web.disable-exporter-metrics"],
@@ -271,7 +299,7 @@ def _top(options: Options, given: docopt.ParsedOptions) -> Options:
 
 def _plan(given: docopt.ParsedOptions) -> Plan:
     parsed = Plan(
-        labels=_labels(given, "--aggregate.by"),
+        labels=_some_of(given, "--aggregate.by", labels.LABELS),
         src_prefix=_prefix(given, "--aggregate.src-prefix"),
         dst_prefix=_prefix(given, "--aggregate.dst-prefix"),
         known_ports=_choice(given, "--aggregate.ports", ("all", "known")) == "known",
@@ -282,11 +310,34 @@ def _plan(given: docopt.ParsedOptions) -> Plan:
             include=_filters(given, "--filter.include"),
             exclude=_filters(given, "--filter.exclude"),
         )
-    if given["--networks.file"] is not None:
-        parsed = parsed._replace(networks=_file(given, "--networks.file", networks.parse_names))
-    if given["--services.file"] is not None:
-        parsed = parsed._replace(services=_file(given, "--services.file", services.parse_services))
     return parsed
+
+
+def with_names(options: Options) -> Options:
+    """Options with the names that are in the files now. Raises UsageError."""
+    plan = options.plan
+    if options.networks_file:
+        named = _file("--networks.file", options.networks_file, networks.parse_names)
+        plan = plan._replace(networks=named)
+    if options.services_file:
+        ports = _file("--services.file", options.services_file, services.parse_services)
+        plan = plan._replace(services=ports)
+    return options._replace(plan=plan)
+
+
+def watch_names(options: Options) -> Reloader[Plan]:
+    """The plan with the names of the files, read again when they change."""
+    # Imported here: one snapshot reads them once.
+    from conntrack_textfile.reload import Reloader, Stamps, stamp
+
+    files = [file for file in (options.networks_file, options.services_file) if file]
+
+    def read(before: Plan | None) -> tuple[Plan, Stamps]:
+        stamps = {file: stamp(file) for file in files}
+        # At start they have been read, and found right.
+        return options.plan if before is None else with_names(options).plan, stamps
+
+    return Reloader(" and ".join(files), read)
 
 
 def _filters(given: docopt.ParsedOptions, name: str) -> tuple[Filter, ...]:
@@ -297,9 +348,8 @@ def _filters(given: docopt.ParsedOptions, name: str) -> tuple[Filter, ...]:
         raise UsageError(f"{name}: {error}") from None
 
 
-def _file(given: docopt.ParsedOptions, name: str, parse: Callable[[str], _Parsed]) -> _Parsed:
+def _file(name: str, path: str, parse: Callable[[str], _Parsed]) -> _Parsed:
     """What a text file says, in UTF-8."""
-    path = _not_empty(name, given[name])
     try:
         with open(path, encoding="utf-8-sig") as file:
             text = file.read(_MAX_FILE_SIZE + 1)
@@ -317,15 +367,16 @@ def _file(given: docopt.ParsedOptions, name: str, parse: Callable[[str], _Parsed
         raise UsageError(f"{name}: {path}, {reason}") from None
 
 
-def _labels(given: docopt.ParsedOptions, name: str) -> tuple[str, ...]:
+def _some_of(given: docopt.ParsedOptions, name: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """Words of a list, in the order in which they are known."""
     value = given[name]
     wanted = value.split(",") if value else []
-    for label in wanted:
-        if label not in labels.LABELS:
-            raise UsageError(f"{name} takes some of {','.join(labels.LABELS)}, not {label!r}")
-        if wanted.count(label) > 1:
-            raise UsageError(f"{name} has {label} twice")
-    return tuple(label for label in labels.LABELS if label in wanted)
+    for word in wanted:
+        if word not in known:
+            raise UsageError(f"{name} takes some of {','.join(known)}, not {word!r}")
+        if wanted.count(word) > 1:
+            raise UsageError(f"{name} has {word} twice")
+    return tuple(word for word in known if word in wanted)
 
 
 def _prefix(given: docopt.ParsedOptions, name: str) -> Prefix:
@@ -380,6 +431,17 @@ def _not_empty(name: str, value: str) -> str:
     if not value or "\0" in value:
         raise UsageError(f"{name} must not be empty")
     return value
+
+
+def _optional(given: docopt.ParsedOptions, name: str) -> str:
+    return "" if given[name] is None else _not_empty(name, given[name])
+
+
+def _bytes(given: docopt.ParsedOptions, name: str) -> int:
+    value = _count(given, name)
+    if value < 1 << 31:  # the kernel doubles it, and takes an int
+        return value
+    raise UsageError(f"{name} must be below 2147483648, not {value}")
 
 
 def _seconds(given: docopt.ParsedOptions, name: str) -> float:

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from conntrack_textfile.names import check_all, checked
 from conntrack_textfile.protocols import WITH_PORTS, l4protocol
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-_MAX_NAME = 255  # bytes
-_MAX_NAMES = 1 << 22  # bytes, of all different ones
 
 UNKNOWN = "unknown"
 WITHOUT_PORTS = "na"
@@ -162,19 +155,6 @@ def l7protocol(l4: int, dport: int, services: Services = SERVICES) -> str:
     """The service behind a destination port: "na" without ports, "unknown" without a name."""
     ports = services.get(l4)
     return WITHOUT_PORTS if ports is None else ports.get(dport, UNKNOWN)
-
-
-def checked(name: str) -> str:
-    """A name that a user gives, which every series may have. Raises ValueError."""
-    if len(name.encode()) > _MAX_NAME:
-        raise ValueError(f"the name {name[:20]}... is longer than {_MAX_NAME} bytes")
-    return name
-
-
-def check_all(names: Iterable[str]) -> None:
-    """Raise ValueError where the names of a file are more than we keep in memory."""
-    if sum(len(name.encode()) for name in set(names)) > _MAX_NAMES:
-        raise ValueError(f"the names are together longer than {_MAX_NAMES >> 20} MiB")
 
 
 def parse_services(text: str) -> Services:

@@ -1,21 +1,14 @@
-"""The snapshot: one finished picture of the table, in the words of the user.
-
-Both modes take their numbers here and nowhere else.
-"""
+"""The snapshot: one finished, immutable picture of the table."""
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, NamedTuple
-
-from conntrack_textfile import aggregate
-from conntrack_textfile.kernel import source, sysctl
 
 if TYPE_CHECKING:
     from conntrack_textfile.aggregate import Aggregate
-    from conntrack_textfile.kernel.engine import Engine
+    from conntrack_textfile.counters import Published
+    from conntrack_textfile.kernel.events import Buffer
     from conntrack_textfile.kernel.sysctl import Conntrack
-    from conntrack_textfile.options import Options
 
 _ACCOUNTING_OFF = (
     "accounting is off, so packets and bytes are not counted: set "
@@ -25,12 +18,36 @@ _FOLDED = (
     "{} of {} keys are beyond --limit.keys and summed up as other: raise it, or make fewer keys "
     "by --aggregate.by, prefixes, names or filters"
 )
+NO_COUNTERS = (
+    "the proc file has no identity of connections, so there are no counters (conntrack_traffic_*): "
+    "--collector.source=netlink has it"
+)
+_LOST = (
+    "{} events of ended connections were lost, and their last traffic with them: raise "
+    "--collector.event-buffer, or ReceiveBuffer= of the socket unit"
+)
 
 # What to log when a warning no longer applies, by its kind.
 RESOLVED = {
     "accounting": "accounting is no longer known to be off",
     "folded": "all keys are within --limit.keys again",
+    "counters": "the table is read by netlink again, with counters",
+    "lost": "no event was lost for a minute",
 }
+
+
+class Traffic(NamedTuple):
+    """The counters at one moment."""
+
+    labels: tuple[str, ...]
+    groups: Published
+    protocols: Published
+    totals: dict[str, int]  # of counters.TOTALS
+    lost: int  # events, of late
+    started: float  # Unix time of the baseline, in seconds
+    tracked: int  # connections in the ledger
+    listening: bool  # whether the kernel sends events
+    buffer: Buffer | None  # of the event socket
 
 
 class Snapshot(NamedTuple):
@@ -47,7 +64,13 @@ class Snapshot(NamedTuple):
     """What that reading and counting took, in seconds."""
 
     live: Aggregate | None = None
-    """None where no reading is fresh enough to be shown."""
+    """None where no reading is fresh enough to be published."""
+
+    traffic: Traffic | None = None
+    """None where there are no counters."""
+
+    uncountable: bool = False
+    """Counters are asked for, and the source has none."""
 
     @property
     def warnings(self) -> dict[str, str]:
@@ -57,30 +80,8 @@ class Snapshot(NamedTuple):
             found["accounting"] = _ACCOUNTING_OFF
         if self.live is not None and self.live.folded:
             found["folded"] = _FOLDED.format(self.live.folded, self.live.keys)
+        if self.uncountable:
+            found["counters"] = NO_COUNTERS
+        if self.traffic is not None and self.traffic.lost:
+            found["lost"] = _LOST.format(self.traffic.lost)
         return found
-
-
-def take(options: Options, engine: Engine) -> Snapshot:
-    """Read the table that the options name. Raises SourceError."""
-    started = time.monotonic()
-    used, tally = source.read(options.source, options.proc_root, engine)
-    live = aggregate.fold(tally, options.plan.labels, options.limit)
-    return Snapshot(
-        success=True,
-        source=used,
-        engine=engine.name,
-        conntrack=sysctl.read(options.proc_root),
-        timestamp=time.time(),
-        duration=time.monotonic() - started,
-        live=live,
-    )
-
-
-def failure(options: Options, engine: Engine, last: Snapshot | None) -> Snapshot:
-    """The snapshot after a reading that failed: what was last published, marked as such."""
-    conntrack = sysctl.read(options.proc_root)
-    if last is None:
-        return Snapshot(
-            success=False, source=options.source, engine=engine.name, conntrack=conntrack
-        )
-    return last._replace(success=False, conntrack=conntrack)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from typing import Protocol
 
 # A value for each label that is kept, in the order of labels.LABELS.
@@ -43,8 +43,19 @@ if TYPE_CHECKING:
             """The largest groups by bytes, packets or connections; all where limit is 0.
 
             They ascend by the values of their labels, and of equally large ones the
-            first are taken. Can be called once: what is not taken is freed.
+            first are taken. Nothing else can be asked for after it: the rest is freed.
             """
+
+        def largest(
+            self, limit: int, by: str, without: Collection[bytes] = ()
+        ) -> list[tuple[bytes, Sums]]:
+            """The keys and sums of the largest groups that are not in a collection of keys."""
+
+        def get(self, keys: Iterable[bytes]) -> list[Sums | None]:
+            """The sums of groups by their keys, None for a group that is not there."""
+
+        def labels(self, key: bytes) -> Group:
+            """The values of the labels of a group's key."""
 
 
 class Tally(NamedTuple):

@@ -30,7 +30,7 @@ _SHORTEST = 8  # columns of an address
 Bytes = dict[tuple[str, ...], tuple[int, int]]  # sent and reply, by the values of the labels
 
 
-def carried(connections: Aggregate) -> Bytes:
+def byte_counts(connections: Aggregate) -> Bytes:
     """The bytes of every series, to be compared with those of the next snapshot."""
     _, _, sent, _, reply = connections.columns
     return dict(zip(connections.groups, zip(sent, reply, strict=True), strict=True))

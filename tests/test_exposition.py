@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from conntrack_textfile import __version__, exposition, families, snapshot
+from conntrack_textfile import __version__, exposition, families
+from conntrack_textfile.collector import Collector
 from conntrack_textfile.kernel.engine import make
 from conntrack_textfile.kernel.sysctl import Conntrack
 from conntrack_textfile.labels import DEFAULT
@@ -64,7 +65,7 @@ def test_the_text_is_that_of_the_golden_file(
             tmp_path, nf_conntrack_count=0, nf_conntrack_max=262144, nf_conntrack_acct=1
         )
     options = parse(["write", f"--path.procfs={root}", *argv])
-    shown = snapshot.take(options, make(options.plan))
+    shown = Collector(options, make(options.plan)).take()
     assert shown.engine == engine
     # The captures are without nf_conntrack_buckets.
     conntrack = shown.conntrack._replace(buckets=65536)
@@ -202,7 +203,7 @@ def test_the_text_is_the_status_and_then_the_live_connections() -> None:
     shown = full([(VALUES, (1, 2, 3, 4, 5))])
     status = exposition.render_status(shown).decode()
     assert status == exposition.render_status(shown._replace(live=None)).decode()
-    live = b"".join(exposition.render_live(shown)).decode()
+    live = b"".join(exposition.render_connections(shown)).decode()
     assert status + live == text(shown)
     assert "conntrack_snapshot_success" not in live
     assert "conntrack_total_connections" not in status

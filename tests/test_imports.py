@@ -22,23 +22,25 @@ LAYERS = [
     for line in """
         __init__ kernel.__init__ web.__init__
         errors tally units protocols
-        logs textfile services
-        networks
+        logs textfile names handover
+        networks services reload state
         filters
         labels
         plan
         aggregate
-        options
-        kernel.uapi kernel.procfs
-        kernel.sysctl
-        kernel.netlink kernel.grouping
-        kernel.procfile kernel.ctnetlink kernel._speedups
+        options counters
+        kernel.uapi kernel.procfs kernel.namespace
+        kernel.sysctl kernel.netlink kernel.grouping kernel.events
+        kernel.procfile kernel.ctnetlink
+        kernel.ledger
+        kernel._speedups
         kernel.engine
+        kernel.tracker
         kernel.source
         snapshot
-        families
+        families collector
         exposition top
-        web.body web.sockets web.page web.places web.request web.notify web.checkqueue web.yamlfile
+        web.body web.sockets web.page web.limiter web.request web.notify web.checkqueue web.yamlfile
         web.metrics
         web.tls web.passwords
         web.config web.refresh web.process
@@ -51,9 +53,11 @@ LAYERS = [
 
 # Nothing between the two ends knows them. All other modules at the top do so only by these.
 TO_THE_ENDS = {
-    "snapshot": "kernel.engine kernel.source kernel.sysctl",
-    "cli": "kernel.engine kernel.sysctl web.application web.config web.http web.places "
-    "web.process web.refresh web.sockets",
+    "snapshot": "kernel.events kernel.sysctl",
+    "collector": "kernel.engine kernel.events kernel.grouping kernel.namespace kernel.source "
+    "kernel.sysctl kernel.tracker",
+    "cli": "kernel.engine kernel.events kernel.source kernel.sysctl web.application web.config "
+    "web.http web.limiter web.process web.refresh web.sockets",
 }
 
 

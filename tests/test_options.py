@@ -31,6 +31,7 @@ def test_the_defaults_of_every_command() -> None:
         limit=Limit(keys=10000, by="bytes"),
         log_level="info",
         log_format="logfmt",
+        families=("live", "traffic"),
     )
     assert parse(["write"]) == common._replace(
         command="write", file="-", file_mode=0o644, file_group=None
@@ -38,6 +39,7 @@ def test_the_defaults_of_every_command() -> None:
     assert parse(["serve"]) == common._replace(
         command="serve",
         interval=60.0,
+        event_buffer=1 << 25,
         listen=(Address("", 9095),),
         telemetry_path="/metrics",
         exporter_metrics=True,
@@ -74,6 +76,7 @@ def test_every_option_of_all_commands_is_taken(
         "--path.procfs=/host/proc",
         "--log.level=debug",
         "--log.format=json",
+        "--collector.families=traffic",
     ]
     common = Options(
         command="",
@@ -101,14 +104,24 @@ def test_every_option_of_all_commands_is_taken(
         limit=Limit(keys=0, by="packets"),
         log_level="debug",
         log_format="json",
+        families=("traffic",),
+        networks_file="NETWORKS",
+        services_file="SERVICES",
     )
     group = grp.getgrgid(0)
     of_write = ["--file.mode=0640", f"--file.group={group.gr_name}", "out.prom"]
+    of_write.append("--state.file=/run/state")
     assert parse(["write", *argv, *of_write]) == common._replace(
-        command="write", file="out.prom", file_mode=0o640, file_group=group.gr_gid
+        command="write",
+        file="out.prom",
+        file_mode=0o640,
+        file_group=group.gr_gid,
+        state_file="/run/state",
     )
     of_serve = [
         "--collector.interval=1.5",
+        "--collector.event-buffer=4096",
+        "--state.file=/var/lib/state",
         "--web.listen-address=127.0.0.1:1",
         "--web.listen-address=[::1]:2",
         "--web.telemetry-path=/m",
@@ -120,6 +133,8 @@ def test_every_option_of_all_commands_is_taken(
     assert parse(["serve", *argv, *of_serve]) == common._replace(
         command="serve",
         interval=1.5,
+        event_buffer=4096,
+        state_file="/var/lib/state",
         listen=(Address("127.0.0.1", 1), Address("::1", 2)),
         telemetry_path="/m",
         exporter_metrics=False,

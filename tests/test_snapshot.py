@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from conntrack_textfile import protocols, snapshot
+from conntrack_textfile.collector import Collector
 from conntrack_textfile.errors import SourceError
 from conntrack_textfile.kernel.engine import make
 from conntrack_textfile.kernel.sysctl import Conntrack
@@ -24,7 +25,7 @@ PROTOCOLS = [protocols.l4protocol(number) for number in range(256)]
 
 def take(root: Path, *args: str) -> snapshot.Snapshot:
     options = parse(["write", f"--path.procfs={root}", *args])
-    return snapshot.take(options, make(options.plan))
+    return Collector(options, make(options.plan)).take()
 
 
 def test_series_and_totals_are_those_that_conntrack_prints(capture: Path) -> None:
@@ -104,7 +105,7 @@ def test_a_snapshot_says_when_and_how_it_was_taken(capture: Path) -> None:
 
 @pytest.mark.parametrize(("accounting", "warnings"), [(True, 0), (None, 0), (False, 1)])
 def test_accounting_that_is_off_is_told(accounting: bool | None, warnings: int) -> None:
-    shown = snapshot.Snapshot(True, "procfs", "pure", Conntrack(1, 2, 3, accounting))
+    shown = snapshot.Snapshot(True, "procfs", "pure", Conntrack(1, 2, 3, accounting=accounting))
     assert len(shown.warnings) == warnings
     for warning in shown.warnings.values():
         assert "only connections made after it is switched on are counted" in warning
@@ -125,7 +126,7 @@ def test_a_missing_table_is_an_error(tmp_path: Path) -> None:
 def test_a_failure_keeps_what_was_shown_and_says_that_it_failed(capture: Path) -> None:
     last = take(capture)
     options = parse(["serve", "--path.procfs=/nowhere"])
-    failed = snapshot.failure(options, make(options.plan), last)
+    failed = Collector(options, make(options.plan)).failure(last)
     assert not failed.success
     assert failed.timestamp == last.timestamp
     assert failed.live is last.live
@@ -134,7 +135,7 @@ def test_a_failure_keeps_what_was_shown_and_says_that_it_failed(capture: Path) -
 
 def test_a_first_failure_shows_nothing(tmp_path: Path) -> None:
     options = parse(["serve", f"--path.procfs={tmp_path}"])
-    failed = snapshot.failure(options, make(options.plan), None)
+    failed = Collector(options, make(options.plan)).failure(None)
     assert not failed.success
     assert failed.timestamp is None
     assert failed.live is None

@@ -45,7 +45,7 @@ def test_a_table_is_aligned_and_the_largest_stand_first() -> None:
 
 
 def test_rates_are_of_live_connections_alone() -> None:
-    before = top.carried(
+    before = top.byte_counts(
         aggregated({("a", "1"): (1, 0, 100, 0, 0), ("b", "1"): (1, 0, 900, 0, 0)}, "src", "dport")
     )
     rows: Series = {("a", "1"): (1, 0, 2148, 0, 7), ("b", "1"): (1, 0, 10, 0, 0)}

@@ -1,14 +1,14 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, auto_pickle=False
-"""The compiled engine: grouping.py, procfile.py and ctnetlink.py without an object per entry.
+"""The compiled engine: grouping.py, procfile.py, ctnetlink.py and ledger.py in C.
 
-Those three say what is right; this says the same in C. Hostile input is the
+Those say what is right; this says the same without an object per entry. Hostile input is the
 normal case: every read is checked against the end of what was fed, and the
 hash of the groups is keyed, so that nobody can choose addresses that collide.
 """
 
 import os
 
-from libc.errno cimport EINTR, EPROTO
+from libc.errno cimport EAGAIN, EINTR, ENOBUFS, EPROTO
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memchr, memcmp, memcpy, memset, strlen
@@ -21,15 +21,50 @@ from conntrack_textfile.tally import Rows, Sums, Tally
 cdef extern from *:
     """
     #include <arpa/inet.h>
+    #include <errno.h>
+    #include <linux/netlink.h>
     #include <stdint.h>
     #include <stdlib.h>
     #include <string.h>
+    #include <sys/socket.h>
+    #include <sys/uio.h>
 
     static inline uint64_t ctf_mix(uint64_t a, uint64_t b) {
         unsigned __int128 product = (unsigned __int128)a * b;
         return (uint64_t)product ^ (uint64_t)(product >> 64);
     }
+
+    /* Datagrams of one recvmmsg(2). An event is one datagram of some hundred bytes. */
+    typedef struct {
+        struct mmsghdr headers[128];
+        struct iovec vectors[128];
+        struct sockaddr_nl senders[128];
+        unsigned char data[128][4096];
+    } ctf_datagrams;
+
+    /* Receive what waits, up to 128 datagrams: how many, or the negative errno. */
+    static int ctf_receive(int fd, ctf_datagrams *to) {
+        for (int i = 0; i < 128; i++) {
+            struct msghdr *header = &to->headers[i].msg_hdr;
+            to->vectors[i] = (struct iovec){to->data[i], sizeof to->data[i]};
+            *header = (struct msghdr){.msg_name = &to->senders[i],
+                                      .msg_namelen = sizeof to->senders[i],
+                                      .msg_iov = &to->vectors[i],
+                                      .msg_iovlen = 1};
+        }
+        int received = recvmmsg(fd, to->headers, 128, MSG_DONTWAIT, NULL);
+        return received < 0 ? -errno : received;
+    }
+
+    /* The size of a datagram; 0 where it does not come from the kernel. */
+    static size_t ctf_size(const ctf_datagrams *of, int i) {
+        return of->senders[i].nl_pid == 0 ? of->headers[i].msg_len : 0;
+    }
     """
+    ctypedef struct ctf_datagrams:
+        unsigned char data[128][4096]
+    int ctf_receive(int, ctf_datagrams *) nogil
+    size_t ctf_size(const ctf_datagrams *, int) nogil
     ctypedef uint64_t uint128_t "unsigned __int128"  # no more than C arithmetic is done with it
     int inet_pton(int, const char *, void *) nogil
     const char *inet_ntop(int, const void *, char *, uint32_t) nogil
@@ -52,6 +87,7 @@ cdef uint16_t NLM_F_DUMP_INTR = uapi.NLM_F_DUMP_INTR
 cdef size_t NLMSG_HDRLEN = uapi.NLMSG_HDRLEN
 cdef size_t NFGENMSG_SIZE = uapi.NFGENMSG_SIZE
 cdef uint16_t IPCTNL_MSG_CT_NEW = uapi.IPCTNL_MSG_CT_NEW
+cdef uint16_t IPCTNL_MSG_CT_DELETE = uapi.IPCTNL_MSG_CT_DELETE
 cdef uint16_t NLA_HDRLEN = uapi.NLA_HDRLEN
 cdef uint16_t NLA_TYPE_MASK = uapi.NLA_TYPE_MASK
 cdef int32_t MAX_ERRNO = uapi.MAX_ERRNO
@@ -63,7 +99,10 @@ cdef int CTA_PROTOINFO = uapi.CTA_PROTOINFO
 cdef int CTA_MARK = uapi.CTA_MARK
 cdef int CTA_COUNTERS_ORIG = uapi.CTA_COUNTERS_ORIG
 cdef int CTA_COUNTERS_REPLY = uapi.CTA_COUNTERS_REPLY
+cdef int CTA_ID = uapi.CTA_ID
 cdef int CTA_ZONE = uapi.CTA_ZONE
+cdef int CTA_TIMESTAMP = uapi.CTA_TIMESTAMP
+cdef int CTA_TIMESTAMP_START = uapi.CTA_TIMESTAMP_START
 cdef int CTA_TUPLE_IP = uapi.CTA_TUPLE_IP
 cdef int CTA_TUPLE_PROTO = uapi.CTA_TUPLE_PROTO
 cdef int CTA_TUPLE_ZONE = uapi.CTA_TUPLE_ZONE
@@ -119,6 +158,11 @@ cdef fill_protocols():
 fill_protocols()
 
 
+cdef struct Span:
+    const uint8_t *start        # NULL where there is no such attribute
+    size_t size
+
+
 cdef struct Entry:
     # grouping.Entry. An IPv4 address is followed by zeros.
     uint8_t l3                  # 4 or 6
@@ -134,6 +178,7 @@ cdef struct Entry:
     uint8_t reply_src[16]
     uint8_t reply_dst[16]
     uint64_t counters[4]
+    Span identity[4]            # ctnetlink.identity_parts(), in the datagram
 
 
 cdef struct Total:
@@ -143,12 +188,12 @@ cdef struct Total:
     uint32_t carry[4]
 
 
-cdef inline void add_entry(Total *total, const Entry *entry) noexcept nogil:
+cdef inline void add_row(Total *total, uint64_t connections, const uint64_t *counters) noexcept nogil:
     cdef int i
-    total.connections += 1
+    total.connections += connections
     for i in range(4):
-        total.low[i] += entry.counters[i]
-        total.carry[i] += total.low[i] < entry.counters[i]
+        total.low[i] += counters[i]
+        total.carry[i] += total.low[i] < counters[i]
 
 
 cdef inline uint128_t sum_of(const Total *total, int field) noexcept nogil:
@@ -661,6 +706,52 @@ cdef class Groups:
             self.index[at] = self.count
         return self.total(self.index[at] - 1)
 
+    cdef sums(self, uint32_t row):
+        return Sums(*[number_of(self.total(row), field) for field in range(5)])
+
+    cdef const uint8_t *key(self, bytes key) except NULL:
+        if <size_t>len(key) != self.group_size:
+            raise ValueError("a key of another plan")
+        return <const uint8_t *><const char *>key
+
+    def labels(self, bytes key):
+        return self.plan.labels_of(self.key(key))
+
+    def get(self, keys):
+        cdef uint32_t at
+        found = []
+        for key in keys:
+            at = self.index[self.place(self.key(key))]
+            found.append(self.sums(at - 1) if at else None)
+        return found
+
+    def largest(self, uint32_t limit, by, without=()):
+        cdef int measure = ("connections", "packets", "bytes").index(by)
+        cdef uint8_t *hidden = <uint8_t *>calloc(self.count + 1, 1)
+        cdef uint32_t *heap = NULL
+        cdef uint32_t at, kept
+        if hidden == NULL:
+            raise MemoryError
+        try:
+            for key in without:
+                at = self.index[self.place(self.key(key))]
+                hidden[at] = 1  # the first stands for those that are not there
+            heap = <uint32_t *>calloc(min(limit, self.count) + 1, sizeof(uint32_t))
+            if heap == NULL:
+                raise MemoryError
+            with nogil:
+                kept = self.fill_heap(heap, limit, measure, hidden)
+            rows = [
+                ((<const char *>self.group(heap[at]))[:self.group_size], self.sums(heap[at]))
+                for at in range(kept)
+            ]
+        finally:
+            free(hidden)
+            free(heap)
+        field = ((0, 0), (1, 3), (2, 4))[measure]
+        rows.sort(key=lambda row: (-row[1][field[0]] - (row[1][field[1]] if measure else 0), row[0]))
+        return rows
+
     def rows(self, uint32_t limit, by):
         cdef int measure = ("connections", "packets", "bytes").index(by)
         if self.index == NULL:
@@ -702,8 +793,28 @@ cdef class Groups:
             at = child
         heap[at] = row
 
+    cdef uint32_t fill_heap(
+        self, uint32_t *heap, uint32_t limit, int measure, const uint8_t *hidden
+    ) noexcept nogil:
+        """Fill a heap with the largest rows, the smallest of them at its root; how many."""
+        cdef uint32_t count = 0
+        cdef uint32_t i, at
+        for i in range(self.count):
+            if hidden != NULL and hidden[i + 1]:
+                continue
+            if count < limit:
+                heap[count] = i
+                count += 1
+                if count == limit:
+                    for at in range(count, 0, -1):
+                        self.sink(heap, count, at - 1, measure)
+            elif limit and self.smaller(heap[0], i, measure):
+                heap[0] = i
+                self.sink(heap, count, 0, measure)
+        return count
+
     cdef int keep_largest(self, uint32_t limit, int measure) except -1 nogil:
-        """Drop all rows but the largest: a heap of these with the smallest at its root."""
+        """Drop all rows but the largest."""
         cdef uint32_t *heap = <uint32_t *>calloc(limit, sizeof(uint32_t))
         cdef uint8_t *kept = <uint8_t *>calloc(limit, self.row_size)
         cdef uint32_t i
@@ -712,14 +823,7 @@ cdef class Groups:
             free(kept)
             with gil:
                 raise MemoryError
-        for i in range(limit):
-            heap[i] = i
-        for i in range(limit, 0, -1):
-            self.sink(heap, limit, i - 1, measure)
-        for i in range(limit, self.count):
-            if self.smaller(heap[0], i, measure):
-                heap[0] = i
-                self.sink(heap, limit, 0, measure)
+        self.fill_heap(heap, limit, measure, NULL)
         for i in range(limit):
             memcpy(kept + i * self.row_size, self.group(heap[i]), self.row_size)
         free(heap)
@@ -783,7 +887,8 @@ cdef class Grouping:
     cdef uint64_t filtered
     cdef uint64_t malformed
     cdef uint64_t uncounted
-    cdef bint seen[2][256]                      # IPv4 and IPv6, by protocol
+    cdef bint seen[2][256]                      # IPv4 and IPv6, by protocol: has entries
+    cdef bint touched[2][256]                   # has sums
     cdef Total totals[2][256]
     cdef uint64_t states[2][256][MAX_STATES]
     cdef uint64_t flags[2][256][FLAG_COUNT]
@@ -795,14 +900,14 @@ cdef class Grouping:
         self.groups = Groups(plan)
         self.first_malformed = b""
 
-    cdef int add(self, const Entry *entry) except -1 nogil:
-        cdef uint8_t group[MAX_GROUP]
+    cdef bint add(self, const Entry *entry, uint8_t *group) except -1 nogil:
+        """Count an entry; whether it passes the filters, and its group then."""
         cdef int v6 = entry.l3 == 6
         cdef int i
-        if self.plan.passes(entry):
+        cdef bint passes = self.plan.passes(entry)
+        if passes:
             self.plan.group_of(entry, group)
-            add_entry(self.groups.of(group), entry)
-            add_entry(&self.totals[v6][entry.l4], entry)
+            self.add_sums(group, entry, 1, entry.counters)
         else:
             self.filtered += 1
         self.seen[v6][entry.l4] = True
@@ -811,6 +916,16 @@ cdef class Grouping:
             self.states[v6][entry.l4][entry.state] += 1
         for i in range(FLAG_COUNT):
             self.flags[v6][entry.l4][i] += entry.flags >> i & 1
+        return passes
+
+    cdef int add_sums(
+        self, const uint8_t *group, const Entry *entry, uint64_t connections, const uint64_t *counters
+    ) except -1 nogil:
+        """Add to the sums of a group, and of the protocols of an entry."""
+        cdef int v6 = entry.l3 == 6
+        add_row(self.groups.of(group), connections, counters)
+        add_row(&self.totals[v6][entry.l4], connections, counters)
+        self.seen[v6][entry.l4] = self.touched[v6][entry.l4] = True
         return 0
 
     cdef int add_malformed(self, const void *data, size_t size) except -1 nogil:
@@ -835,7 +950,7 @@ cdef class Grouping:
                 if not self.seen[v6][l4]:
                     continue
                 name = self.plan.protocol_names[l4]
-                if self.totals[v6][l4].connections:
+                if self.touched[v6][l4]:
                     totals[l3, name] = Sums(
                         *[number_of(&self.totals[v6][l4], i) for i in range(5)]
                     )
@@ -1189,10 +1304,11 @@ cdef class TextDecoder:
 
     cdef int add(self, const char *line, const char *end) except -1 nogil:
         cdef Entry entry
+        cdef uint8_t group[MAX_GROUP]
         if line == end:
             return 0
         if line_to_entry(line, end, &entry):
-            self.grouping.add(&entry)
+            self.grouping.add(&entry, group)
         else:
             self.grouping.add_malformed(line, end - line)
         return 0
@@ -1200,13 +1316,9 @@ cdef class TextDecoder:
 
 # The messages of a ctnetlink dump: see ctnetlink.py.
 
-DEF MAX_ATTRIBUTE = 18          # the highest type that is read: CTA_ZONE
+DEF MAX_ATTRIBUTE = 20          # the highest type that is read: CTA_TIMESTAMP
 
-assert CTA_ZONE <= MAX_ATTRIBUTE
-
-cdef struct Span:
-    const uint8_t *start        # NULL where there is no such attribute
-    size_t size
+assert CTA_TIMESTAMP <= MAX_ATTRIBUTE
 
 
 cdef bint attributes(Span data, int most, Span *found) noexcept nogil:
@@ -1290,6 +1402,7 @@ cdef bint message_to_entry(Span message, Entry *entry) noexcept nogil:
     cdef Span original[4]
     cdef Span reply[4]
     cdef Span protocol[4]
+    cdef Span times[3]
     cdef uint64_t value
     memset(entry, 0, sizeof(Entry))
     if message.size < NFGENMSG_SIZE:
@@ -1334,6 +1447,13 @@ cdef bint message_to_entry(Span message, Entry *entry) noexcept nogil:
         if not number_in(top[CTA_MARK], 4, &value):
             return False
         entry.mark = <uint32_t>value
+    if top[CTA_TIMESTAMP].start != NULL:
+        if not attributes(top[CTA_TIMESTAMP], 2, times):
+            return False
+        entry.identity[3] = times[CTA_TIMESTAMP_START]
+    entry.identity[0] = top[CTA_TUPLE_ORIG]
+    entry.identity[1] = top[CTA_ZONE]
+    entry.identity[2] = top[CTA_ID]
     entry.counted = top[CTA_COUNTERS_ORIG].start != NULL or top[CTA_COUNTERS_REPLY].start != NULL
     if top[CTA_COUNTERS_ORIG].start != NULL:
         if not counters_in(top[CTA_COUNTERS_ORIG], &entry.counters[0]):
@@ -1359,13 +1479,494 @@ cdef bint message_to_entry(Span message, Entry *entry) noexcept nogil:
     return True
 
 
+# The ledger: see ledger.py.
+
+DEF MAX_IDENTITY = 512
+DEF SAVED_SIZE = 52             # of ledger.CONNECTION: a row without its dump
+DEF MAX_BATCHES = 4096          # of events in one call of drain()
+
+
+cdef struct Connection:
+    uint64_t identity[2]
+    uint64_t counters[4]
+    uint32_t dump               # the last that it was in
+    uint32_t absent             # since when it is in none, in seconds; 0 while it is; or when it ended
+
+
+cdef class Connections:
+    """Connections by identity: a dense array, and an index of open addressing into it."""
+
+    cdef Connection *rows
+    cdef uint32_t *index        # row number + 1, or 0 for an empty place
+    cdef uint32_t count
+    cdef uint32_t capacity      # a power of 2; the index has twice as many places
+
+    def __cinit__(self):
+        self.resize(256)
+
+    def __dealloc__(self):
+        free(self.rows)
+        free(self.index)
+
+    cdef int resize(self, uint32_t capacity) except -1 nogil:
+        cdef uint32_t *index
+        cdef Connection *rows
+        cdef uint32_t i
+        if capacity > 1u << 30:
+            with gil:
+                raise MemoryError
+        index = <uint32_t *>calloc(<size_t>capacity * 2, sizeof(uint32_t))
+        if index == NULL:
+            with gil:
+                raise MemoryError
+        rows = <Connection *>realloc(self.rows, <size_t>capacity * sizeof(Connection))
+        if rows == NULL:
+            free(index)
+            with gil:
+                raise MemoryError
+        free(self.index)
+        self.index = index
+        self.rows = rows
+        self.capacity = capacity
+        for i in range(self.count):
+            index[self.place(rows[i].identity)] = i + 1
+        return 0
+
+    cdef inline uint32_t place(self, const uint64_t *identity) noexcept nogil:
+        """The place of a connection in the index: its own, or the empty one where it belongs."""
+        cdef uint32_t mask = self.capacity * 2 - 1
+        cdef uint32_t at = <uint32_t>identity[0] & mask
+        cdef Connection *row
+        while self.index[at]:
+            row = &self.rows[self.index[at] - 1]
+            if row.identity[0] == identity[0] and row.identity[1] == identity[1]:
+                break
+            at = (at + 1) & mask
+        return at
+
+    cdef inline Connection *find(self, const uint64_t *identity) noexcept nogil:
+        """A connection, or NULL."""
+        cdef uint32_t row = self.index[self.place(identity)]
+        return &self.rows[row - 1] if row else NULL
+
+    cdef Connection *add(self, const uint64_t *identity) except NULL nogil:
+        """A connection that is not there yet, or that it is to be replaced."""
+        cdef uint32_t at = self.place(identity)
+        cdef Connection *row
+        if not self.index[at]:
+            if self.count == self.capacity:
+                self.resize(self.capacity * 2)
+                at = self.place(identity)
+            self.rows[self.count].identity[0] = identity[0]
+            self.rows[self.count].identity[1] = identity[1]
+            self.count += 1
+            self.index[at] = self.count
+        row = &self.rows[self.index[at] - 1]
+        row.absent = 0
+        return row
+
+    cdef void remove(self, uint32_t row) noexcept nogil:
+        """Remove a row. The last row takes its place."""
+        cdef uint32_t mask = self.capacity * 2 - 1
+        cdef uint32_t hole = self.place(self.rows[row].identity)
+        cdef uint32_t at = hole
+        cdef uint32_t home
+        while True:  # close the hole, so that nothing behind it is lost
+            at = (at + 1) & mask
+            if not self.index[at]:
+                break
+            home = <uint32_t>self.rows[self.index[at] - 1].identity[0] & mask
+            if (at - home & mask) >= (at - hole & mask):
+                self.index[hole] = self.index[at]
+                hole = at
+        self.index[hole] = 0
+        self.count -= 1
+        if row != self.count:
+            self.index[self.place(self.rows[self.count].identity)] = row + 1
+            self.rows[row] = self.rows[self.count]
+
+    cdef void write(self, uint8_t *to) noexcept nogil:
+        """All rows, as they are saved."""
+        cdef uint32_t i
+        for i in range(self.count):
+            memcpy(to, &self.rows[i], SAVED_SIZE - 4)
+            memcpy(to + SAVED_SIZE - 4, &self.rows[i].absent, 4)
+            to += SAVED_SIZE
+
+    cdef int read(self, const char *p, uint32_t count) except -1:
+        """Add rows that were saved, the first of those with the same identity."""
+        cdef uint64_t identity[2]
+        cdef Connection *row
+        cdef uint32_t i
+        for i in range(count):
+            memcpy(identity, p, 16)
+            if self.find(identity) == NULL:
+                row = self.add(identity)
+                row.dump = 0
+                memcpy(row.counters, p + 16, 32)
+                memcpy(&row.absent, p + SAVED_SIZE - 4, 4)
+            p += SAVED_SIZE
+        return 0
+
+    cdef int shrink(self) except -1 nogil:
+        """Give back memory after many connections have ended."""
+        while self.capacity > 256 and self.count < self.capacity // 4:
+            self.resize(self.capacity // 2)
+        return 0
+
+
+cdef class Ledger:
+    """The twin of ledger.Ledger."""
+
+    cdef Plan plan
+    cdef Grouping sums
+    cdef Connections connections
+    cdef Connections ended              # of late
+    cdef Connections ended_before
+    cdef uint32_t ended_since
+    cdef uint32_t ended_last
+    cdef uint32_t duplicate_at
+    cdef uint32_t now
+    cdef uint32_t dump
+    cdef uint32_t dump_since
+    cdef bint in_dump
+    cdef public bint baseline
+    cdef public bint duplicates
+    cdef bytes secret
+    cdef uint64_t keys[4]
+    cdef uint64_t received, duplicate, zeroed, ended_unseen, ended_uncounted, malformed
+    cdef ctf_datagrams *datagrams
+    cdef object twin
+    cdef uint32_t remember_seconds
+    cdef uint32_t max_remembered
+    cdef uint32_t absent_seconds
+
+    def __cinit__(self, Plan plan not None, bytes saved=b""):
+        self.plan = plan
+        self.duplicates = True
+        self.sums = Grouping(plan)
+        self.connections = Connections()
+        self.ended = Connections()
+        self.ended_before = Connections()
+        # Imported here: without a ledger there is no need of the pure engine.
+        from conntrack_textfile.kernel import ledger as twin
+
+        self.twin = twin
+        self.remember_seconds = twin.REMEMBER_SECONDS
+        self.max_remembered = twin.MAX_REMEMBERED
+        self.absent_seconds = twin.ABSENT_SECONDS
+        self.secret = os.urandom(twin.SECRET_SIZE)
+        if saved:
+            self.load(saved)
+        memcpy(self.keys, <const char *>self.secret, sizeof(self.keys))
+        for i in range(4):
+            self.keys[i] |= 1
+        self.datagrams = <ctf_datagrams *>calloc(1, sizeof(ctf_datagrams))
+        if self.datagrams == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.datagrams)
+
+    def __len__(self):
+        return self.connections.count
+
+    @property
+    def statistics(self):
+        numbers = (
+            self.received,
+            self.duplicate,
+            self.zeroed,
+            self.ended_unseen,
+            self.ended_uncounted,
+            self.malformed,
+        )
+        return dict(zip(self.twin.STATISTICS, numbers, strict=True))
+
+    def begin_dump(self):
+        """A dump begins, or begins again."""
+        self.dump += 1
+        self.dump_since = self.now
+        self.in_dump = True
+
+    def abandon_dump(self):
+        """A dump was not read to its end."""
+        self.in_dump = False
+
+    def end_dump(self, uint32_t now, *, bint events):
+        """A dump was read to its end, and all events of connections that ended meanwhile."""
+        cdef Connection *row
+        cdef uint32_t i = 0
+        self.in_dump = False
+        with nogil:
+            while i < self.connections.count:
+                row = &self.connections.rows[i]
+                if row.dump == self.dump:
+                    row.absent = 0
+                elif not row.absent:
+                    row.absent = now
+                elif not events or now - row.absent > self.absent_seconds:
+                    self.connections.remove(i)
+                    self.ended_unseen += 1
+                    continue
+                i += 1
+            self.connections.shrink()
+
+    cdef int observe(self, const Entry *entry, const uint8_t *group) except -1 nogil:
+        """An entry in a dump."""
+        cdef uint64_t identity[2]
+        cdef Connection *row
+        if not self.identify(entry, identity):
+            return 0
+        if self.is_stale(self.ended.find(identity)) or self.is_stale(
+            self.ended_before.find(identity)
+        ):
+            return 0
+        row = self.connections.find(identity)
+        if row == NULL:
+            row = self.connections.add(identity)
+            if not self.baseline:
+                self.sums.add_sums(group, entry, 1, entry.counters)
+        else:
+            self.add_difference(row, entry, group)
+        memcpy(row.counters, entry.counters, sizeof(row.counters))
+        row.dump = self.dump
+        return 0
+
+    def destroy(self, const uint8_t[::1] datagram not None, uint32_t now):
+        """A datagram of DESTROY events."""
+        with nogil:
+            self.forget(now)
+            if datagram.shape[0]:
+                self.destroy_all(&datagram[0], datagram.shape[0])
+
+    def drain(self, int descriptor, uint32_t now):
+        """Read the events that wait on a socket. Raises OSError, not for lost events."""
+        cdef int error
+        with nogil:
+            self.forget(now)
+            error = self.receive(descriptor)
+        if error:
+            raise OSError(error, os.strerror(error))
+
+    def remember(self, const uint8_t[::1] datagram not None, uint32_t now):
+        """A datagram of the kernel's dying list; whether it is the last."""
+        cdef bint last = False
+        if datagram.shape[0]:
+            with nogil:
+                last = self.remember_all(&datagram[0], datagram.shape[0], now)
+        return last
+
+    cdef bint remember_all(self, const uint8_t *p, size_t size, uint32_t now) except? -1 nogil:
+        cdef uint32_t length
+        cdef uint16_t kind
+        cdef size_t step
+        cdef Entry entry
+        cdef Span message
+        cdef Connection *row
+        cdef Connection *before
+        cdef uint64_t identity[2]
+        while size >= NLMSG_HDRLEN:
+            memcpy(&length, p, 4)
+            memcpy(&kind, p + 4, 2)
+            if length < NLMSG_HDRLEN or length > size:
+                return False
+            if kind == NLMSG_DONE or kind == NLMSG_ERROR:
+                return True
+            message.start, message.size = p + NLMSG_HDRLEN, length - NLMSG_HDRLEN
+            if message_to_entry(message, &entry) and self.identify(&entry, identity):
+                before = self.ended_before.find(identity)
+                if self.ended.find(identity) == NULL and (before != NULL or self.baseline):
+                    row = self.ended.add(identity)
+                    if before == NULL:
+                        row.absent = now
+                        memcpy(row.counters, entry.counters, sizeof(row.counters))
+                    else:
+                        row.absent = before.absent
+                        memcpy(row.counters, before.counters, sizeof(row.counters))
+                self.ended_last = now
+            step = (<size_t>length + 3) & ~<size_t>3
+            if step >= size:
+                return False
+            p += step
+            size -= step
+        return False
+
+    cdef int receive(self, int descriptor) except -1 nogil:
+        """Read events until there is none, or for a bounded time; 0 or an errno."""
+        cdef int received, i
+        for _ in range(MAX_BATCHES):
+            received = ctf_receive(descriptor, self.datagrams)
+            if received == -EAGAIN:
+                return 0
+            if received < 0 and received != -ENOBUFS and received != -EINTR:
+                return -received
+            for i in range(received):
+                self.destroy_all(self.datagrams.data[i], ctf_size(self.datagrams, i))
+        return 0
+
+    cdef int destroy_all(self, const uint8_t *p, size_t size) except -1 nogil:
+        cdef uint32_t length
+        cdef uint16_t kind
+        cdef size_t step
+        while size >= NLMSG_HDRLEN:
+            memcpy(&length, p, 4)
+            memcpy(&kind, p + 4, 2)
+            if length < NLMSG_HDRLEN or length > size:
+                return 0
+            if kind == IPCTNL_MSG_CT_DELETE:
+                self.received += 1
+                self.end(p + NLMSG_HDRLEN, length - NLMSG_HDRLEN)
+            step = (<size_t>length + 3) & ~<size_t>3
+            if step >= size:
+                return 0
+            p += step
+            size -= step
+        return 0
+
+    cdef int end(self, const uint8_t *p, size_t size) except -1 nogil:
+        """One DESTROY event."""
+        cdef Entry entry
+        cdef Span message
+        cdef Connection *row
+        cdef uint64_t identity[2]
+        cdef uint8_t group[MAX_GROUP]
+        message.start, message.size = p, size
+        if not message_to_entry(message, &entry) or not self.identify(&entry, identity):
+            self.malformed += 1
+            return 0
+        if not self.plan.passes(&entry):
+            return 0
+        self.plan.group_of(&entry, group)
+        row = self.connections.find(identity)
+        if row != NULL:
+            self.add_difference(row, &entry, group)
+            self.connections.remove(<uint32_t>(row - self.connections.rows))
+        else:
+            if self.duplicates and (
+                self.is_duplicate(self.ended.find(identity), &entry)
+                or self.is_duplicate(self.ended_before.find(identity), &entry)
+            ):
+                self.duplicate += 1
+                self.duplicate_at = self.now
+                return 0
+            if not self.baseline:
+                self.sums.add_sums(group, &entry, 1, entry.counters)
+        self.ended_uncounted += not entry.counted
+        row = self.ended.add(identity)
+        memcpy(row.counters, entry.counters, sizeof(row.counters))
+        row.absent = self.now
+        self.ended_last = self.now
+        return 0
+
+    cdef inline bint is_stale(self, const Connection *ended) noexcept nogil:
+        return ended != NULL and ended.absent + self.remember_seconds >= self.dump_since
+
+    cdef inline bint is_repeated(self) noexcept nogil:
+        return self.duplicate_at > 0 and self.now - self.duplicate_at <= self.remember_seconds
+
+    cdef inline bint is_duplicate(self, const Connection *ended, const Entry *entry) noexcept nogil:
+        return ended != NULL and memcmp(ended.counters, entry.counters, 32) == 0
+
+    cdef int add_difference(
+        self, const Connection *row, const Entry *entry, const uint8_t *group
+    ) except -1 nogil:
+        cdef uint64_t difference[4]
+        cdef bint zeroed = False
+        cdef bint any_difference = False
+        cdef int i
+        for i in range(4):
+            zeroed = zeroed or entry.counters[i] < row.counters[i]
+        self.zeroed += zeroed
+        for i in range(4):
+            difference[i] = entry.counters[i] - (0 if zeroed else row.counters[i])
+            any_difference = any_difference or difference[i] != 0
+        if any_difference:
+            self.sums.add_sums(group, entry, 0, difference)
+        return 0
+
+    cdef int forget(self, uint32_t now) except -1 nogil:
+        """Forget ended connections, not while a dump may still show them."""
+        self.now = now
+        if not self.ended_since:
+            self.ended_since = now
+        if self.in_dump or now - self.ended_since < self.remember_seconds:
+            return 0
+        if not self.is_repeated() or self.ended.count >= self.max_remembered:
+            with gil:
+                old = now - self.ended_last > self.remember_seconds
+                self.ended_before = Connections() if old else self.ended
+                self.ended = Connections()
+        self.ended_since = now
+        return 0
+
+    cdef bint identify(self, const Entry *entry, uint64_t *identity) noexcept nogil:
+        """A keyed hash of 128 bits of what tells a connection from all others."""
+        cdef uint8_t data[MAX_IDENTITY]
+        cdef size_t size = 0
+        cdef uint64_t word
+        cdef int i
+        for i in range(4):
+            if entry.identity[i].size > MAX_IDENTITY - 8 - size:
+                return False
+            data[size] = <uint8_t>(entry.identity[i].size & 255)
+            if entry.identity[i].size:
+                memcpy(data + size + 1, entry.identity[i].start, entry.identity[i].size)
+            size += 1 + entry.identity[i].size
+        memset(data + size, 0, 8 - (size & 7) if size & 7 else 0)
+        cdef uint64_t one = self.keys[0] ^ size
+        cdef uint64_t two = self.keys[1] + size
+        cdef size_t at
+        for at in range(0, size, 8):
+            memcpy(&word, data + at, 8)
+            one = ctf_mix(one ^ word, self.keys[2])
+            two = ctf_mix(two ^ word, self.keys[3])
+        identity[0] = ctf_mix(one, self.keys[3])
+        identity[1] = ctf_mix(two, self.keys[2])
+        return True
+
+    def traffic(self):
+        """The traffic since the last call. Its connections are those first seen since."""
+        sums = self.sums
+        self.sums = Grouping(self.plan)
+        return sums.tally()
+
+    def save(self):
+        """All that is to be known after a restart, but for the statistics."""
+        cdef Connections before = self.ended_before if self.is_repeated() else Connections()
+        cdef Py_ssize_t at = self.twin.HEADER.size
+        live, ended = self.connections.count, self.ended.count + before.count
+        saved = bytearray(at + self.twin.CONNECTION.size * (live + ended))
+        saved[:at] = self.twin.HEADER.pack(self.secret, live, ended)
+        cdef uint8_t[::1] view = saved
+        cdef Connections of
+        for of in (self.connections, self.ended, before):
+            if of.count:
+                of.write(&view[at])
+                at += of.count * SAVED_SIZE
+        return saved
+
+    cdef load(self, bytes saved):
+        cdef Py_ssize_t head = self.twin.HEADER.size
+        cdef const char *p = saved
+        if len(saved) < head:
+            raise ValueError("a ledger that is cut off")
+        self.secret, live, ended = self.twin.HEADER.unpack_from(saved)
+        if len(saved) != head + (live + ended) * self.twin.CONNECTION.size:
+            raise ValueError("a ledger of the wrong size")
+        self.connections.read(p + head, live)
+        self.ended_before.read(p + head + <Py_ssize_t>live * SAVED_SIZE, ended)
+
+
 cdef class NetlinkDecoder:
     """The twin of ctnetlink.Decoder."""
 
     cdef Grouping grouping
+    cdef Ledger ledger          # or None
 
-    def __cinit__(self, Plan plan not None):
+    def __cinit__(self, Plan plan not None, Ledger ledger=None):
         self.grouping = Grouping(plan)
+        self.ledger = ledger
 
     def feed(self, const uint8_t[::1] datagram not None):
         """Take in the entries of a datagram; whether the dump ends with it."""
@@ -1389,6 +1990,7 @@ cdef class NetlinkDecoder:
     cdef bint split(self, const uint8_t *p, size_t size, int32_t *error) except? -1 nogil:
         cdef Span message
         cdef Entry entry
+        cdef uint8_t group[MAX_GROUP]
         cdef uint32_t length
         cdef uint16_t kind, flags
         cdef size_t step
@@ -1407,7 +2009,8 @@ cdef class NetlinkDecoder:
                 return False
             if kind == IPCTNL_MSG_CT_NEW:
                 if message_to_entry(message, &entry):
-                    self.grouping.add(&entry)
+                    if self.grouping.add(&entry, group) and self.ledger is not None:
+                        self.ledger.observe(&entry, group)
                 else:
                     self.grouping.add_malformed(p, length)
             elif kind == NLMSG_DONE or kind == NLMSG_ERROR:

@@ -21,10 +21,15 @@ from conntrack_textfile.kernel.uapi import STATES, UNKNOWN_STATE
 from conntrack_textfile.protocols import WITH_PORTS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from conntrack_textfile.plan import Plan
     from conntrack_textfile.tally import Tally
 
+    Observe = Callable[[bytes, Entry, bytes], None]  # message, entry, key of the group
+
 _NLMSGHDR = struct.Struct("=IHHII")
+_LENGTH = struct.Struct("=I")
 _NLATTR = struct.Struct("=HH")
 _ERRNO = struct.Struct("=i")
 
@@ -40,8 +45,9 @@ _Attributes = dict[int, bytes]
 class Decoder:
     """Sums the entries of one dump: feed() it datagrams, then finish() it."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, observe: Observe | None = None) -> None:
         self._grouping = Grouping(plan)
+        self._observe = observe
 
     def feed(self, datagram: bytes | memoryview) -> bool:
         """Take in the entries of a datagram; whether the dump ends with it.
@@ -61,16 +67,23 @@ class Decoder:
             if flags & uapi.NLM_F_DUMP_INTR or kind == uapi.NLMSG_OVERRUN:
                 raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
             if kind == uapi.IPCTNL_MSG_CT_NEW:
-                try:
-                    self._grouping.add(parse(message))
-                except ValueError:
-                    self._grouping.add_malformed(message)
+                self._add(message)
             elif kind in (uapi.NLMSG_DONE, uapi.NLMSG_ERROR):
                 _raise_error(message[uapi.NLMSG_HDRLEN :])
                 if kind == uapi.NLMSG_DONE:
                     return True
             start += _aligned(length)
         return False
+
+    def _add(self, message: bytes) -> None:
+        try:
+            entry = parse(message)
+        except ValueError:
+            self._grouping.add_malformed(message)
+            return
+        group = self._grouping.add(entry)
+        if self._observe is not None and group is not None:
+            self._observe(message, entry, group)
 
     def finish(self) -> Tally:
         """The tally of all that was fed."""
@@ -95,6 +108,8 @@ def parse(message: bytes) -> Entry:
     # GRE sends the key of the tunnel in place of a port.
     dport = _optional(protocol, "CTA_PROTO_DST_PORT", 2) if l4 in WITH_PORTS else 0
     zone = _optional(entry, "CTA_ZONE", 2)
+    if uapi.CTA_TIMESTAMP in entry:
+        _attributes(entry[uapi.CTA_TIMESTAMP])
     sent = _pair(entry, "CTA_COUNTERS_ORIG")
     received = _pair(entry, "CTA_COUNTERS_REPLY")
     unreplied, flag = _flags(entry)
@@ -113,6 +128,33 @@ def parse(message: bytes) -> Entry:
         unreplied=unreplied,
         flag=flag,
     )
+
+
+def identity_parts(message: bytes) -> list[bytes]:
+    """What tells a connection from all others: the payloads of four attributes.
+
+    The original tuple, the zone, CTA_ID (a hash of 32 bits, not unique over time)
+    and, where nf_conntrack_timestamp is on, the start of the connection. The
+    message is one that parse() has read.
+    """
+    (length,) = _LENGTH.unpack_from(message)
+    entry = _attributes(message[uapi.NLMSG_HDRLEN + uapi.NFGENMSG_SIZE : length])
+    times = _attributes(entry.get(uapi.CTA_TIMESTAMP, b""))
+    return [
+        entry[uapi.CTA_TUPLE_ORIG],
+        entry.get(uapi.CTA_ZONE, b""),
+        entry.get(uapi.CTA_ID, b""),
+        times.get(uapi.CTA_TIMESTAMP_START, b""),
+    ]
+
+
+def messages(datagram: bytes) -> Iterator[tuple[int, bytes]]:
+    """The whole messages of a datagram, with their types."""
+    start = 0
+    while (length := _message_length(datagram, start)) is not None:
+        _, kind, _, _, _ = _NLMSGHDR.unpack_from(datagram, start)
+        yield kind, datagram[start : start + length]
+        start += _aligned(length)
 
 
 def _message_length(data: bytes, start: int = 0) -> int | None:

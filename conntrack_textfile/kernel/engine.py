@@ -27,13 +27,31 @@ if TYPE_CHECKING:
         def feed(self, datagram: bytes | memoryview) -> bool: ...  # noqa: D102
         def finish(self) -> Tally: ...  # noqa: D102
 
+    class Ledger(Protocol):
+        """Turns observations of connections into traffic. See ledger.Ledger."""
+
+        baseline: bool
+        duplicates: bool
+
+        def __len__(self) -> int: ...
+        @property
+        def statistics(self) -> dict[str, int]: ...  # noqa: D102
+        def begin_dump(self) -> None: ...  # noqa: D102
+        def abandon_dump(self) -> None: ...  # noqa: D102
+        def end_dump(self, now: int, *, events: bool) -> None: ...  # noqa: D102
+        def drain(self, descriptor: int, now: int) -> None: ...  # noqa: D102
+        def remember(self, datagram: bytes | memoryview, now: int) -> bool: ...  # noqa: D102
+        def traffic(self) -> Tally: ...  # noqa: D102
+        def save(self) -> bytes | bytearray: ...  # noqa: D102
+
 
 class Engine(NamedTuple):
     """Decoders for one plan. All engines give the same for the same bytes."""
 
     name: str
     text: Callable[[], TextDecoder]
-    netlink: Callable[[], NetlinkDecoder]
+    netlink: Callable[[Ledger | None], NetlinkDecoder]
+    ledger: Callable[[bytes], Ledger]
 
 
 def make(plan: Plan) -> Engine:
@@ -60,7 +78,15 @@ def make(plan: Plan) -> Engine:
                 "compiled",
                 partial(_speedups.TextDecoder, compiled),
                 partial(_speedups.NetlinkDecoder, compiled),
+                partial(_speedups.Ledger, compiled),
             )
-    from conntrack_textfile.kernel import ctnetlink, procfile
+    from conntrack_textfile.kernel import ctnetlink, ledger, procfile
 
-    return Engine("pure", partial(procfile.Decoder, plan), partial(ctnetlink.Decoder, plan))
+    return Engine(
+        "pure",
+        partial(procfile.Decoder, plan),
+        lambda book: ctnetlink.Decoder(
+            plan, book.observe if isinstance(book, ledger.Ledger) else None
+        ),
+        partial(ledger.Ledger, plan),
+    )

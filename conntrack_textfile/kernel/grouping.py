@@ -1,7 +1,8 @@
 """The pure engine after its grammars: entries to groups, by a plan.
 
-A group is first a string of bytes, the values of its labels one after the other
-in the order of the labels, so that groups are compared and sorted as bytes:
+The key of a group is a string of bytes, the values of its labels one after the
+other in the order of the labels, so that groups are compared and sorted as bytes,
+and zeros up to a multiple of 8 bytes:
 
     src, dst, egress, backend  17 bytes: 0 for none, or 1 and an IPv4 address, 2 and an
                                IPv6 address, 3 and the index of a network's name
@@ -28,7 +29,7 @@ from conntrack_textfile.services import UNKNOWN, l7protocol
 from conntrack_textfile.tally import Rows, Sums, Tally, add
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from conntrack_textfile.filters import Filter
     from conntrack_textfile.networks import Prefix
@@ -66,6 +67,7 @@ class _Field(NamedTuple):
     size: int
     encode: Callable[[Entry], bytes]
     decode: Callable[[bytes], str]
+    parse: Callable[[str], bytes]  # the inverse of decode; raises ValueError
 
 
 class Grouping:
@@ -75,7 +77,7 @@ class Grouping:
         self._plan = plan
         self._fields = _fields(plan)
         self._sums: dict[bytes, list[int]] = {}
-        self._cache: dict[tuple[object, ...], list[int] | None] = {}
+        self._cache: dict[tuple[object, ...], bytes | None] = {}
         self._protocols: dict[tuple[int, int], list[int]] = {}
         self._filtered = 0
         self._malformed = 0
@@ -84,23 +86,13 @@ class Grouping:
         self._states: dict[tuple[int, int, str], int] = {}
         self._flags: dict[tuple[int, int, str], int] = {}
 
-    def add(self, entry: Entry) -> None:
-        """Count an entry."""
-        looked_at = entry[:9]
-        try:
-            sums = self._cache[looked_at]
-        except KeyError:
-            sums = self._sums_of(entry)
-            if len(self._cache) >= _MAX_CACHED:
-                self._cache.clear()
-            self._cache[looked_at] = sums
-        if sums is None:
+    def add(self, entry: Entry) -> bytes | None:
+        """Count an entry. Gives its group, None where it is filtered out."""
+        group = self.group_of(entry)
+        if group is None:
             self._filtered += 1
         else:
-            row = (1, *(entry.counters or (0, 0, 0, 0)))
-            for field, value in enumerate(row):
-                sums[field] += value
-            add(self._protocols, (entry.l3, entry.l4), row)
+            self.add_sums(group, entry, (1, *(entry.counters or (0, 0, 0, 0))))
         self._uncounted += entry.counters is None
         for counts, name in (
             (self._states, entry.state),
@@ -110,6 +102,27 @@ class Grouping:
             if name:
                 at = entry.l3, entry.l4, name
                 counts[at] = counts.get(at, 0) + 1
+        return group
+
+    def group_of(self, entry: Entry) -> bytes | None:
+        """The group of an entry, None where it is filtered out."""
+        looked_at = entry[:9]
+        try:
+            return self._cache[looked_at]
+        except KeyError:
+            pass
+        group = None
+        if _passes(self._plan, entry):
+            group = _padded([field.encode(entry) for field in self._fields])
+        if len(self._cache) >= _MAX_CACHED:
+            self._cache.clear()
+        self._cache[looked_at] = group
+        return group
+
+    def add_sums(self, group: bytes, entry: Entry, row: Sequence[int]) -> None:
+        """Add a row of Sums to a group and to the protocols of an entry."""
+        add(self._sums, group, row)
+        add(self._protocols, (entry.l3, entry.l4), row)
 
     def add_malformed(self, data: bytes) -> None:
         """Count what is no entry."""
@@ -133,13 +146,6 @@ class Grouping:
             _named(self._flags),
         )
 
-    def _sums_of(self, entry: Entry) -> list[int] | None:
-        """The sums of an entry's group, None where it is filtered out."""
-        if not _passes(self._plan, entry):
-            return None
-        group = b"".join([field.encode(entry) for field in self._fields])
-        return self._sums.setdefault(group, [0, 0, 0, 0, 0])
-
 
 class _Groups:
     """See tally.Groups."""
@@ -152,21 +158,29 @@ class _Groups:
         return len(self._sums)
 
     def rows(self, limit: int, by: str) -> Rows:
-        groups: Iterable[bytes] = self._sums
+        keys: Iterable[bytes] = self._sums
         if 0 < limit < len(self._sums):
-            size = {"bytes": _bytes, "packets": _packets, "connections": _connections}[by]
-            groups = heapq.nsmallest(
-                limit, groups, key=lambda group: (-size(self._sums[group]), group)
-            )
-        ordered = sorted(groups)
-        columns = tuple([self._sums[group][field] for group in ordered] for field in range(5))
-        return Rows([self._labels(group) for group in ordered], columns)
+            keys = [key for key, _ in self.largest(limit, by)]
+        keys = sorted(keys)
+        columns = tuple([self._sums[key][field] for key in keys] for field in range(5))
+        return Rows([self.labels(key) for key in keys], columns)
 
-    def _labels(self, group: bytes) -> Group:
+    def largest(
+        self, limit: int, by: str, without: Collection[bytes] = ()
+    ) -> list[tuple[bytes, Sums]]:
+        size = {"bytes": _bytes, "packets": _packets, "connections": _connections}[by]
+        rows = [(key, sums) for key, sums in self._sums.items() if key not in without]
+        largest = heapq.nsmallest(limit, rows, key=lambda row: (-size(row[1]), row[0]))
+        return [(key, Sums(*sums)) for key, sums in largest]
+
+    def get(self, keys: Iterable[bytes]) -> list[Sums | None]:
+        return [Sums(*self._sums[key]) if key in self._sums else None for key in keys]
+
+    def labels(self, key: bytes) -> Group:
         values = []
         start = 0
         for field in self._fields:
-            values.append(field.decode(group[start : start + field.size]))
+            values.append(field.decode(key[start : start + field.size]))
             start += field.size
         return tuple(values)
 
@@ -181,6 +195,24 @@ def _packets(sums: list[int]) -> int:
 
 def _connections(sums: list[int]) -> int:
     return sums[0]
+
+
+def key_parser(plan: Plan) -> Callable[[Group], bytes | None]:
+    """What gives the key of the group that has some labels, None where a plan has none such."""
+    fields = _fields(plan)
+
+    def key_of(labels: Group) -> bytes | None:
+        try:
+            return _padded([f.parse(text) for f, text in zip(fields, labels, strict=True)])
+        except (ValueError, OverflowError):
+            return None
+
+    return key_of
+
+
+def _padded(values: Iterable[bytes]) -> bytes:
+    key = b"".join(values)
+    return key + bytes(-len(key) % 8 if key else 8)
 
 
 def _named(counts: dict[tuple[int, int, str], int]) -> Counts:
@@ -236,26 +268,52 @@ def _fields(plan: Plan) -> list[_Field]:
     fields = {
         "src": _address(plan, lambda entry: entry.src, plan.src_prefix),
         "dst": _address(plan, lambda entry: entry.dst, plan.dst_prefix),
-        "l3protocol": _number(1, lambda entry: entry.l3, l3protocol),
-        "l4protocol": _number(1, lambda entry: entry.l4, l4protocol),
-        "l7protocol": _number(
-            3, lambda entry: service_indexes[service(entry)], service_names.__getitem__
+        "l3protocol": _name(1, lambda entry: entry.l3, {n: l3protocol(n) for n in (4, 6)}),
+        "l4protocol": _name(1, lambda entry: entry.l4, {n: l4protocol(n) for n in range(256)}),
+        "l7protocol": _name(
+            3, lambda entry: service_indexes[service(entry)], dict(enumerate(service_names))
         ),
-        "dport": _number(3, port, lambda number: OTHER if number == _OTHER_PORT else str(number)),
-        "zone": _number(2, lambda entry: entry.zone, str),
-        "mark": _number(4, lambda entry: entry.mark & plan.mark_mask, str),
+        "dport": _number(3, port, {_OTHER_PORT: OTHER}),
+        "zone": _number(2, lambda entry: entry.zone, {}),
+        "mark": _number(4, lambda entry: entry.mark & plan.mark_mask, {}),
         "egress": _address(plan, _egress),
         "backend": _address(plan, _backend),
     }
     return [fields[label] for label in plan.labels]
 
 
-def _number(size: int, value: Callable[[Entry], int], text: Callable[[int], str]) -> _Field:
+def _name(size: int, value: Callable[[Entry], int], names: dict[int, str]) -> _Field:
+    """A number that has a name."""
+    numbers = {name: number for number, name in names.items()}
+
+    def parse(text: str) -> bytes:
+        if text not in numbers:  # also a number: it may be the name of a service no more
+            raise ValueError("no such name")
+        return numbers[text].to_bytes(size, "big")
+
     return _Field(
         size,
         lambda entry: value(entry).to_bytes(size, "big"),
-        lambda data: text(int.from_bytes(data, "big")),
+        lambda data: names[int.from_bytes(data, "big")],
+        parse,
     )
+
+
+def _number(size: int, value: Callable[[Entry], int], names: dict[int, str]) -> _Field:
+    """A number, of which some have names."""
+    numbers = {name: number for number, name in names.items()}
+
+    def decode(data: bytes) -> str:
+        number = int.from_bytes(data, "big")
+        return names.get(number) or str(number)
+
+    def parse(text: str) -> bytes:
+        data = (numbers[text] if text in numbers else int(text)).to_bytes(size, "big")
+        if decode(data) != text:
+            raise ValueError("a number in another form")
+        return data
+
+    return _Field(size, lambda entry: value(entry).to_bytes(size, "big"), decode, parse)
 
 
 def _address(
@@ -276,10 +334,25 @@ def _address(
         return bytes([_IPV6 if v6 else _IPV4]) + kept.ljust(16, b"\0")
 
     def decode(data: bytes) -> str:
-        if data[0] == _NAMED:
-            return names[int.from_bytes(data[1:5], "big")]
-        if data[0] == _IPV4:
-            return networks.text_of(data[1:5], prefix.v4)
-        return networks.text_of(data[1:], prefix.v6) if data[0] else ""
+        return _address_text(data, names, prefix)
 
-    return _Field(17, lambda entry: encode(value(entry)), decode)
+    def parse(text: str) -> bytes:
+        if text in indexes:
+            return bytes([_NAMED]) + indexes[text].to_bytes(4, "big") + bytes(12)
+        if not text:
+            return bytes(17)
+        packed = networks.parse(text).packed
+        key = bytes([_IPV6 if len(packed) == 16 else _IPV4]) + packed.ljust(16, b"\0")
+        if decode(key) != text:
+            raise ValueError("a prefix of another length")
+        return key
+
+    return _Field(17, lambda entry: encode(value(entry)), decode, parse)
+
+
+def _address_text(data: bytes, names: list[str], prefix: Prefix) -> str:
+    if data[0] == _NAMED:
+        return names[int.from_bytes(data[1:5], "big")]
+    if data[0] == _IPV4:
+        return networks.text_of(data[1:5], prefix.v4)
+    return networks.text_of(data[1:], prefix.v6) if data[0] else ""

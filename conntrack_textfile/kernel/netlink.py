@@ -16,13 +16,19 @@ SILENCE_SECONDS = 10
 
 # Both families. It changes nothing: IPCTNL_MSG_CT_GET_CTRZERO would zero the
 # counters for everybody.
-DUMP_REQUEST = struct.pack(
-    "=IHHII4x", 20, uapi.IPCTNL_MSG_CT_GET, uapi.NLM_F_REQUEST | uapi.NLM_F_DUMP, 1, 0
+_REQUEST = struct.Struct("=IHHII4x")
+DUMP_REQUEST = _REQUEST.pack(
+    _REQUEST.size, uapi.IPCTNL_MSG_CT_GET, uapi.NLM_F_REQUEST | uapi.NLM_F_DUMP, 1, 0
+)
+# Connections that are out of the table, and whose DESTROY some listener in reliable
+# mode has not taken: it is sent again, to all.
+DYING_REQUEST = _REQUEST.pack(
+    _REQUEST.size, uapi.IPCTNL_MSG_CT_GET_DYING, uapi.NLM_F_REQUEST | uapi.NLM_F_DUMP, 1, 0
 )
 
 
-def dump() -> socket.socket:
-    """A netlink socket on which the kernel sends the table of both families. Raises OSError."""
+def dump(request: bytes = DUMP_REQUEST) -> socket.socket:
+    """A netlink socket on which the kernel sends a list of both families. Raises OSError."""
     sock = socket.socket(
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, uapi.NETLINK_NETFILTER
     )
@@ -31,24 +37,24 @@ def dump() -> socket.socket:
         silence = struct.pack("ll", SILENCE_SECONDS, 0)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, silence)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
-        sock.sendto(DUMP_REQUEST, (0, 0))
+        sock.sendto(request, (0, 0))
     except BaseException:
         sock.close()
         raise
     return sock
 
 
-def datagram(sock: socket.socket) -> memoryview:
-    """The next datagram. It is overwritten by the next call.
+def datagram(sock: socket.socket, buffer: memoryview = _BUFFER) -> memoryview:
+    """The next datagram, in a buffer that the next call overwrites.
 
     Raises TimeoutError where the kernel is silent, other OSError where it fails.
     """
     try:
-        size, _, flags, sender = sock.recvmsg_into([_BUFFER])
+        size, _, flags, sender = sock.recvmsg_into([buffer])
     except BlockingIOError:
         raise TimeoutError from None
     if sender[0] != 0:  # only the kernel has port 0
-        return _BUFFER[:0]
+        return buffer[:0]
     if flags & socket.MSG_TRUNC:
         raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
-    return _BUFFER[:size]
+    return buffer[:size]

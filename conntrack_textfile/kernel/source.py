@@ -6,6 +6,7 @@ from the beginning, and what was counted until then is thrown away.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from conntrack_textfile.kernel.engine import Engine
+    from conntrack_textfile.kernel.tracker import Tracker
     from conntrack_textfile.tally import Tally
 
 # ENOBUFS: a datagram was lost. EINTR: the table changed under the dump.
@@ -24,25 +26,32 @@ _ATTEMPTS = 5
 _SECONDS = 5.0
 
 
-def read(wanted: str, proc_root: str, engine: Engine) -> tuple[str, Tally]:
+def read(
+    wanted: str, proc_root: str, engine: Engine, tracker: Tracker | None = None
+) -> tuple[str, Tally]:
     """Read and count the whole table; also the source that was used.
 
     "netlink" asks the kernel, "procfs" reads the file under a proc root such as
-    /proc, and "auto" tries netlink first where that root is the live /proc.
-    Raises SourceError.
+    /proc, and "auto" tries netlink first where that root is the live /proc. A
+    reading by netlink is entered in the ledger of a tracker. Raises SourceError.
     """
     if wanted == "netlink":
-        return wanted, _read_netlink(engine)
-    if wanted == "procfs" or not _is_live(proc_root):
+        return wanted, _read_netlink(engine, tracker)
+    if not may_be_netlink(wanted, proc_root):
         return "procfs", _read_procfs(proc_root, engine)
     try:
-        return "netlink", _read_netlink(engine)
+        return "netlink", _read_netlink(engine, tracker)
     except SourceError as error:
         netlink = error
     try:
         return "procfs", _read_procfs(proc_root, engine)
     except SourceError as procfs:
         raise SourceError(f"{netlink}; and {procfs}") from procfs
+
+
+def may_be_netlink(wanted: str, proc_root: str) -> bool:
+    """Whether read() asks the kernel by netlink, at least at first."""
+    return wanted == "netlink" or (wanted == "auto" and _is_live(proc_root))
 
 
 def _is_live(proc_root: str) -> bool:
@@ -84,14 +93,17 @@ def _read_procfs(proc_root: str, engine: Engine) -> Tally:
     return _readable(tally, path, _line_fault)
 
 
-def _read_netlink(engine: Engine) -> Tally:
+def _read_netlink(engine: Engine, tracker: Tracker | None) -> Tally:
     from conntrack_textfile.kernel import netlink
 
     def attempt() -> Tally:
-        decoder = engine.netlink()
-        with netlink.dump() as dump:
-            while not decoder.feed(netlink.datagram(dump)):
-                pass
+        decoder = engine.netlink(tracker.ledger if tracker else None)
+        with tracker.dump() if tracker else contextlib.nullcontext(), netlink.dump() as dump:
+            done = False
+            while not done:
+                datagram = netlink.datagram(dump)
+                with tracker.locked() if tracker else contextlib.nullcontext():
+                    done = decoder.feed(datagram)
         return decoder.finish()
 
     try:

@@ -13,26 +13,31 @@ _DIRECTORY = ("sys", "net", "netfilter")
 class Conntrack(NamedTuple):
     """What net.netfilter says; None for what cannot be read."""
 
-    entries: int | None
+    entries: int | None = None
     """nf_conntrack_count: entries in the table of this network namespace."""
 
-    entries_limit: int | None
+    entries_limit: int | None = None
     """nf_conntrack_max: how many entries fit."""
 
-    buckets: int | None
+    buckets: int | None = None
     """nf_conntrack_buckets: the size of the hash of the table."""
 
-    accounting: bool | None
+    events: bool | None = None
+    """nf_conntrack_events: whether the kernel sends events of connections."""
+
+    accounting: bool | None = None
     """nf_conntrack_acct: whether new connections get packet and byte counters."""
 
 
 def read(proc_root: str) -> Conntrack:
     """Read the figures under a proc root such as /proc."""
     accounting = _number(proc_root, "nf_conntrack_acct")
+    events = _number(proc_root, "nf_conntrack_events")
     return Conntrack(
         entries=_number(proc_root, "nf_conntrack_count"),
         entries_limit=_number(proc_root, "nf_conntrack_max"),
         buckets=_number(proc_root, "nf_conntrack_buckets"),
+        events=None if events is None else events != 0,
         accounting=None if accounting is None else accounting != 0,
     )
 

@@ -22,6 +22,9 @@ NFGENMSG_SIZE = 4  # struct nfgenmsg: family, version, resource
 NFNL_SUBSYS_CTNETLINK = 1
 IPCTNL_MSG_CT_NEW = NFNL_SUBSYS_CTNETLINK << 8 | 0
 IPCTNL_MSG_CT_GET = NFNL_SUBSYS_CTNETLINK << 8 | 1
+IPCTNL_MSG_CT_DELETE = NFNL_SUBSYS_CTNETLINK << 8 | 2
+IPCTNL_MSG_CT_GET_DYING = NFNL_SUBSYS_CTNETLINK << 8 | 6
+NFNLGRP_CONNTRACK_DESTROY = 3
 
 # struct nlattr: length, type.
 NLA_HDRLEN = 4
@@ -35,7 +38,9 @@ CTA_PROTOINFO = 4
 CTA_MARK = 8
 CTA_COUNTERS_ORIG = 9
 CTA_COUNTERS_REPLY = 10
+CTA_ID = 12
 CTA_ZONE = 18
+CTA_TIMESTAMP = 20
 
 # enum ctattr_tuple
 CTA_TUPLE_IP = 1
@@ -55,6 +60,9 @@ CTA_PROTO_DST_PORT = 3
 # enum ctattr_counters
 CTA_COUNTERS_PACKETS = 1
 CTA_COUNTERS_BYTES = 2
+
+# enum ctattr_tstamp
+CTA_TIMESTAMP_START = 1
 
 # enum ctattr_protoinfo, and the state in each of its three
 CTA_PROTOINFO_TCP = 1

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 import prometheus_client
 
 from conntrack_textfile.web.body import EMPTY
+from conntrack_textfile.web.limiter import Limiter
 from conntrack_textfile.web.metrics import Metrics
-from conntrack_textfile.web.places import Places
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from conntrack_textfile.reload import Reloader
     from conntrack_textfile.web.body import Body
-    from conntrack_textfile.web.config import Settings, WebConfig
+    from conntrack_textfile.web.config import Settings
+    from conntrack_textfile.web.limiter import Connection
     from conntrack_textfile.web.passwords import Passwords
-    from conntrack_textfile.web.places import Connection
 
 _Start = Callable[[str, list[tuple[str, str]]], object]  # PEP 3333, as used here
 
@@ -28,7 +29,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 # A client has its answer a moment before the place that it held is free. One
 # that comes right after it must not be turned away for that.
-_PATIENCE = 0.25
+_SLOT_SECONDS = 0.25
 
 # Bodies that answers under way may be of. Each is as large as the page.
 _VERSIONS = 2
@@ -52,12 +53,12 @@ class Application:
         telemetry_path: str,
         max_requests: int,
         exporter_metrics: bool,
-        access: WebConfig | None,
+        access: Reloader[Settings] | None,
     ) -> None:
         self._served = served
         self._telemetry_path = telemetry_path
         self._max_requests = max_requests
-        self._places = Places(max_requests) if max_requests else None
+        self._limiter = Limiter(max_requests) if max_requests else None
         self._sending: dict[Connection, Body] = {}
         self._lock = threading.Lock()  # of the line above
         self._metrics_of_process = Metrics() if exporter_metrics else None
@@ -126,7 +127,7 @@ class Application:
 
     def _scrape(self, environ: dict[str, Any], start: _Start) -> _Answer:
         connection: Connection = environ["conntrack_textfile.connection"]
-        if self._places and not self._places.enter(connection, _PATIENCE):
+        if self._limiter and not self._limiter.enter(connection, _SLOT_SECONDS):
             if self._metrics_of_process:
                 self._metrics_of_process.requests.labels("503").inc()
             return _text(
@@ -148,8 +149,8 @@ class Application:
     def _done(self, connection: Connection, status: str) -> None:
         with self._lock:
             self._sending.pop(connection, None)
-        if self._places:
-            self._places.leave(connection)
+        if self._limiter:
+            self._limiter.leave(connection)
         if self._metrics_of_process:
             self._metrics_of_process.in_flight.dec()
             self._metrics_of_process.requests.labels(status).inc()

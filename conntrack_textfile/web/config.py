@@ -7,12 +7,10 @@ work: https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-config
 from __future__ import annotations
 
 import os
-import threading
-import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from conntrack_textfile.errors import UsageError
-from conntrack_textfile.logs import LOG
+from conntrack_textfile.reload import Reloader, stamp
 from conntrack_textfile.web import passwords, tls, yamlfile
 from conntrack_textfile.web.yamlfile import NodeError, boolean, has_text, section, text
 
@@ -20,6 +18,8 @@ if TYPE_CHECKING:
     import ssl
 
     import yaml
+
+    from conntrack_textfile.reload import Stamps
 
 _SECTIONS = ("tls_server_config", "basic_auth_users", "http_server_config")
 _HTTP_FIELDS = ("http2", "headers")
@@ -32,69 +32,30 @@ _HEADERS: dict[str, tuple[str, ...]] = {
     "X-XSS-Protection": (),
 }
 
-# From one try to the next of a file that could not be used.
-_RETRY_SECONDS = 10.0
-
-# What of os.stat() changes when a file is written or replaced.
-_Stamp = tuple[int, int, int, int]
-
 
 class Settings(NamedTuple):
     """What a web config file says."""
 
-    stamps: dict[str, _Stamp | None]  # of the file and of those that it names
+    stamps: Stamps  # of the file and of those that it names
     tls: ssl.SSLContext | None
     has_client_ca: bool
     passwords: passwords.Passwords | None
     headers: dict[str, str]
 
 
-class WebConfig:
-    """The settings of a file, read again when it or a file that it names changes."""
+def watch(path: str) -> Reloader[Settings]:
+    """The settings of a file, read again when it or a file that it names changes.
 
-    def __init__(self, path: str) -> None:
-        """Read the file. Raises UsageError."""
-        self._path = path
-        self._settings = load(path)
-        self._stamps = self._settings.stamps
-        self._last_error = ""
-        self._retry_at = 0.0
-        self._lock = threading.Lock()
+    Raises UsageError. Later settings that guard less than those before are refused.
+    """
 
-    def current(self) -> Settings:
-        """The settings of the file as it is, or as it last was of use."""
-        if self._lock.acquire(blocking=False):
-            try:
-                self._reload_if_changed()
-            finally:
-                self._lock.release()
-        return self._settings
+    def read(before: Settings | None) -> tuple[Settings, Stamps]:
+        settings = load(path)
+        if before is not None:
+            settings = _no_weaker(settings, before, path)
+        return settings, settings.stamps
 
-    def reload(self) -> None:
-        """Read the file again, whether it seems changed or not."""
-        with self._lock:
-            self._stamps = dict.fromkeys(self._stamps, (0, 0, 0, 0))  # as no file ever is
-            self._last_error = ""
-            self._reload_if_changed()
-
-    def _reload_if_changed(self) -> None:
-        stamps = {file: _stamp(file) for file in self._stamps}
-        retry = self._last_error and time.monotonic() > self._retry_at
-        if stamps == self._stamps and not retry:
-            return
-        self._stamps = stamps
-        self._retry_at = time.monotonic() + _RETRY_SECONDS
-        try:
-            self._settings = _no_weaker(load(self._path), self._settings, self._path)
-        # Whatever it was: the next request must find settings.
-        except Exception as error:  # noqa: BLE001
-            if str(error) != self._last_error:
-                LOG.error("%s; going on with the settings before", error)
-                self._last_error = str(error)
-            return
-        self._last_error = ""
-        self._stamps = self._settings.stamps
-        LOG.info("read %s again", self._path)
+    return Reloader(path, read)
 
 
 def _no_weaker(new: Settings, old: Settings, path: str) -> Settings:
@@ -121,19 +82,17 @@ def _weakened(new: Settings, old: Settings) -> str:
 
 def load(path: str) -> Settings:
     """Read a web config file and what it names. Raises UsageError with the place of an error."""
-    stamp = _stamp(path)  # before it is read, so that no change is missed
+    stamps = {path: stamp(path)}  # before it is read, so that no change is missed
     with yamlfile.located_errors(path):
-        return _settings(path, stamp, yamlfile.read(path))
+        return _settings(path, stamps, yamlfile.read(path))
 
 
-def _settings(path: str, stamp: _Stamp | None, root: yaml.Node | None) -> Settings:
-    stamps = {path: stamp}
-
+def _settings(path: str, stamps: Stamps, root: yaml.Node | None) -> Settings:
     def file_path(node: yaml.Node, field: str) -> str:
         """A file that is named in the file, relative to it."""
         name = os.path.join(os.path.dirname(path), text(node, field))
         try:
-            stamps[name] = _stamp(name)
+            stamps[name] = stamp(name)
             open(name, "rb").close()
         except OSError as error:
             raise NodeError(node, f"cannot read {field} {name}: {error.strerror}") from None
@@ -167,12 +126,3 @@ def _header(node: yaml.Node, name: str) -> str:
     if allowed and value not in allowed:
         raise NodeError(node, f"{name} must be {' or '.join(allowed)}, not {value!r}")
     return value
-
-
-def _stamp(file: str) -> _Stamp | None:
-    """The stamp of a file, None where there is none."""
-    try:
-        status = os.stat(file)
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size

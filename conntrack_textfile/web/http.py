@@ -24,7 +24,7 @@ from wsgiref.handlers import SimpleHandler
 from wsgiref.simple_server import WSGIServer
 
 from conntrack_textfile.logs import LOG
-from conntrack_textfile.web.places import ANSWERING, KEPT, SILENT, Connection, Places
+from conntrack_textfile.web.limiter import ANSWERING, KEPT, SILENT, Connection, Limiter
 from conntrack_textfile.web.request import MAX_REQUEST, BadRequestError, TooLargeError, read
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ _LINGER_SECONDS = 2.0
 _LINGER = 1 << 20
 
 # Seconds from one complaint about TLS to the next.
-_AGAIN = 60.0
+_WARNING_SECONDS = 60.0
 
 # Connections at the same time. A newer one takes the place of one that waits.
 MAX_CONNECTIONS = 512
@@ -60,7 +60,7 @@ _BACKOFF = 0.5
 _SCARCE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 # Connections to close then: descriptors for those who ask, and for a refresh.
-_SPARED = 16
+_EVICTED_AT_ONCE = 16
 
 # Connections accepted in a row, before those that wait get their turn.
 _BATCH = 64
@@ -79,14 +79,14 @@ _TLS_HANDSHAKE = b"\x16"  # ContentType (RFC 8446, 5.1): what a client of TLS be
 
 
 def start(
-    listener: socket.socket, application: Application, places: Places | None = None
+    listener: socket.socket, application: Application, limiter: Limiter | None = None
 ) -> Server:
     """Serve on a listening socket, in threads that end with the process.
 
-    Servers that share places have so many connections together.
+    Servers that share a limiter have so many connections together.
     """
     threading.stack_size(_STACK)
-    server = Server(listener, application, places or Places(MAX_CONNECTIONS))
+    server = Server(listener, application, limiter or Limiter(MAX_CONNECTIONS))
     threading.Thread(target=server.run, name="http", daemon=True).start()
     return server
 
@@ -96,9 +96,9 @@ class Server(ThreadingMixIn, WSGIServer):
 
     daemon_threads = True
     block_on_close = False
-    _told = float("-inf")
+    _last_warning = float("-inf")
 
-    def __init__(self, listener: socket.socket, application: Application, places: Places) -> None:
+    def __init__(self, listener: socket.socket, application: Application, limiter: Limiter) -> None:
         host, port = listener.getsockname()[:2]
         super().__init__((host, port), BaseRequestHandler, bind_and_activate=False)
         self.socket.close()
@@ -107,14 +107,14 @@ class Server(ThreadingMixIn, WSGIServer):
         self.server_name, self.server_port = host, port
         self.setup_environ()
         self.serves = application
-        self._places = places
+        self._limiter = limiter
         self._waiting: dict[int, Connection] = {}  # by descriptor
         # What the server takes for its one socket: this one, and all that wait.
         self._epoll = select.epoll()
         listener.setblocking(False)  # noqa: FBT003
         self._epoll.register(listener, select.EPOLLIN)
         self._accepts_from: float | None = None  # monotonic seconds; None while it does
-        self._told_scarce = False
+        self._out_of_descriptors = False
         self._turned = self._swept = time.monotonic()
 
     def fileno(self) -> int:
@@ -172,7 +172,7 @@ class Server(ThreadingMixIn, WSGIServer):
             for _ in range(_BATCH):
                 accepted, address = self.socket.accept()
                 connection = Connection(accepted, address, self.serves.refused)
-                if self._places.enter(connection):
+                if self._limiter.enter(connection):
                     self._wait(connection)
                 else:
                     LOG.debug("no place for a connection from %s", address[0])
@@ -186,14 +186,14 @@ class Server(ThreadingMixIn, WSGIServer):
             # It would be tried again at once, and for ever.
             self._epoll.unregister(self.socket)
             self._accepts_from = time.monotonic() + _BACKOFF
-            self._places.spare(_SPARED)
-            if not self._told_scarce:
+            self._limiter.spare(_EVICTED_AT_ONCE)
+            if not self._out_of_descriptors:
                 LOG.error("cannot accept connections: %s; trying again", error.strerror)
-            self._told_scarce = True
+            self._out_of_descriptors = True
             return
-        if self._told_scarce:
+        if self._out_of_descriptors:
             LOG.info("accepting connections works again")
-        self._told_scarce = False
+        self._out_of_descriptors = False
 
     def _wait(self, connection: Connection) -> None:
         """Serve it when there is something to read."""
@@ -212,7 +212,7 @@ class Server(ThreadingMixIn, WSGIServer):
 
     def _end(self, connection: Connection) -> None:
         # First, so that nobody shuts down what has its descriptor next.
-        self._places.leave(connection)
+        self._limiter.leave(connection)
         with contextlib.suppress(OSError):  # not connected any more
             socket.socket.shutdown(connection.socket, socket.SHUT_WR)
         connection.socket.close()
@@ -267,8 +267,8 @@ class Server(ThreadingMixIn, WSGIServer):
 
     def _complain(self, client: str, reason: str) -> None:
         """Say that TLS failed, now and then: anybody can make it fail often."""
-        if time.monotonic() > Server._told + _AGAIN:
-            Server._told = time.monotonic()
+        if time.monotonic() > Server._last_warning + _WARNING_SECONDS:
+            Server._last_warning = time.monotonic()
             LOG.warning("TLS with %s failed: %s", client, reason)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import prometheus_client
 
-from conntrack_textfile.web.places import REASONS
+from conntrack_textfile.web.limiter import REASONS
 
 
 class Metrics:

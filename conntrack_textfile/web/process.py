@@ -7,6 +7,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, NoReturn
 
+from conntrack_textfile.errors import OutputError, StateError
 from conntrack_textfile.logs import LOG
 from conntrack_textfile.web import notify
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 _AWAITED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 # Seconds to wait for a signal, where nothing else is to be done.
-_LONG = 3600.0
+_IDLE_SECONDS = 3600.0
 
 
 # A parameter of mallopt, from malloc.h.
@@ -41,11 +42,14 @@ def block_signals() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
 
 
-def stay(alive: Callable[[], bool], read_again: Callable[[], None]) -> NoReturn:
+def stay(
+    alive: Callable[[], bool], read_again: Callable[[], None], stop: Callable[[], None]
+) -> NoReturn:
     """Serve until a signal says to stop; after block_signals(), in the main thread.
 
     SIGHUP reads again what was read at start. systemd's watchdog is fed while
-    this is alive. Without memory a signal still ends it.
+    this is alive. stop() saves what is to be saved. Without memory a signal still
+    ends it.
     """
     systemd, seconds = notify.connect(), notify.watchdog()
     notify.tell(systemd, b"READY=1")
@@ -53,7 +57,7 @@ def stay(alive: Callable[[], bool], read_again: Callable[[], None]) -> NoReturn:
         found = None
         try:
             # Where no signal came it allocates nothing: an error stands for a signal.
-            found = signal.sigtimedwait(_AWAITED, seconds / 3 if seconds else _LONG)
+            found = signal.sigtimedwait(_AWAITED, seconds / 3 if seconds else _IDLE_SECONDS)
         except MemoryError:
             break
         if found is not None and found.si_signo != signal.SIGHUP:
@@ -67,6 +71,12 @@ def stay(alive: Callable[[], bool], read_again: Callable[[], None]) -> NoReturn:
         notify.tell(systemd, b"STOPPING=1")
         if found is not None:
             LOG.info("stopped by %s", signal.Signals(found.si_signo).name)
+    try:
+        stop()
+    except (OutputError, StateError) as error:
+        LOG.error("%s", error)
+    except MemoryError:
+        pass
     # At once: to tidy up after a refresh that is under way would take seconds
-    # on a large table, and nothing is left to save.
+    # on a large table.
     os._exit(0)

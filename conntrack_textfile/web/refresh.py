@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from conntrack_textfile.web.page import Overview
 
 # The last good snapshot is shown for this many intervals, then no more.
-_LIFETIME = 3
+_MAX_AGE_INTERVALS = 3
 
 # Seconds that a reading may take before it is taken for one that hangs; but at
 # least some intervals. Minutes are seen on a large table and an old kernel.
-_HANGS = 600.0
+_MAX_READING_SECONDS = 600.0
 
 # How long a scrape waits for the first reading of all to end.
-_PATIENCE = 5.0
+_FIRST_READING_SECONDS = 5.0
 
 
 class _State(NamedTuple):
@@ -72,12 +72,12 @@ class Refresher:
 
     def alive(self) -> bool:
         """Whether readings go on, be it that they fail; not when one hangs."""
-        hangs = self._due + max(_HANGS, _LIFETIME * self._interval)
+        hangs = self._due + max(_MAX_READING_SECONDS, _MAX_AGE_INTERVALS * self._interval)
         return self._thread.is_alive() and time.monotonic() < hangs
 
     def current(self) -> tuple[bytes, Body] | None:
         """The status text and the body of connections; None while the first reading lasts."""
-        self._tried.wait(_PATIENCE)
+        self._tried.wait(_FIRST_READING_SECONDS)
         state = self._state
         if state is None:
             return None
@@ -110,7 +110,7 @@ class Refresher:
         """Take one snapshot, show it, and say how many seconds to wait for the next."""
         started = self._due = time.monotonic()
         try:
-            self._show(self._take())
+            self._publish(self._take())
         # Whatever it was: a thread that dies would leave the numbers frozen.
         except Exception as error:  # noqa: BLE001
             cause = _cause(error)
@@ -137,15 +137,15 @@ class Refresher:
             self._due = time.monotonic() + wait
             time.sleep(wait)
 
-    def _show(self, snapshot: Snapshot) -> None:
+    def _publish(self, snapshot: Snapshot) -> None:
         assert snapshot.live is not None
         assert snapshot.duration is not None
-        text = Body(exposition.render_live(snapshot))
+        text = Body(exposition.render_connections(snapshot))
         overview = page.overview(snapshot.live)
         # A reading that takes longer than the interval is not stale for that.
-        lifetime = _LIFETIME * max(self._interval, snapshot.duration)
+        lifetime = _MAX_AGE_INTERVALS * max(self._interval, snapshot.duration)
         expires = time.monotonic() + lifetime
-        self._state = _State(snapshot._replace(live=None), text, overview, expires)
+        self._state = _State(snapshot._replace(live=None, traffic=None), text, overview, expires)
         if self._failures:
             LOG.info("reading the table works again, after %d failures", self._failures)
         self._failures = 0

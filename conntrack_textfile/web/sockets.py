@@ -44,24 +44,16 @@ def listen(address: Address) -> socket.socket:
         raise ListenError(f"cannot listen on {address}: {os.strerror(error.errno or 0)}") from error
 
 
-def handed_over() -> list[socket.socket]:
-    """The listening sockets that systemd handed over, if any (sd_listen_fds(3)).
-
-    Raises ListenError.
-    """
-    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
-    if pid != str(os.getpid()) or not count.isdecimal():
-        return []
+def listening(handed: list[socket.socket]) -> list[socket.socket]:
+    """The listening TCP sockets among those that systemd handed over."""
     found = []
-    for number in range(3, 3 + int(count)):
-        try:
-            handed = socket.socket(fileno=number)
-            listens = handed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        except OSError:
-            listens = 0
-        if not listens or handed.family not in (socket.AF_INET, socket.AF_INET6):
-            raise ListenError("systemd handed over what is not a listening TCP socket")
-        handed.settimeout(None)
-        handed.listen(BACKLOG)  # whatever Backlog= of the unit says
-        found.append(handed)
+    for sock in handed:
+        if (
+            sock.family in (socket.AF_INET, socket.AF_INET6)
+            and sock.type == socket.SOCK_STREAM
+            and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        ):
+            sock.settimeout(None)
+            sock.listen(BACKLOG)  # whatever Backlog= of the unit says
+            found.append(sock)
     return found

@@ -111,7 +111,7 @@ def test_the_zone_is_that_of_the_original_direction() -> None:
 
 
 def test_what_is_unknown_is_passed_over() -> None:
-    more = [attribute(kind, b"?" * kind) for kind in (7, 12, 20, 25, 99)]
+    more = [attribute(kind, b"?" * kind) for kind in (7, 12, 22, 25, 99)]
     assert parse(message(2, *more, *PARTS, *more)) == parse(message(2, *PARTS))
     # Of what comes twice the last counts.
     assert parse(message(2, *PARTS, attribute(uapi.CTA_MARK, b"\0\0\0\1"))).mark == 1

@@ -15,9 +15,10 @@ from tests.conftest import DATA
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from conntrack_textfile.reload import Reloader
     from conntrack_textfile.web.body import Body
-    from conntrack_textfile.web.config import WebConfig
-    from conntrack_textfile.web.places import Places
+    from conntrack_textfile.web.config import Settings
+    from conntrack_textfile.web.limiter import Limiter
 
 SAMPLE = f"--path.procfs={DATA / 'kernel-6.18'}"
 
@@ -33,9 +34,9 @@ def get(url: str, method: str = "GET", **headers: str) -> tuple[int, bytes, dict
 
 
 @contextlib.contextmanager
-def listening(application: Application, places: Places | None = None) -> Iterator[int]:
+def listening(application: Application, limiter: Limiter | None = None) -> Iterator[int]:
     with sockets.listen(Address("127.0.0.1", 0)) as listener:
-        running = http.start(listener, application, places)
+        running = http.start(listener, application, limiter)
         try:
             yield listener.getsockname()[1]
         finally:
@@ -55,7 +56,9 @@ class Fixed(NamedTuple):
 
 
 def application(
-    current: Callable[[], tuple[bytes, Body] | None], access: WebConfig | None = None, **more: int
+    current: Callable[[], tuple[bytes, Body] | None],
+    access: Reloader[Settings] | None = None,
+    **more: int,
 ) -> Application:
     settings = {"max_requests": 40, "exporter_metrics": False, **more}
     return Application(

@@ -14,7 +14,7 @@ import pytest
 
 from conntrack_textfile.web.application import _accepts_gzip
 from conntrack_textfile.web.body import EMPTY, Body
-from conntrack_textfile.web.config import WebConfig
+from conntrack_textfile.web.config import watch
 from tests.certificates import write
 from tests.web.serving import application, get, listening
 
@@ -72,7 +72,7 @@ def test_configured_headers_are_sent_but_for_the_policy_of_the_page(tmp_path: Pa
     }
     text = "http_server_config:\n  headers:\n"
     text += "".join(f"    {name}: {value}\n" for name, value in headers.items())
-    web_config = WebConfig(write(tmp_path, text))
+    web_config = watch(write(tmp_path, text))
     with listening(application(lambda: (b"", EMPTY), web_config)) as port:
         for path, expected in (
             ("/metrics", headers),

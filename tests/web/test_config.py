@@ -12,7 +12,7 @@ import pytest
 from conntrack_textfile.errors import UsageError
 from conntrack_textfile.logs import LOG
 from conntrack_textfile.web import config
-from conntrack_textfile.web.config import WebConfig, load
+from conntrack_textfile.web.config import load, watch
 from tests.certificates import HASH, TLS, basic, write
 from tests.conftest import DATA
 from tests.program import COMMAND
@@ -202,7 +202,7 @@ def test_a_wrong_file_is_exit_status_2(tmp_path: Path) -> None:
 def test_a_file_is_read_again_when_it_or_a_certificate_changes(
     place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    web_config = WebConfig(write(place, TLS))
+    web_config = watch(write(place, TLS))
     first = web_config.current()
     assert web_config.current() is first
     write(place, TLS + f"basic_auth_users:\n  alice: {HASH}\n")
@@ -213,7 +213,7 @@ def test_a_file_is_read_again_when_it_or_a_certificate_changes(
     shutil.copy(place / "second.key", place / "server.key")
     assert web_config.current().tls is not second.tls
     assert [record.levelname for record in caplog.records if record.levelno > 30] == ["ERROR"]
-    assert "key values mismatch; going on with the settings before" in caplog.text
+    assert "key values mismatch; going on with what was read before" in caplog.text
 
 
 WHOLE = f"""{TLS}\
@@ -251,12 +251,12 @@ basic_auth_users:
 def test_a_file_that_is_half_written_opens_nothing(
     place: Path, caplog: pytest.LogCaptureFixture, text: str, lost: str
 ) -> None:
-    web_config = WebConfig(write(place, WHOLE))
+    web_config = watch(write(place, WHOLE))
     first = web_config.current()
     write(place, text)
     assert web_config.current() is first
     assert f"{place}/web.yml {lost}" in caplog.text
-    assert ": weaker settings need a restart; going on with the settings before" in caplog.text
+    assert ": weaker settings need a restart; going on with what was read before" in caplog.text
     write(place, WHOLE + f"  bob: {HASH}\n")
     second = web_config.current()
     assert second.passwords is not None
@@ -291,7 +291,7 @@ def test_a_file_that_is_half_written_opens_nothing(
 def test_what_is_weaker_needs_a_restart_and_nothing_else(
     place: Path, caplog: pytest.LogCaptureFixture, before: str, after: str, weaker: str
 ) -> None:
-    web_config = WebConfig(write(place, before))
+    web_config = watch(write(place, before))
     first = web_config.current()
     write(place, f"{after}# changed\n")
     assert (web_config.current() is first) == bool(weaker)
@@ -301,7 +301,7 @@ def test_what_is_weaker_needs_a_restart_and_nothing_else(
 def test_a_change_while_it_is_read_is_not_missed(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    web_config = WebConfig(write(place, TLS))
+    web_config = watch(write(place, TLS))
     settings = config._settings
 
     def slow(*args: Any) -> config.Settings:
@@ -319,7 +319,7 @@ def test_a_change_while_it_is_read_is_not_missed(
 def test_whatever_goes_wrong_with_a_new_file_is_logged(
     place: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    web_config = WebConfig(write(place, TLS))
+    web_config = watch(write(place, TLS))
     first = web_config.current()
 
     def oops(_: str) -> config.Settings:
@@ -328,11 +328,11 @@ def test_whatever_goes_wrong_with_a_new_file_is_logged(
     monkeypatch.setattr(config, "load", oops)
     write(place, f"{TLS}# changed\n")
     assert web_config.current() is first
-    assert "'oops'; going on with the settings before" in caplog.text
+    assert "'oops'; going on with what was read before" in caplog.text
 
 
 def test_known_clients_stay_known_when_a_certificate_changes(place: Path) -> None:
-    web_config = WebConfig(write(place, f"{TLS}basic_auth_users:\n  alice: {HASH}\n"))
+    web_config = watch(write(place, f"{TLS}basic_auth_users:\n  alice: {HASH}\n"))
     before = web_config.current().passwords
     for kind in ("key", "crt"):
         shutil.copy(place / f"second.{kind}", place / f"server.{kind}")
@@ -342,7 +342,7 @@ def test_known_clients_stay_known_when_a_certificate_changes(place: Path) -> Non
 def test_a_broken_file_keeps_the_settings_and_is_logged_once(
     place: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    web_config = WebConfig(write(place, TLS))
+    web_config = watch(write(place, TLS))
     first = web_config.current()
     write(place, "tls_server_config: [")
     now = time.monotonic()
@@ -355,7 +355,7 @@ def test_a_broken_file_keeps_the_settings_and_is_logged_once(
 
 
 def test_what_was_missing_is_looked_for_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    web_config = WebConfig(write(place, ""))
+    web_config = watch(write(place, ""))
     write(place, TLS.replace("server.crt", "late.crt"))
     assert web_config.current().tls is None
     shutil.copy(place / "server.crt", place / "late.crt")

@@ -168,7 +168,7 @@ def test_a_new_certificate_needs_no_restart(made: Path, place: Path) -> None:
         assert subject(program) == ((("commonName", "second"),),)
         write(place, "tls_server_config: broken")
         assert subject(program) == ((("commonName", "second"),),)
-        program.wait_for_log("must be a mapping; going on with the settings before")
+        program.wait_for_log("must be a mapping; going on with what was read before")
 
 
 @pytest.mark.parametrize("greeting", [b"", b"\x16\x03\x01"])

@@ -19,8 +19,8 @@ from conntrack_textfile.options import Address
 from conntrack_textfile.web import http as transport
 from conntrack_textfile.web import sockets
 from conntrack_textfile.web.body import EMPTY, Body
-from conntrack_textfile.web.config import WebConfig
-from conntrack_textfile.web.places import REASONS, Connection, Places
+from conntrack_textfile.web.config import watch
+from conntrack_textfile.web.limiter import REASONS, Connection, Limiter
 from tests.certificates import TLS, write
 from tests.program import Serving, serving
 from tests.web.serving import SAMPLE, application, get, listening
@@ -100,7 +100,7 @@ def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch)
 
 def test_silent_connections_make_room_for_new_ones() -> None:
     page = application(lambda: (b"", EMPTY))
-    with listening(page, Places(2)) as port, contextlib.ExitStack() as stack:
+    with listening(page, Limiter(2)) as port, contextlib.ExitStack() as stack:
         clients = [stack.enter_context(connected(port)) for _ in range(3)]
         assert dropped(clients[0])  # the oldest of them
         for client in clients[1:]:
@@ -110,7 +110,7 @@ def test_silent_connections_make_room_for_new_ones() -> None:
 
 def test_a_kept_connection_goes_first() -> None:
     page = application(lambda: (b"", EMPTY))
-    with listening(page, Places(2)) as port, contextlib.ExitStack() as stack:
+    with listening(page, Limiter(2)) as port, contextlib.ExitStack() as stack:
         silent, kept = [stack.enter_context(connected(port)) for _ in range(2)]
         kept.sendall(GET)
         assert kept.recv(100).startswith(b"HTTP/1.1 200 OK")
@@ -126,7 +126,7 @@ def test_who_holds_most_connections_gives_one_to_another() -> None:
     """With slow readers of a page, which are no silent ones."""
     body = Body([b"x" * (1 << 20)] * 32)
     page = application(lambda: (b"", body), exporter_metrics=1)
-    with listening(page, Places(4)) as port, contextlib.ExitStack() as stack:
+    with listening(page, Limiter(4)) as port, contextlib.ExitStack() as stack:
         readers = [stack.enter_context(connected(port, "127.0.0.2")) for _ in range(4)]
         for reader in readers:
             reader.sendall(GET)
@@ -310,7 +310,7 @@ def test_what_is_no_request_is_refused_in_plain_text(
     request_: bytes, status: bytes, place: Path
 ) -> None:
     text = "http_server_config:\n  headers:\n    X-Frame-Options: deny\n"
-    page = application(lambda: (b"", EMPTY), WebConfig(str(write(place, text))))
+    page = application(lambda: (b"", EMPTY), watch(str(write(place, text))))
     with listening(page) as port, connected(port) as client:
         with contextlib.suppress(ConnectionError):  # it need not read all of it
             client.sendall(request_)
@@ -331,7 +331,7 @@ def test_an_error_of_ours_has_our_headers_too(place: Path) -> None:
         raise ValueError
 
     text = "http_server_config:\n  headers:\n    X-Frame-Options: deny\n"
-    with listening(application(broken, WebConfig(str(write(place, text))))) as port:
+    with listening(application(broken, watch(str(write(place, text))))) as port:
         status, body, headers = get(f"http://127.0.0.1:{port}/metrics")
         assert (status, body) == (500, b"Internal Server Error: see the log\n")
         assert headers["X-Frame-Options"] == "deny"
@@ -345,7 +345,7 @@ def test_empty_lines_before_a_request_are_passed_over(start: bytes) -> None:
 
 
 def test_plain_http_to_a_port_of_tls_is_told_so(place: Path) -> None:
-    page = application(lambda: (b"", EMPTY), WebConfig(str(write(place, TLS))))
+    page = application(lambda: (b"", EMPTY), watch(str(write(place, TLS))))
     with listening(page) as port, connected(port) as client:
         client.sendall(GET)
         answer = rest(client)
@@ -354,7 +354,7 @@ def test_plain_http_to_a_port_of_tls_is_told_so(place: Path) -> None:
 
 
 def test_a_handshake_serves_many_scrapes(made: Path, place: Path) -> None:
-    access = WebConfig(str(write(place, TLS)))
+    access = watch(str(write(place, TLS)))
     context = ssl.create_default_context(cafile=str(made / "ca.crt"))
     with (
         listening(application(lambda: (b"", EMPTY), access)) as port,
@@ -376,7 +376,7 @@ def test_a_handshake_serves_many_scrapes(made: Path, place: Path) -> None:
 
 
 def test_a_thread_that_cannot_start_holds_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    with listening(application(lambda: (b"", EMPTY)), Places(2)) as port:
+    with listening(application(lambda: (b"", EMPTY)), Limiter(2)) as port:
 
         def no_thread(_thread: threading.Thread) -> None:
             raise RuntimeError("can't start new thread")

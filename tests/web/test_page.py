@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from conntrack_textfile import snapshot
+from conntrack_textfile.collector import Collector
 from conntrack_textfile.kernel.engine import make
 from conntrack_textfile.options import parse
 from conntrack_textfile.web import page
@@ -73,7 +73,7 @@ def test_every_value_is_escaped() -> None:
 
 def test_there_are_the_numbers_of_the_capture() -> None:
     options = parse(["serve", f"--path.procfs={DATA / 'kernel-6.18'}"])
-    shown = snapshot.take(options, make(options.plan))
+    shown = Collector(options, make(options.plan)).take()
     assert shown.live is not None
     text = render(shown, page.overview(shown.live))
     plain = re.sub(r"<[^>]*>+", " ", text.partition("</head>")[2])

@@ -92,12 +92,12 @@ def test_without_memory_it_answers_and_ends(tmp_path: Path, engine: str) -> None
     make_table(table, 100_000, 100_000)
     with serving(
         f"--path.procfs={tmp_path}",
-        "--collector.interval=0.2",
+        "--collector.interval=2",
         prefix=("env", f"CONNTRACK_TEXTFILE_ENGINE={engine}", "prlimit", f"--as={70 << 20}"),
     ) as program:
         program.wait_for_log("there is not enough memory to read the table; trying again")
         answered = 0
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while answered < 10:
             assert time.monotonic() < end
             with contextlib.suppress(OSError, http.client.HTTPException):  # at the very limit
@@ -118,6 +118,35 @@ def test_a_hangup_reads_the_web_config_again(tmp_path: Path) -> None:
         program.wait_for_log("is not known in the file")
         assert get(f"{program.url}/metrics")[2]["X-Frame-Options"] == "deny"
         stop(program, signal.SIGTERM)
+
+
+def test_files_of_names_are_read_again(tmp_path: Path) -> None:
+    networks, services = tmp_path / "networks", tmp_path / "services"
+    networks.write_text("10.77.0.0/16 lab\n")
+    services.write_text("game 8002/tcp\n")
+    with serving(
+        SAMPLE,
+        f"--networks.file={networks}",
+        f"--services.file={services}",
+        "--collector.interval=0.1",
+        "--aggregate.by=src,l7protocol",
+    ) as program:
+
+        def wait_for(label: bytes) -> None:
+            end = time.monotonic() + 20
+            while label not in get(f"{program.url}/metrics")[1]:
+                assert time.monotonic() < end, label
+
+        wait_for(b'{src="lab",l7protocol="game"}')
+        networks.write_text("10.77.0.0/16 office\n")  # by itself
+        wait_for(b'{src="office",l7protocol="game"}')
+        networks.write_text("10.77.0.1/16 oops\n")
+        program.wait_for_log("has host bits set.*; going on with what was read before")
+        services.write_text("chess 8002/tcp\n")
+        wait_for(b'{src="office",l7protocol="game"}')
+        networks.write_text("10.77.0.0/16 home\n")
+        program.process.send_signal(signal.SIGHUP)
+        wait_for(b'{src="home",l7protocol="chess"}')
 
 
 def test_a_hangup_without_files_changes_nothing() -> None:

@@ -71,19 +71,16 @@ sys.exit(main(sys.argv[3:]))
 """
 
 
-def test_what_is_no_listening_socket_is_an_error() -> None:
-    argv = [sys.executable, "-c", GIVEN, "own", "1", "serve", "--web.systemd-socket", SAMPLE]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "not a listening TCP socket" in done.stderr
-
-
-@pytest.mark.parametrize(("pid", "count"), [("", ""), ("1", "1"), ("own", "0"), ("own", "x")])
+@pytest.mark.parametrize(
+    ("pid", "count"), [("", ""), ("1", "1"), ("own", "0"), ("own", "x"), ("own", "1")]
+)
 def test_without_such_a_socket_it_listens_itself(pid: str, count: str) -> None:
     listen = "--web.listen-address=127.0.0.1:0"
     argv = [sys.executable, "-c", GIVEN, pid, count, "serve", "--web.systemd-socket", SAMPLE]
     argv.append(listen)
     with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        assert "listening on 127.0.0.1:" in process.stderr.readline()
-        process.terminate()
+        try:
+            assert any("listening on 127.0.0.1:" in line for line in process.stderr)
+        finally:
+            process.terminate()

@@ -20,7 +20,7 @@ import pytest
 
 from conntrack_textfile.errors import UsageError
 from conntrack_textfile.web.body import EMPTY
-from conntrack_textfile.web.config import WebConfig
+from conntrack_textfile.web.config import watch
 from tests.certificates import TLS, basic, certificate, write
 from tests.conftest import need
 from tests.web.serving import application, listening
@@ -270,14 +270,14 @@ def ask(port: int, client: Client, files: Path) -> str:
 
 @contextlib.contextmanager
 def served(files: Path, text: str) -> Iterator[int]:
-    with listening(application(lambda: (b"", EMPTY), WebConfig(write(files, text)))) as port:
+    with listening(application(lambda: (b"", EMPTY), watch(write(files, text)))) as port:
         yield port
 
 
 def outcome(files: Path, case: Case) -> str:
     if case.text is None:
         with pytest.raises(UsageError):
-            WebConfig(str(files / "somefile"))
+            watch(str(files / "somefile"))
         return REFUSED
     try:
         with served(files, case.text) as port:

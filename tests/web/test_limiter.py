@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from conntrack_textfile.web.places import ANSWERING, KEPT, SILENT, Connection, Places
+from conntrack_textfile.web.limiter import ANSWERING, KEPT, SILENT, Connection, Limiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,62 +41,62 @@ A, B, C = "192.0.2.1", "192.0.2.2", "192.0.2.3"
 
 
 def test_there_are_as_many_as_said(made: Make) -> None:
-    places = Places(2)
+    limiter = Limiter(2)
     one, two, three = (made(A, ANSWERING) for _ in range(3))
-    assert places.enter(one)
-    assert places.enter(two)
-    assert not places.enter(three)
-    places.leave(one)
-    places.leave(one)  # it has left
-    assert places.enter(three)
-    assert not places.enter(one)
+    assert limiter.enter(one)
+    assert limiter.enter(two)
+    assert not limiter.enter(three)
+    limiter.leave(one)
+    limiter.leave(one)  # it has left
+    assert limiter.enter(three)
+    assert not limiter.enter(one)
 
 
 def test_those_that_wait_go_first_and_the_oldest_of_them(made: Make, reasons: list[str]) -> None:
-    places = Places(4)
+    limiter = Limiter(4)
     held = [made(A, state) for state in (SILENT, ANSWERING, KEPT, SILENT)]
     for connection in held:
-        assert places.enter(connection)
+        assert limiter.enter(connection)
     for gone, reason in ((2, "idle"), (0, "silent"), (3, "silent")):
-        assert places.enter(made(A, ANSWERING))
+        assert limiter.enter(made(A, ANSWERING))
         assert held[gone].closed
         assert reasons.pop() == reason
-    assert not places.enter(made(A))
+    assert not limiter.enter(made(A))
     assert not held[1].closed
 
 
 def test_of_those_that_wait_the_client_with_most_loses_one(made: Make) -> None:
-    places = Places(4)
+    limiter = Limiter(4)
     first = made(B)
     held = [first, *(made(A) for _ in range(3))]
     for connection in held:
-        assert places.enter(connection)
-    assert places.enter(made(C))
+        assert limiter.enter(connection)
+    assert limiter.enter(made(C))
     assert [connection.closed for connection in held] == [False, True, False, False]
 
 
 def test_what_asked_already_does_not_wait(made: Make) -> None:
-    places = Places(2)
+    limiter = Limiter(2)
     asking, silent = made(A, asks=True), made(A)
-    assert places.enter(asking)
-    assert places.enter(silent)
-    assert places.enter(made(A, asks=True))
+    assert limiter.enter(asking)
+    assert limiter.enter(silent)
+    assert limiter.enter(made(A, asks=True))
     assert silent.closed
-    assert not places.enter(made(A))
+    assert not limiter.enter(made(A))
     assert not asking.closed
 
 
 def test_a_share_for_each_client(made: Make, reasons: list[str]) -> None:
-    places = Places(4)
+    limiter = Limiter(4)
     held = [made(A, ANSWERING) for _ in range(4)]
     for connection in held:
-        assert places.enter(connection)
+        assert limiter.enter(connection)
     for _ in range(2):
-        assert places.enter(made(B, ANSWERING))
-    assert not places.enter(made(B, ANSWERING))  # it has its half
+        assert limiter.enter(made(B, ANSWERING))
+    assert not limiter.enter(made(B, ANSWERING))  # it has its half
     assert [connection.closed for connection in held] == [True, True, False, False]
     assert reasons == ["share", "share"]
-    assert places.enter(made(C, ANSWERING))
+    assert limiter.enter(made(C, ANSWERING))
 
 
 @pytest.mark.parametrize(
@@ -115,21 +115,21 @@ def test_who_is_one_client(made: Make, one: str, other: str, same: bool) -> None
 
 def test_the_closed_are_bounded_too(made: Make) -> None:
     """Their threads may be there yet."""
-    places = Places(2)
+    limiter = Limiter(2)
     held = [made(A) for _ in range(4)]
     for connection in held:
-        assert places.enter(connection)
-    assert not places.enter(made(A))
-    places.leave(held[0])
-    assert places.enter(made(A))
+        assert limiter.enter(connection)
+    assert not limiter.enter(made(A))
+    limiter.leave(held[0])
+    assert limiter.enter(made(A))
 
 
 def test_some_can_be_spared(made: Make) -> None:
-    places = Places(9)
+    limiter = Limiter(9)
     held = [made(A, ANSWERING), *(made(A) for _ in range(3))]
     for connection in held:
-        assert places.enter(connection)
-    places.spare(2)
+        assert limiter.enter(connection)
+    limiter.spare(2)
     assert [connection.closed for connection in held] == [False, True, True, False]
-    places.spare(2)
+    limiter.spare(2)
     assert [connection.closed for connection in held] == [False, True, True, True]

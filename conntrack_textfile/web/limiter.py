@@ -1,4 +1,4 @@
-"""Places: who may stay when there are more clients than are served at once."""
+"""Limiter: who may stay when there are more clients than are served at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
-# What a connection does, in the order in which it has to go when places run out:
+# What a connection does, in the order in which it has to go when there are too many:
 # kept after an answer, no request yet, an answer under way.
 KEPT, SILENT, ANSWERING = range(3)
 
@@ -71,11 +71,11 @@ class Connection:
             socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
 
 
-class Places:
-    """A number of places for connections, shared out among clients when they run out.
+class Limiter:
+    """A limit on connections, shared out among clients when it is reached.
 
     First those go that wait for a request, of the client that has most of them.
-    If none does, the client with most places gives one to a client that has fewer.
+    If none does, the client with most connections loses one to a client that has fewer.
     """
 
     def __init__(self, number: int) -> None:
@@ -103,7 +103,7 @@ class Places:
             self._changed.notify()
 
     def spare(self, number: int) -> None:
-        """Close some that wait for a request, for what they hold beside their places."""
+        """Close some that wait for a request, for the descriptors that they hold."""
         with self._changed:
             while number and self._close_waiting():
                 number -= 1

@@ -1,0 +1,310 @@
+"""The counters: traffic added up by group, in a bounded number of slots.
+
+- A new group takes a free slot and is published as 0 at first, with its value
+  from the next snapshot on: increase() of Prometheus does not count the first
+  sample of a series. Without a free slot its traffic goes to "other", for good.
+- A slot becomes free when its group had neither traffic nor a live connection
+  for an hour, or when a group outside had twice the traffic of the smallest slot
+  for three snapshots running. What it had counted is dropped.
+
+So no value falls while it is published, and what the groups grow by adds up to
+what the protocols grow by, at most one snapshot late.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from conntrack_textfile.aggregate import MEASURES, PROTOCOLS, Limit, measure, other_group
+from conntrack_textfile.tally import Sums, add
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from conntrack_textfile.tally import Group, Groups, Tally
+
+IDLE_SECONDS = 3600
+REPLACE_FACTOR = 2
+REPLACE_SNAPSHOTS = 3
+
+
+# What is counted beside traffic, each since the baseline.
+TOTALS = (
+    *("received", "lost", "duplicate", "zeroed", "ended_unseen", "ended_uncounted"),
+    *("evicted", "interrupted"),
+)
+
+
+class Slot:
+    """One series of each family."""
+
+    __slots__ = ("active", "labels", "sums", "unpublished")
+
+    def __init__(self, labels: Group, active: int) -> None:
+        self.labels = labels
+        self.active = active  # when it last had traffic or a live connection, in seconds
+        self.sums = [0, 0, 0, 0, 0]
+        self.unpublished = 2  # values: the 0 to begin with, and the first after it
+
+    def add(self, row: Iterable[int]) -> None:
+        """Add traffic."""
+        self.sums = [a + b for a, b in zip(self.sums, row, strict=True)]
+
+
+class Published(NamedTuple):
+    """Series with their values, by columns."""
+
+    groups: list[Group]
+    columns: tuple[list[int], ...]  # one for each field of Sums
+
+
+class Counters:
+    """The slots of the groups, of "other" and of the protocols."""
+
+    def __init__(self, labels: tuple[str, ...], limit: Limit) -> None:
+        self.labels = labels
+        self.limit = limit
+        self.slots: dict[bytes, Slot] = {}  # by the key of the group in the engine
+        self.others: dict[Group, Slot] = {}
+        self.protocols: dict[Group, Slot] = {}
+        self.started = time.time()
+        self.totals = dict.fromkeys(TOTALS, 0)
+        self.published = True  # what the last update() gave was shown, so far as is known
+        # Groups that lost their slots: they get none until they were seen to be gone.
+        self._evicted: dict[Group, int] = {}  # to how many snapshots they are missing yet
+        # Groups without a slot, and in how many snapshots running they were large.
+        self._candidates: dict[bytes, tuple[Group, int]] = {}
+
+    def update(self, traffic: Tally, live: Groups | None, now: int) -> None:
+        """Add the traffic since the last time. live are the groups of a snapshot, if it is one.
+
+        now are seconds of a clock that is never set.
+        """
+        # No slot is given up while its value, without what comes now, may not be published.
+        if self.published:
+            for slot in self._all():
+                slot.unpublished = max(0, slot.unpublished - 1)
+            self._evicted = {labels: left - 1 for labels, left in self._evicted.items() if left > 1}
+        if self.published and live is not None:
+            self._free_idle(traffic.groups, live, now)
+        waiting = self._admit(traffic, now)
+        if self.published and live is not None:
+            self._replace_smallest(traffic, waiting, now)
+        by_protocol: dict[Group, list[int]] = {}
+        for protocol, total in traffic.protocols.items():
+            self._slot(self.protocols, protocol, now).add(total)
+            add(by_protocol, self._kept_protocol(protocol), total)
+        for slot, sums in zip(
+            self.slots.values(), traffic.groups.get(list(self.slots)), strict=True
+        ):
+            if sums is not None:
+                slot.add(sums)
+                add(by_protocol, self._protocol_of(slot.labels), [-value for value in sums])
+        for kept, rest in by_protocol.items():
+            if any(rest):
+                self._slot(self.others, other_group(self.labels, kept), now).add(rest)
+
+    def add_totals(self, numbers: dict[str, int]) -> None:
+        """Add to the totals."""
+        for name, number in numbers.items():
+            self.totals[name] += number
+
+    def groups(self) -> Published:
+        """The series by group, those of "other" last."""
+        return _published([*self.slots.values(), *self.others.values()])
+
+    def by_protocol(self) -> Published:
+        """The series by l3protocol and l4protocol."""
+        return _published(list(self.protocols.values()))
+
+    def rekey(self, key_of: Callable[[Group], bytes | None]) -> None:
+        """Give the slots the keys of another plan, the largest first where the limit is lower.
+
+        Groups for which there is no key or no room lose their slots.
+        """
+        slots = sorted(
+            self.slots.values(), key=lambda s: MEASURES[self.limit.by](s.sums), reverse=True
+        )
+        self.slots = {}
+        for slot in slots:
+            key = key_of(slot.labels)
+            if key is not None and (not self._limited or len(self.slots) < self.limit.keys):
+                self.slots[key] = slot
+                continue
+            self._evict(slot, 2)  # an update() comes before it is seen
+            if slot.unpublished >= 2:  # what nobody has seen yet is seen as "other"
+                other = other_group(self.labels, self._protocol_of(slot.labels))
+                known = other in self.others
+                self._slot(self.others, other, slot.active).add(slot.sums)
+                if not known:
+                    self.others[other].unpublished += 1
+        candidates = self._candidates.values()
+        self._candidates = {
+            key: (labels, count)
+            for labels, count in candidates
+            if (key := key_of(labels)) is not None
+        }
+
+    def save(self, *, published: bool) -> dict[str, object]:
+        """All of it, for JSON. What was last given will be published, or will not."""
+        return {
+            "labels": self.labels,
+            "started": self.started,
+            "totals": self.totals,
+            "published": published,
+            "evicted": list(self._evicted.items()),
+            "candidates": list(self._candidates.values()),
+            **{
+                name: [
+                    [slot.labels, slot.sums, slot.active, slot.unpublished]
+                    for slot in slots.values()
+                ]
+                for name, slots in (
+                    ("slots", self.slots),
+                    ("others", self.others),
+                    ("protocols", self.protocols),
+                )
+            },
+        }
+
+    def load(self, saved: dict[str, object], key_of: Callable[[Group], bytes | None]) -> None:
+        """Go on with what save() gave. Raises ValueError and the like where it is not that.
+
+        Counters of other labels are other series: they are not taken over.
+        """
+        self.started = float(saved["started"])  # type: ignore[arg-type]
+        self.published = bool(saved["published"])
+        for name in TOTALS:
+            self.totals[name] = int(saved["totals"][name])  # type: ignore[index]
+        self.protocols = _loaded(saved["protocols"], len(PROTOCOLS))
+        if tuple(saved["labels"]) != self.labels:  # type: ignore[arg-type]
+            return
+        self.others = _loaded(saved["others"], len(self.labels))
+        self.slots = {
+            str(labels).encode(): slot
+            for labels, slot in _loaded(saved["slots"], len(self.labels)).items()
+        }
+        self._evicted = {
+            tuple(map(str, labels)): int(left)
+            for labels, left in saved["evicted"]  # type: ignore[attr-defined]
+        }
+        self._candidates = {
+            str(labels).encode(): (tuple(map(str, labels)), int(count))
+            for labels, count in saved["candidates"]  # type: ignore[attr-defined]
+        }
+        self.rekey(key_of)
+
+    @property
+    def _limited(self) -> bool:
+        """By protocols alone there are few groups, and to fold them would change nothing."""
+        return self.limit.keys > 0 and not set(self.labels) <= set(PROTOCOLS)
+
+    def _all(self) -> list[Slot]:
+        return [*self.slots.values(), *self.others.values(), *self.protocols.values()]
+
+    def _slot(self, slots: dict[Group, Slot], labels: Group, now: int) -> Slot:
+        slot = slots.get(labels)
+        if slot is None:
+            slot = slots[labels] = Slot(labels, now)
+        return slot
+
+    def _kept_protocol(self, protocol: Group) -> Group:
+        """The labels of a protocol that groups are told apart by."""
+        return tuple(
+            [name for label, name in zip(PROTOCOLS, protocol, strict=True) if label in self.labels]
+        )
+
+    def _protocol_of(self, labels: Group) -> Group:
+        """The same of a group."""
+        return tuple(
+            [value for label, value in zip(self.labels, labels, strict=True) if label in PROTOCOLS]
+        )
+
+    def _free_idle(self, traffic: Groups, live: Groups, now: int) -> None:
+        keys = list(self.slots)
+        for key, traffic_sums, live_sums in zip(
+            keys, traffic.get(keys), live.get(keys), strict=True
+        ):
+            slot = self.slots[key]
+            if traffic_sums is not None or live_sums is not None:
+                slot.active = now
+            elif now - slot.active >= IDLE_SECONDS and not slot.unpublished:
+                self._evict(self.slots.pop(key), 1)
+
+    def _evict(self, slot: Slot, snapshots: int) -> None:
+        self.totals["evicted"] += 1
+        self._evicted[slot.labels] = snapshots
+
+    def _admit(self, traffic: Tally, now: int) -> list[tuple[bytes, Group, int]]:
+        """Give free slots to new groups. The largest that get none, with their sizes."""
+        room = len(traffic.groups)
+        if self._limited:
+            room = max(0, self.limit.keys - len(self.slots))
+        by = self._measure(traffic)
+        outside = traffic.groups.largest(
+            room + (self.limit.keys if self._limited else 0), by, self.slots.keys()
+        )
+        others = {
+            other_group(self.labels, self._kept_protocol(protocol))
+            for protocol in traffic.protocols
+        }
+        waiting = []
+        for key, sums in outside:
+            labels = traffic.groups.labels(key)
+            # A user may have given the very name "other" to something.
+            if labels in others or labels in self._evicted:
+                continue
+            if room:
+                self.slots[key] = Slot(labels, now)
+                room -= 1
+            else:
+                waiting.append((key, labels, MEASURES[by](sums)))
+        return waiting
+
+    def _replace_smallest(
+        self, traffic: Tally, waiting: Iterable[tuple[bytes, Group, int]], now: int
+    ) -> None:
+        """Give the slots of the smallest to much larger groups: the largest comes first."""
+        size = MEASURES[self._measure(traffic)]
+        # Not those of which no value was published: what they have would be missing.
+        slots = {key: slot for key, slot in self.slots.items() if not slot.unpublished}
+        smallest = sorted(
+            (size(sums) if sums is not None else 0, key)
+            for key, sums in zip(slots, traffic.groups.get(slots), strict=True)
+        )
+        candidates = {}
+        for (key, labels, much), (little, old) in zip(waiting, smallest, strict=False):
+            if much == 0 or much < REPLACE_FACTOR * little:
+                break
+            _, count = self._candidates.get(key, (labels, 0))
+            if count + 1 < REPLACE_SNAPSHOTS:
+                candidates[key] = labels, count + 1
+            else:
+                self._evict(self.slots.pop(old), 1)
+                self.slots[key] = Slot(labels, now)
+        self._candidates = candidates
+
+    def _measure(self, traffic: Tally) -> str:
+        """What groups are ranked by."""
+        rows = zip(Sums(0, 0, 0, 0, 0), *traffic.protocols.values(), strict=True)
+        return measure(self.limit.by, Sums(*map(sum, rows)))
+
+
+def _published(slots: list[Slot]) -> Published:
+    rows = [(0,) * 5 if slot.unpublished >= 2 else slot.sums for slot in slots]
+    return Published(
+        [slot.labels for slot in slots], tuple([row[field] for row in rows] for field in range(5))
+    )
+
+
+def _loaded(saved: object, labels: int) -> dict[Group, Slot]:
+    found = {}
+    for texts, sums, active, unpublished in saved:  # type: ignore[attr-defined]
+        slot = Slot(tuple(map(str, texts)), int(active))
+        slot.sums = [int(value) for value in sums]
+        slot.unpublished = int(unpublished)
+        if len(slot.labels) != labels or len(slot.sums) != len(Sums._fields):
+            raise ValueError("counters of another shape")
+        found[slot.labels] = slot
+    return found

@@ -1,0 +1,302 @@
+"""The ledger: the counters of each connection as last seen, and the traffic since then.
+
+Gauges of live connections fall when connections end. So traffic is counted by
+connection: of each observation, in a dump of the table or in the DESTROY event
+that the kernel sends with the final counters, what is more than was last seen.
+
+- A connection that was not seen before counts from 0, or from what it has while
+  the baseline is taken: what was there at the start is no traffic.
+- Where a counter is below what was last seen, somebody has zeroed them
+  (conntrack -L -z): the connection counts from 0.
+- After its DESTROY a connection is remembered for some seconds. The same event
+  once more is a duplicate: where another listener in reliable mode stalls, the
+  kernel sends an event again until that takes it, to all of them. Of some it does so
+  only when the stall ends, but there is always one that comes again and again: while
+  duplicates come, nothing is forgotten. And a dump may still show it, or a new one
+  with the same identity, which counts when it is seen next.
+- A connection that is neither in a dump nor in an event has ended unseen. It is
+  kept some minutes, as its event may come late.
+
+_speedups.pyx does the same in C. Both write and read the same saved state.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+from conntrack_textfile.kernel import uapi
+from conntrack_textfile.kernel.ctnetlink import identity_parts, messages, parse
+from conntrack_textfile.kernel.grouping import Grouping
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from conntrack_textfile.kernel.grouping import Entry
+    from conntrack_textfile.plan import Plan
+    from conntrack_textfile.tally import Tally
+
+# How long ended connections are remembered: between this and twice this.
+REMEMBER_SECONDS = 5
+# Of these, at most so many and again as many, however long duplicates come.
+MAX_REMEMBERED = 1 << 19
+# How long the event of a connection that is gone from the table may take.
+ABSENT_SECONDS = 300
+
+SECRET_SIZE = 32
+_WORD = (1 << 64) - 1
+HEADER = struct.Struct(f"<{SECRET_SIZE}sQQ")  # and how many are live, and ended
+CONNECTION = struct.Struct("<16s4QI")  # identity, counters, absent since or ended at
+
+# Events in one call of drain(): who sends faster than they are read must not stop a reading.
+MAX_DRAINED = 1 << 19
+
+# The numbers of a ledger, each only grows.
+STATISTICS = ("received", "duplicate", "zeroed", "ended_unseen", "ended_uncounted", "malformed")
+
+
+class _Connection:
+    __slots__ = ("absent", "counters", "dump")
+
+    def __init__(self, counters: Sequence[int], dump: int, absent: int = 0) -> None:
+        self.counters = counters
+        self.dump = dump  # the last that it was in
+        self.absent = absent  # since when it is in none, in seconds; 0 while it is
+
+
+class Ledger:
+    """Turns observations of connections into traffic. The twin of _speedups.Ledger."""
+
+    def __init__(self, plan: Plan, saved: bytes = b"") -> None:
+        """Begin with nothing, or with what save() gave. Raises ValueError where it is not that."""
+        self._plan = plan
+        self._traffic = Grouping(plan)
+        self._connections: dict[bytes, _Connection] = {}
+        # Counters and time of the ended ones, by when they ended: of late and before that.
+        self._ended: list[dict[bytes, tuple[tuple[int, ...], int]]] = [{}, {}]
+        self._ended_since = 0
+        self._ended_last = 0
+        self._duplicate_at = 0
+        self._now = 0
+        self._dump = 0
+        self._dump_since = 0
+        self._in_dump = False
+        self.baseline = False
+        self.duplicates = True  # may come; else one that looks like one is of a new connection
+        self.statistics = dict.fromkeys(STATISTICS, 0)
+        self._secret = os.urandom(SECRET_SIZE)
+        if saved:
+            self._load(saved)
+        self._keys = [word | 1 for word in struct.unpack("<4Q", self._secret)]
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def begin_dump(self) -> None:
+        """A dump begins, or begins again."""
+        self._dump += 1
+        self._dump_since = self._now
+        self._in_dump = True
+
+    def abandon_dump(self) -> None:
+        """A dump was not read to its end."""
+        self._in_dump = False
+
+    def end_dump(self, now: int, *, events: bool) -> None:
+        """A dump was read to its end, and all events of connections that ended meanwhile.
+
+        A dump can miss a connection, as when the hash of the table is resized: so it
+        takes two in a row, or where events are sent the time for a late one.
+        """
+        self._in_dump = False
+        for identity, connection in list(self._connections.items()):
+            if connection.dump == self._dump:
+                connection.absent = 0
+            elif not connection.absent:
+                connection.absent = now
+            elif not events or now - connection.absent > ABSENT_SECONDS:
+                del self._connections[identity]
+                self.statistics["ended_unseen"] += 1
+
+    def observe(self, message: bytes, entry: Entry, group: bytes) -> None:
+        """An entry in a dump."""
+        identity = self._identity(message)
+        for ended in self._ended:
+            # An entry leaves the table only after its event was sent.
+            if identity in ended and ended[identity][1] + REMEMBER_SECONDS >= self._dump_since:
+                return  # stale, or made anew: then it counts from 0 next time
+        counters = entry.counters or (0, 0, 0, 0)
+        connection = self._connections.get(identity)
+        if connection is None:
+            self._connections[identity] = _Connection(counters, self._dump)
+            if not self.baseline:
+                self._traffic.add_sums(group, entry, (1, *counters))
+        else:
+            self._add_difference(connection, counters, entry, group)
+            connection.counters = counters
+            connection.dump = self._dump
+
+    def destroy(self, datagram: bytes, now: int) -> None:
+        """A datagram of DESTROY events."""
+        self._forget(now)
+        for kind, message in messages(datagram):
+            if kind != uapi.IPCTNL_MSG_CT_DELETE:
+                continue
+            self.statistics["received"] += 1
+            try:
+                entry = parse(message)
+            except ValueError:
+                self.statistics["malformed"] += 1
+                continue
+            group = self._traffic.group_of(entry)
+            if group is not None:
+                self._end(self._identity(message), entry, group)
+
+    def drain(self, descriptor: int, now: int) -> None:
+        """Read the events that wait on a socket. Raises OSError, not for lost events."""
+        self._forget(now)
+        with socket.socket(fileno=os.dup(descriptor)) as sock:
+            for _ in range(MAX_DRAINED):
+                datagram = _receive(sock)
+                if datagram is None:
+                    break
+                self.destroy(datagram, now)
+
+    def remember(self, datagram: bytes | memoryview, now: int) -> bool:
+        """A datagram of the kernel's dying list: their events may come again. If it is the last.
+
+        Those that are on it during the baseline ended before: their events are no traffic.
+        """
+        for kind, message in messages(bytes(datagram)):
+            if kind in (uapi.NLMSG_DONE, uapi.NLMSG_ERROR):
+                return True
+            try:
+                entry = parse(message)
+            except ValueError:
+                continue
+            identity = self._identity(message)
+            late, before = self._ended
+            if identity in before:
+                late.setdefault(identity, before[identity])
+            elif self.baseline:
+                late.setdefault(identity, (entry.counters or (0, 0, 0, 0), now))
+            self._ended_last = now
+        return False
+
+    def traffic(self) -> Tally:
+        """The traffic since the last call. Its connections are those first seen since."""
+        tally = self._traffic.tally()
+        self._traffic = Grouping(self._plan)
+        return tally
+
+    def save(self) -> bytes:
+        """All that is to be known after a restart, but for the statistics."""
+        late, before = self._ended
+        if not self._is_repeated():
+            before = {}
+        return b"".join(
+            itertools.chain(
+                [HEADER.pack(self._secret, len(self._connections), len(late) + len(before))],
+                (
+                    CONNECTION.pack(identity, *connection.counters, connection.absent)
+                    for identity, connection in self._connections.items()
+                ),
+                (
+                    CONNECTION.pack(identity, *counters, at)
+                    for identity, (counters, at) in itertools.chain(late.items(), before.items())
+                ),
+            )
+        )
+
+    def _load(self, saved: bytes) -> None:
+        if len(saved) < HEADER.size:
+            raise ValueError("a ledger that is cut off")
+        self._secret, count, ended = HEADER.unpack_from(saved)
+        if len(saved) != HEADER.size + (count + ended) * CONNECTION.size:
+            raise ValueError("a ledger of the wrong size")
+        rows = CONNECTION.iter_unpack(saved[HEADER.size :])
+        for identity, *counters, absent in itertools.islice(rows, count):
+            self._connections[identity] = _Connection(counters, 0, absent)
+        for identity, *counters, at in rows:
+            self._ended[1].setdefault(identity, (tuple(counters), at))
+
+    def _end(self, identity: bytes, entry: Entry, group: bytes) -> None:
+        counters = entry.counters or (0, 0, 0, 0)
+        connection = self._connections.pop(identity, None)
+        if connection is not None:
+            self._add_difference(connection, counters, entry, group)
+        elif self.duplicates and any(
+            identity in of and of[identity][0] == counters for of in self._ended
+        ):
+            self.statistics["duplicate"] += 1
+            self._duplicate_at = self._now
+            return
+        elif not self.baseline:
+            self._traffic.add_sums(group, entry, (1, *counters))
+        self.statistics["ended_uncounted"] += entry.counters is None
+        self._ended[0][identity] = counters, self._now
+        self._ended_last = self._now
+
+    def _add_difference(
+        self, connection: _Connection, counters: Sequence[int], entry: Entry, group: bytes
+    ) -> None:
+        last = connection.counters
+        if any(now < before for now, before in zip(counters, last, strict=True)):
+            self.statistics["zeroed"] += 1
+            last = (0, 0, 0, 0)
+        row = [now - before for now, before in zip(counters, last, strict=True)]
+        if any(row):
+            self._traffic.add_sums(group, entry, (0, *row))
+
+    def _forget(self, now: int) -> None:
+        """Forget ended connections, not while a dump may still show them."""
+        self._now = now
+        if not self._ended_since:  # what was saved may be repeated by what waits
+            self._ended_since = now
+        if self._in_dump or now - self._ended_since < REMEMBER_SECONDS:
+            return
+        if not self._is_repeated() or len(self._ended[0]) >= MAX_REMEMBERED:
+            if now - self._ended_last > REMEMBER_SECONDS:
+                self._ended[0] = {}
+            self._ended = [{}, self._ended[0]]
+        self._ended_since = now
+
+    def _is_repeated(self) -> bool:
+        """Whether duplicates came of late."""
+        return self._duplicate_at > 0 and self._now - self._duplicate_at <= REMEMBER_SECONDS
+
+    def _identity(self, message: bytes) -> bytes:
+        """A keyed hash of 128 bits of what tells a connection from all others.
+
+        It stands for some hundred bytes in memory, and needs a key that nobody else
+        knows: whoever could make two connections collide would falsify the sums.
+        """
+        data = b"".join([bytes([len(part) & 255]) + part for part in identity_parts(message)])
+        size = len(data)
+        one, two = self._keys[0] ^ size, self._keys[1] + size & _WORD
+        for (word,) in struct.iter_unpack("<Q", data + bytes(-size % 8)):
+            one = _mix(one ^ word, self._keys[2])
+            two = _mix(two ^ word, self._keys[3])
+        return struct.pack("<QQ", _mix(one, self._keys[3]), _mix(two, self._keys[2]))
+
+
+def _receive(sock: socket.socket) -> bytes | None:
+    """An event that waits, empty where some were lost; None where there is none."""
+    try:
+        datagram, sender = sock.recvfrom(1 << 16, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        if error.errno != errno.ENOBUFS:
+            raise
+        return b""  # the socket counts what was lost; others wait
+    return datagram if sender[0] == 0 else b""  # only the kernel has port 0
+
+
+def _mix(a: int, b: int) -> int:
+    product = a * b
+    return (product ^ product >> 64) & _WORD

@@ -1,0 +1,174 @@
+"""The state file: what must outlive a run.
+
+A line that says what it is, the checksum and the sizes of what follows, numbers
+as JSON, and the ledger as the engine saves it. Written as a textfile is: old or
+new, never partial.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import stat
+import struct
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from conntrack_textfile import textfile
+from conntrack_textfile.errors import DamagedStateError, StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_MAGIC = b"conntrack-textfile state\n"
+_VERSION = 1
+_CHECKSUM_SIZE = 32
+_HEADER = struct.Struct(f"<HQQ{_CHECKSUM_SIZE}s")  # version, sizes of numbers and ledger, checksum
+_MAX_SIZE = 1 << 34
+_MAX_MARK = 18  # digits
+
+
+class State(NamedTuple):
+    """What was saved."""
+
+    numbers: dict[str, Any]
+    ledger: bytes
+
+
+def load(path: str) -> State | None:
+    """What a file holds, None where there is none.
+
+    Raises DamagedStateError, and StateError for what is not ours or cannot be read.
+    """
+    fd = _open(path)
+    if fd is None:
+        return None
+    with open(fd, "rb") as file:
+        try:
+            size = os.fstat(fd).st_size
+            if size > _MAX_SIZE:
+                raise DamagedStateError(f"{path} is too large")
+            data = file.read(size)
+        except OSError as error:
+            raise StateError(f"cannot read {path}: {error.strerror}") from None
+    return _parse(path, data) if data else None
+
+
+def _open(path: str) -> int | None:
+    """A descriptor of a file that may be replaced: a state, or the beginning of one."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StateError(f"cannot read {path}: {error.strerror}") from None
+    fault = _fault(fd)
+    if fault:
+        os.close(fd)
+        raise StateError(f"{path} is {fault}: name another file")
+    return fd
+
+
+def _fault(fd: int) -> str:
+    """Why a file is not ours, "" where it is."""
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        return "not a regular file"
+    try:
+        ours = _MAGIC.startswith(os.pread(fd, len(_MAGIC), 0))
+    except OSError as error:
+        return f"not readable ({error.strerror})"
+    return "" if ours else "not a state file of conntrack-textfile"
+
+
+def _parse(path: str, data: bytes) -> State:
+    view = memoryview(data)[len(_MAGIC) :]
+    if len(view) < _HEADER.size:
+        raise DamagedStateError(f"{path} is cut off")
+    version, numbers_size, ledger_size, checksum = _HEADER.unpack_from(view)
+    if version != _VERSION:
+        raise DamagedStateError(f"{path} has version {version}, unknown to this program")
+    view = view[_HEADER.size :]
+    numbers, ledger = view[:numbers_size], view[numbers_size:]
+    if len(ledger) != ledger_size or _checksum(numbers, ledger) != checksum:
+        raise DamagedStateError(f"{path} is damaged")
+    return State(json.loads(bytes(numbers)), bytes(ledger))
+
+
+def save(path: str, state: State) -> None:
+    """Write a file, whole or not at all, mode 0600. Raises OutputError."""
+    numbers = json.dumps(state.numbers, separators=(",", ":")).encode()
+    checksum = _checksum(numbers, state.ledger)
+    header = _HEADER.pack(_VERSION, len(numbers), len(state.ledger), checksum)
+    textfile.replace(path, [_MAGIC, header, numbers, state.ledger], 0o600)
+
+
+class Run:
+    """The only run that uses a state file, and its mark, which stands until it ends well.
+
+    The mark is the number that runs were interrupted, should this one be too: so it
+    tells of each that was killed, however many in a row, and of none twice.
+    """
+
+    def __init__(self, fd: int, name: str) -> None:
+        """Take over the locked file of the mark. Raises StateError where it is none."""
+        self._fd = fd
+        self._name = name
+        text = os.pread(fd, _MAX_MARK + 1, 0)
+        if text and not (text.isdigit() and len(text) <= _MAX_MARK):
+            raise StateError(f"{name} is not a mark of conntrack-textfile: remove it")
+        self.interrupted = int(text or b"0")
+
+    def begin(self, interrupted: int) -> None:
+        """Set the mark, where so many runs before were interrupted. Raises StateError."""
+        self._write(b"%d" % (interrupted + 1))
+
+    def end(self) -> None:
+        """Remove the mark: all that was read is saved. Raises StateError."""
+        self._write(b"")
+
+    def _write(self, text: bytes) -> None:
+        try:
+            os.pwrite(self._fd, text, 0)  # it never becomes shorter but by end()
+            if not text:
+                os.ftruncate(self._fd, 0)
+        except OSError as error:
+            raise StateError(f"cannot write {self._name}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def run(path: str) -> Iterator[Run]:
+    """Keep other runs from a state file, by a lock on a file beside it.
+
+    Raises StateError where there is another run, or where the state could not be
+    replaced: it is then not touched, and nothing is left beside it.
+    """
+    fd = _open(path)
+    if fd is not None:
+        os.close(fd)
+    name = f"{path}.lock"
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        fd = os.open(name, flags, 0o600)
+    except OSError as error:
+        raise StateError(f"cannot open {name}: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found = Run(fd, name)
+        except BlockingIOError:
+            raise StateError(f"another run uses {path}: wait for its end") from None
+        except OSError as error:
+            raise StateError(f"cannot use {name}: {error.strerror}") from None
+        yield found
+    finally:
+        os.close(fd)
+
+
+def _checksum(numbers: bytes | memoryview, ledger: bytes | memoryview) -> bytes:
+    """Of both, and of where one ends."""
+    hashed = hashlib.blake2b(b"%d " % len(numbers), digest_size=_CHECKSUM_SIZE)
+    hashed.update(numbers)
+    hashed.update(ledger)
+    return hashed.digest()

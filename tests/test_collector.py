@@ -1,0 +1,162 @@
+"""The collector from one snapshot to the next, and over restarts, on a live table."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.conftest import need
+from tests.netns import check, inside, namespaces, sysctl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+RULES = """
+table inet t {
+    chain o {
+        type filter hook output priority 0
+        ct state new accept
+    }
+}
+"""
+
+# begin() is what serve does at its start, value() what is published of a group.
+PRELUDE = """
+import json, os, socket, struct, sys
+from conntrack_textfile import options, state
+from conntrack_textfile.collector import Collector
+from conntrack_textfile.errors import OutputError
+from conntrack_textfile.kernel import events, sysctl
+from conntrack_textfile.kernel.engine import make
+
+PATH = sys.argv[1]
+sinks, kept = {}, []  # a source port that is closed may be given again
+
+def send(port):
+    if port not in sinks:
+        sinks[port] = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sinks[port].bind(("127.0.0.1", port))
+    one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    kept.append(one)
+    one.sendto(b"x", ("127.0.0.1", port))
+    sinks[port].recv(9)
+
+def begin(sock, saved, *, held=False, interrupted=0, path=PATH):
+    opts = options.parse(["serve", "--state.file=" + path, "--aggregate.by=dport"])
+    collector = Collector(opts, make(opts.plan))
+    collector.count(sock, saved, held=held, interrupted=interrupted)
+    return collector
+
+def value(snapshot, port):
+    groups, columns = snapshot.traffic.groups
+    return dict(zip(groups, columns[1])).get((str(port),))
+"""
+
+
+@pytest.fixture(scope="module")
+def namespace() -> Iterator[str]:
+    need("ip", "nft", "sysctl", root=True)
+    with namespaces("collector") as (name,):
+        sysctl(
+            name,
+            net__netfilter__nf_conntrack_acct=1,
+            net__netfilter__nf_conntrack_udp_timeout=600,
+        )
+        check(*inside(name), "nft", "-f", "-", text=RULES)
+        yield name
+
+
+def run(namespace: str, directory: Path, program: str) -> object:
+    """What a program printed as JSON."""
+    quiet = ["-W", "error", "-W", "ignore::ResourceWarning"]  # sockets live to the end
+    argv = [sys.executable, *quiet, "-c", PRELUDE + program, str(directory / "state")]
+    done = subprocess.run(
+        [*inside(namespace), *argv], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_what_came_before_a_stop_is_0_at_first_after_it(namespace: str, tmp_path: Path) -> None:
+    program = """
+sock = events.listen(1 << 22)
+one = begin(sock, None)
+one.take()
+send(5001)
+one.take()
+send(5001), send(5002)
+one.stop()
+two = begin(sock, state.load(PATH), held=True)
+found = [two.take() for _ in range(2)]
+print(json.dumps([[value(s, 5001), value(s, 5002)] for s in found]))
+"""
+    assert run(namespace, tmp_path, program) == [[2, 0], [2, 1]]
+
+
+def test_what_could_not_be_saved_is_0_at_first_when_it_can(namespace: str, tmp_path: Path) -> None:
+    """The snapshot is not shown then, and its traffic is in the next."""
+    program = """
+directory = os.path.dirname(PATH) + "/sub"
+os.mkdir(directory)
+one = begin(events.listen(1 << 22), None, path=directory + "/state")
+one.take()
+os.rename(directory, directory + "2")
+send(5003)
+try:
+    one.take()
+except OutputError as error:
+    failed = "no directory" in str(error)
+os.rename(directory + "2", directory)
+print(json.dumps([failed, *[value(one.take(), 5003) for _ in range(2)]]))
+"""
+    assert run(namespace, tmp_path, program) == [True, 0, 1]
+
+
+def test_an_interrupted_run_is_in_the_number(namespace: str, tmp_path: Path) -> None:
+    program = """
+one = begin(None, None, interrupted=3)
+print(json.dumps([one.take().traffic.totals["interrupted"],
+    begin(None, state.load(PATH), interrupted=5).take().traffic.totals["interrupted"],
+    begin(None, state.load(PATH)).take().traffic.totals["interrupted"]]))
+"""
+    assert run(namespace, tmp_path, program) == [3, 5, 5]
+
+
+def test_losses_of_a_held_socket_are_counted_once(namespace: str, tmp_path: Path) -> None:
+    """Its number is of all time, and two runs read it."""
+    program = """
+def flush():
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as sock:
+        sock.send(struct.pack("=IHHIIBBH", 20, 0x102, 5, 1, 0, 0, 0, 0))
+        sock.recv(4096)
+
+flush()
+sock = events.listen(4096)
+for _ in range(100):
+    send(5004)
+begin(sock, None, held=True).take()
+flush()
+lost = []
+for _ in range(3):
+    one = begin(sock, state.load(PATH), held=True)
+    taken = one.take()
+    lost.append(taken.traffic.totals["lost"])
+print(json.dumps([lost[0] > 0, lost[0] + taken.traffic.totals["received"], len(set(lost))]))
+"""
+    assert run(namespace, tmp_path, program) == [True, 100, 1]
+
+
+def test_without_a_socket_readings_alone_count(namespace: str, tmp_path: Path) -> None:
+    program = """
+one = begin(None, None)
+one.take()
+send(5005)
+found = [one.take() for _ in range(2)]
+print(json.dumps([value(found[1], 5005), found[1].traffic.listening, found[1].traffic.buffer]))
+"""
+    assert run(namespace, tmp_path, program) == [1, False, None]

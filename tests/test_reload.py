@@ -1,0 +1,115 @@
+"""Files that are read again: when they change, when told to, and never to the worse."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from conntrack_textfile import reload
+from conntrack_textfile.reload import Reloader, stamp
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conntrack_textfile.reload import Stamps
+
+
+class Number:
+    """Reads a number from a file."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self.path = path
+        self.readings = 0
+        path.write_text(text)
+        self.watched = Reloader("the number", self.read)
+
+    def read(self, before: int | None) -> tuple[int, Stamps]:
+        assert before is None or before > 0
+        self.readings += 1
+        stamps = {str(self.path): stamp(str(self.path))}
+        return int(self.path.read_text()), stamps
+
+    def replace(self, text: str) -> None:
+        new = self.path.with_name("new")
+        new.write_text(text)
+        os.replace(new, self.path)
+
+
+@pytest.fixture
+def number(tmp_path: Path) -> Number:
+    return Number(tmp_path / "number", "5")
+
+
+def test_a_file_is_read_again_when_it_changes_and_not_before(number: Number) -> None:
+    for _ in range(3):
+        assert number.watched.current() == 5
+    assert number.readings == 1
+    number.replace("6")
+    for _ in range(3):
+        assert number.watched.current() == 6
+    assert number.readings == 2
+
+
+def test_what_is_wrong_at_first_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nonsense"):
+        Number(tmp_path / "number", "nonsense")
+
+
+def test_what_goes_wrong_later_is_said_once_and_the_value_stays(
+    number: Number, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number.replace("nonsense")
+    for _ in range(5):
+        assert number.watched.current() == 5
+    assert number.readings == 2  # not at each call, until it changes or time has passed
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert "going on with what was read before" in caplog.text
+    monkeypatch.setattr(reload, "_RETRY_SECONDS", -1.0)
+    number.watched.reload()
+    assert number.watched.current() == 5
+    assert number.readings == 4
+    number.path.unlink()
+    assert number.watched.current() == 5
+    number.replace("7")
+    assert number.watched.current() == 7
+
+
+def test_reload_reads_what_seems_unchanged(number: Number) -> None:
+    number.watched.reload()
+    assert (number.watched.current(), number.readings) == (5, 2)
+
+
+def test_nobody_waits_for_a_reading_under_way(tmp_path: Path) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    path = tmp_path / "number"
+    path.write_text("1")
+
+    def read(before: int | None) -> tuple[int, Stamps]:
+        if before is not None:
+            begun.set()
+            assert go_on.wait(30)
+        return int(path.read_text()), {str(path): stamp(str(path))}
+
+    watched = Reloader("the number", read)
+    path.write_text("22")
+    thread = threading.Thread(target=watched.current)
+    thread.start()
+    assert begun.wait(30)
+    assert watched.current() == 1
+    go_on.set()
+    thread.join(30)
+    assert watched.current() == 22
+
+
+def test_a_stamp_is_of_a_file_that_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    assert stamp(str(path)) is None
+    path.write_text("a")
+    before = stamp(str(path))
+    assert before is not None
+    path.write_text("ab")
+    assert stamp(str(path)) != before
