@@ -1,8 +1,9 @@
 """Every expression of the dashboard, the rules and the alerts in a real Prometheus.
 
 It scrapes targets on loopback: one well in each mode (serve itself, and a real
-node_exporter), and pages of one with few labels and of four with something wrong.
-The hours before are filled in with promtool.
+node_exporter with the file of one run after the other), which read the table of a
+network namespace with real traffic; and pages of one with few labels and of four with
+something wrong, of the same table. The hours before are filled in with promtool.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import json
 import re
 import socket
 import subprocess
+import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -23,9 +26,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.conftest import DATA, need
-from tests.program import run
-from tests.program import serving as program_serving
+from tests.conftest import need
+from tests.netns import check, inside, namespaces, sysctl
+from tests.program import COMMAND
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,15 +47,74 @@ EXPECTED = {
     "ConntrackAccountingOff": {"bad"},
     "ConntrackKeysFolded": {"bad"},
     "ConntrackMalformedEntries": {"bad"},
+    "ConntrackEventsLost": {"bad"},
+    "ConntrackRunsInterrupted": {"bad"},
+    "ConntrackEventsNotListening": {"bad"},
 }
 
 MINUTE = 60
 HOUR = 60 * MINUTE
 
 
-def snapshot(*options: str) -> str:
-    """What the program writes of a real table."""
-    return run("write", f"--path.procfs={DATA / 'kernel-6.18'}", *options).stdout
+# Connections of every kind that a panel asks for, and new ones all the time.
+TRAFFIC = """
+import socket, time
+servers = {
+    host: socket.create_server((host, 7001), family=family)
+    for host, family in (("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6))
+}
+kept = []
+while True:
+    for host, server in servers.items():
+        client = socket.create_connection((host, 7001))
+        other, _ = server.accept()
+        client.sendall(b"x" * 1000)
+        other.recv(4000)
+        other.sendall(b"y" * 3000)
+        while len(client.recv(4000)) < 1:
+            pass
+        kept.append((client, other))
+    if len(kept) > 20:
+        for end in kept.pop(0):
+            end.close()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        for port in range(5000, 5030):  # nobody answers
+            udp.sendto(b"z" * 100, ("127.0.0.1", port))
+    time.sleep(0.1)
+"""
+RULES = "table inet t { chain c { type filter hook output priority 0; ct state new accept; }; }"
+
+# Does as systemd with the units: holds the events, and hands them to one run after the other.
+RUNS = """
+import os, sys, time
+from conntrack_textfile.kernel import events
+count, pause, *argv = sys.argv[1:]
+held = events.listen(1 << 22)
+for _ in range(int(count)):
+    if os.fork() == 0:
+        os.dup2(held.fileno(), 3)
+        os.set_inheritable(3, True)  # it may be 3 already
+        os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+        os.execv(argv[0], argv)
+    _, status = os.wait()
+    assert status == 0
+    time.sleep(float(pause))
+"""
+
+# The same with a socket that listens.
+HAND_OVER = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def runs(namespace: str, count: int, pause: float, directory: Path, *options: str) -> list[str]:
+    """A command that writes conntrack.prom in a directory so many times."""
+    write = [*COMMAND, "write", f"--state.file={directory}/state", *options]
+    argv = [sys.executable, "-c", RUNS, str(count), str(pause)]
+    return [*inside(namespace), *argv, *write, f"{directory}/conntrack.prom"]
 
 
 def changed(text: str, **values: float) -> str:
@@ -63,8 +125,14 @@ def changed(text: str, **values: float) -> str:
     return text
 
 
-def pages(text: str, now: float) -> dict[str, tuple[str, str]]:
+def pages(namespace: str, tmp: Path, now: float) -> dict[str, tuple[str, str]]:
     """Target to its job and its page."""
+
+    def snapshot(*options: str) -> str:
+        with tempfile.TemporaryDirectory(dir=tmp) as directory:
+            subprocess.run(runs(namespace, 3, 0.3, Path(directory), *options), check=True)
+            return (Path(directory) / "conntrack.prom").read_text()
+
     old = now - HOUR
     bad = changed(
         snapshot("--limit.keys=20"),
@@ -74,8 +142,11 @@ def pages(text: str, now: float) -> dict[str, tuple[str, str]]:
         conntrack_snapshot_timestamp_seconds=old,
         conntrack_accounting_enabled=0,
         conntrack_malformed_entries=3,
+        conntrack_events_listening=0,
+        conntrack_events_lost_total=500,
+        conntrack_runs_interrupted_total=4,
     )
-    clock = changed(text, conntrack_snapshot_timestamp_seconds=old)
+    clock = changed(snapshot(), conntrack_snapshot_timestamp_seconds=old)
     mtime = f'node_textfile_mtime_seconds{{file="/var/lib/x/conntrack.prom"}} {old}\n'
     return {
         "few": ("conntrack", snapshot("--aggregate.by=l3protocol,l4protocol")),
@@ -100,6 +171,9 @@ def history(now: float) -> str:
         for at in minutes
         if at < now - 10 * MINUTE
     ]
+    for name in ("events_lost", "runs_interrupted"):
+        lines += [f"# TYPE conntrack_{name} counter"]
+        lines += [f"conntrack_{name}_total{bad} 0 {at}" for at in minutes]
     return "\n".join([*lines, "# EOF", ""])
 
 
@@ -129,10 +203,10 @@ def serving(texts: dict[str, str]) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def running(log: Path, *argv: str) -> Iterator[None]:
+def running(log: Path, *argv: str, fds: tuple[int, ...] = ()) -> Iterator[None]:
     """A program that is stopped in the end."""
     with log.open("w") as out:
-        process = subprocess.Popen(argv, stdout=out, stderr=out)
+        process = subprocess.Popen(argv, stdout=out, stderr=out, pass_fds=fds)
         try:
             yield
         finally:
@@ -189,23 +263,47 @@ def dashboard() -> Any:
     return json.loads((ROOT / "grafana" / "conntrack.json").read_text())
 
 
+@contextlib.contextmanager
+def tracked(tmp: Path) -> Iterator[tuple[str, int]]:
+    """A network namespace with traffic, and the port of serve for it.
+
+    serve gets a socket of this side, as from systemd, where Prometheus can reach it.
+    """
+    with contextlib.ExitStack() as stack:
+        (namespace,) = stack.enter_context(namespaces("p"))
+        sysctl(namespace, net__netfilter__nf_conntrack_acct=1)
+        sysctl(namespace, net__netfilter__nf_conntrack_timestamp=1)
+        for name in ("udp_timeout", "tcp_timeout_time_wait"):
+            sysctl(namespace, **{f"net__netfilter__nf_conntrack_{name}": 2})
+        check(*inside(namespace), "nft", "-f", "-", text=RULES)
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        argv = [*inside(namespace), sys.executable, "-c", HAND_OVER, str(listener.fileno())]
+        argv += [*COMMAND, "serve", "--collector.interval=1", "--web.systemd-socket"]
+        fds = (listener.fileno(),)
+        stack.enter_context(running(tmp / "serve.log", *argv, fds=fds))
+        traffic = [*inside(namespace), sys.executable, "-c", TRAFFIC]
+        stack.enter_context(running(tmp / "traffic.log", *traffic))
+        yield namespace, listener.getsockname()[1]
+
+
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """A Prometheus that has scraped all targets and evaluated all rules."""
-    need("prometheus", "promtool", "prometheus-node-exporter")
+    need("prometheus", "promtool", "prometheus-node-exporter", "ip", "nft", root=True)
     tmp = tmp_path_factory.mktemp("prometheus")
-    text, now = snapshot(), time.time()
-    targets = pages(text, now)
+    now = time.time()
     (tmp / "textfile").mkdir()
-    (tmp / "textfile" / "conntrack.prom").write_text(text)
     (tmp / "history").write_text(history(now))
     blocks = ["tsdb", "create-blocks-from", "openmetrics", f"{tmp}/history", f"{tmp}/data"]
     subprocess.run(["promtool", *blocks], check=True, capture_output=True)
     for file in (ROOT / "prometheus").iterdir():
         (tmp / file.name).write_text(file.read_text().replace("interval: 1m", "interval: 1s"))
     with contextlib.ExitStack() as stack:
+        namespace, served = stack.enter_context(tracked(tmp))
+        targets = pages(namespace, tmp, now)
         port = stack.enter_context(serving({name: page for name, (_, page) in targets.items()}))
-        program = stack.enter_context(program_serving(f"--path.procfs={DATA / 'kernel-6.18'}"))
+        written = runs(namespace, 1 << 30, 1, tmp / "textfile")
+        stack.enter_context(running(tmp / "write.log", *written))
         node = f"127.0.0.1:{free_port()}"
         argv = [
             *("prometheus-node-exporter", f"--web.listen-address={node}"),
@@ -218,7 +316,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
             labels = {"instance": target, "__metrics_path__": f"/{target}"}
             scrapes[job].append({"targets": [f"127.0.0.1:{port}"], "labels": labels})
         scrapes["node"].append({"targets": [node], "labels": {"instance": "textfile"}})
-        itself = {"targets": [f"127.0.0.1:{program.port}"], "labels": {"instance": "serve"}}
+        itself = {"targets": [f"127.0.0.1:{served}"], "labels": {"instance": "serve"}}
         scrapes["conntrack"].append(itself)
         settings = {
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
@@ -244,9 +342,16 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
                     assert {labels["job"] for labels in made.query(rule["name"])} == {
                         *("conntrack", "node"),
                     }
+            for name in ("connections", "sent_bytes", "reply_packets"):
+                rates = made.query(f"rate(conntrack_traffic_{name}_total[1m]) > 0")
+                assert {labels["instance"] for labels in rates} == {"serve", "textfile"}
 
         eventually(scraped)
         yield made
+        for name in ("write", "serve", "traffic"):  # serve says where it listens
+            log = (tmp / f"{name}.log").read_text()
+            assert "level=error" not in log, log
+            assert "Traceback" not in log, log
         assert (tmp / "prometheus.log").read_text() == ""
 
 
@@ -273,6 +378,7 @@ def test_every_expression_of_the_dashboard_gives_data(
         for target in panel["targets"]:
             expr = target["expr"].replace("$job", job).replace("$instance", instance)
             assert "$" not in expr
+            assert bool(re.search(r"_total\b", expr)) == ("rate(" in expr or "increase(" in expr)
             found = api.query(expr, instant=bool(target.get("instant")))
             assert found, (panel["title"], expr)
             named = set(re.findall(r"{{\s*(\w+)\s*}}", target["legendFormat"]))

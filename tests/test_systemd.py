@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import re
 import subprocess
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
 
 TEXTFILES = "/var/lib/prometheus/node-exporter"
 STATE = "/var/lib/conntrack-textfile"
+TIMER = "conntrack-textfile.timer"
+WRITER = "conntrack-textfile.service"
+WRITER_EVENTS = "conntrack-events.socket"
 EXPORTER = "conntrack-exporter.service"
+EXPORTER_EVENTS = "conntrack-exporter-events.socket"
 SOCKET = "conntrack-exporter.socket"
 METRICS = "http://127.0.0.1:9095/metrics"
 NODE_EXPORTER = "http://127.0.0.1:9100/metrics"
@@ -339,6 +344,271 @@ def answers(machine: Machine, url: str) -> bool:
         return False
 
 
+FLOWS = """
+import socket, sys, time
+start, stop, pause = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+listener = socket.create_server(("127.0.0.1", 7001))
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("127.0.0.1", 7001))
+for i in range(start, stop):
+    time.sleep(pause)
+    # Of TCP the kernel chooses a port above 32767, of UDP it might choose one again.
+    if i % 4 == 0:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.bind(("127.0.0.1", 10000 + i // 4))
+            client.sendto(b"x" * (i % 900), ("127.0.0.1", 7001))
+            server.sendto(b"y" * (i % 700), server.recvfrom(2000)[1])
+        continue
+    with socket.create_connection(("127.0.0.1", 7001)) as client:
+        other, _ = listener.accept()
+        client.sendall(b"x" * (i % 1400 + 1))
+        other.recv(2000)
+        other.sendall(b"y" * (i % 2900 + 1))
+        other.close()
+        while client.recv(4000):
+            pass
+"""
+# Each packet passes the output hook of loopback once.
+TRUTH = """
+table inet truth {
+    counter sent { }
+    counter reply { }
+    chain c {
+        type filter hook output priority 100;
+        th dport 7001 ct direction original counter name sent
+        th sport 7001 ct direction reply counter name reply
+    }
+}
+"""
+
+
+def short_connections(machine: Machine) -> None:
+    """Connections end a second after their last packet, and are counted in the kernel."""
+    names = [f"tcp_timeout_{name}" for name in ("time_wait", "close", "last_ack", "fin_wait")]
+    settings = [f"net.netfilter.nf_conntrack_{name}=1" for name in names]
+    settings += [f"net.netfilter.nf_conntrack_udp_timeout{name}=1" for name in ("", "_stream")]
+    machine.net("sysctl", "-qw", *settings)
+    machine.net("nft", "-f", "-", text=TRUTH)
+
+
+def flows(machine: Machine, start: int, stop: int, pause: float = 0) -> None:
+    """A quarter UDP, the others TCP, all to port 7001 and each with another source port."""
+    machine.net(sys.executable, "-c", FLOWS, str(start), str(stop), str(pause))
+
+
+def ended(machine: Machine) -> bool:
+    """Whether none of these is in the table. A dump has the kernel remove what has expired."""
+    return "dport=7001" not in machine.net("conntrack", "-L")
+
+
+def truth(machine: Machine) -> list[float]:
+    """Sent packets and bytes, reply packets and bytes, by the kernel."""
+    text = machine.net("nft", "list", "counters")
+    found = dict(re.findall(r"counter (\w+) {\s+(packets \d+ bytes \d+)", text))
+    return [float(n) for name in ("sent", "reply") for n in re.findall(r"\d+", found[name])]
+
+
+def counted(text: str) -> list[float]:
+    """What the counters say of these connections: their number, and the same four."""
+    names = ("connections", "sent_packets", "sent_bytes", "reply_packets", "reply_bytes")
+    return [
+        sum(
+            float(found)
+            for found in re.findall(
+                rf'^conntrack_traffic_{name}_total{{.*dport="7001"}} (\S+)$', text, re.MULTILINE
+            )
+        )
+        for name in names
+    ]
+
+
+def written(machine: Machine) -> str:
+    """The file after one more run."""
+    machine.systemctl("start", WRITER)
+    return machine.run("cat", f"{STATE}/conntrack.prom")
+
+
+def listeners(machine: Machine) -> list[str]:
+    """The sockets with DESTROY events, by inode."""
+    lines = machine.net("cat", "/proc/net/netlink").splitlines()
+    return [line.split()[9] for line in lines if line.split()[1:4:2] == ["12", "00000004"]]
+
+
+def ticks(machine: Machine) -> int:
+    """The CPU that systemd has used, in hundredths of a second."""
+    stat = machine.run("cat", "/proc/1/stat").rpartition(")")[2].split()
+    return int(stat[11]) + int(stat[12])
+
+
+@pytest.fixture
+def counting(machine: Machine) -> Machine:
+    """A machine with a timer that started and comes no more, a baseline, and truth."""
+    need("conntrack")
+    machine.dropin(TIMER, "[Timer]\nOnCalendar=\nOnCalendar=*-01-01\n")
+    machine.systemctl("enable", "--now", TIMER)
+    short_connections(machine)
+    written(machine)
+    return machine
+
+
+def test_events_wait_from_one_run_of_the_timer_to_the_next(counting: Machine) -> None:
+    machine = counting
+    (inode,) = listeners(machine)
+    used = ticks(machine)
+    flows(machine, 0, 20_000)
+    until(lambda: ended(machine), 60)
+    time.sleep(2)  # readable all the time
+    assert ticks(machine) - used < 100
+    assert machine.show(WRITER_EVENTS, "SubState") == "running"
+    text = written(machine)
+    assert value(text, "conntrack_events_received_total") == 20_000
+    assert value(text, "conntrack_events_lost_total") == 0
+    assert counted(text) == [0] * 5  # so that increase() counts all of it
+    assert counted(written(machine)) == [20_000, *truth(machine)]
+
+    flows(machine, 20_000, 20_100)
+    until(lambda: ended(machine), 60)
+    text = written(machine)
+    assert counted(text) == [20_100, *truth(machine)]
+    assert value(text, "conntrack_events_listening") == 1
+    assert value(text, "conntrack_runs_interrupted_total") == 0
+    assert listeners(machine) == [inode]
+
+
+def test_the_state_goes_to_the_user_of_the_next_run(counting: Machine) -> None:
+    machine = counting
+    flows(machine, 0, 100)
+    until(lambda: ended(machine), 60)
+    written(machine)
+    directory = "/run/private/conntrack-textfile"
+    files = (directory, f"{directory}/state", f"{directory}/state.lock")
+    for owner in ("65000", "root"):  # of the range of dynamic users, and not
+        machine.run("chown", "-R", f"{owner}:root", directory)
+        assert counted(written(machine)) == [100, *truth(machine)]
+        assert machine.run("stat", "-c", "%a", *files).split() == ["700", "600", "600"]
+
+
+def hold(machine: Machine) -> None:
+    """What the socket starts is there from the first event on."""
+    flows(machine, 0, 10)
+    until(lambda: ended(machine), 60)
+    until(lambda: machine.show("conntrack-events-hold.service", "ActiveState") == "active")
+
+
+def test_the_socket_is_there_as_long_as_the_timer(counting: Machine) -> None:
+    machine = counting
+    for command in ("restart", "stop"):
+        hold(machine)
+        machine.systemctl(command, TIMER)
+        if command == "stop":
+            until(lambda: listeners(machine) == [])
+            machine.systemctl("start", TIMER)
+        # Before a run, and not only from the first run on.
+        until(lambda: machine.show(WRITER_EVENTS, "ActiveState") == "active")
+        assert len(listeners(machine)) == 1
+    # As after a change of ReceiveBuffer=, which is another socket.
+    before = listeners(machine)
+    machine.dropin(WRITER_EVENTS, "[Socket]\nReceiveBuffer=48M\n")
+    machine.systemctl("restart", WRITER_EVENTS)
+    assert listeners(machine) != before
+    assert value(written(machine), "conntrack_event_buffer_bytes") == 2 * (48 << 20)
+
+    machine.systemctl("disable", "--now", TIMER)
+    until(lambda: machine.show(WRITER_EVENTS, "ActiveState") == "inactive")
+    assert listeners(machine) == []
+    # A run by hand has it for as long as it takes.
+    written(machine)
+    until(lambda: listeners(machine) == [])
+    assert not machine.systemctl("--failed", "--no-legend")
+
+
+def test_the_socket_comes_back_after_too_many_starts(counting: Machine) -> None:
+    """Which systemd does not allow, and then ends the sockets of a service."""
+    machine = counting
+    hold(machine)
+    machine.run("sh", "-c", f"for i in 1 2 3 4 5 6; do systemctl start {WRITER}; done || true")
+    until(lambda: machine.show(WRITER_EVENTS, "ActiveState") == "failed")
+    machine.systemctl("reset-failed")
+    text = written(machine)
+    assert value(text, "conntrack_events_listening") == 1
+    assert machine.show(WRITER_EVENTS, "ActiveState") == "active"
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_without_the_socket_of_events(counting: Machine, *, masked: bool) -> None:
+    """An administrator does not want it, or the kernel does not give it."""
+    machine = counting
+    machine.systemctl("stop", TIMER)
+    for unit in (WRITER_EVENTS, EXPORTER_EVENTS):
+        if masked:
+            machine.run("rm", f"/etc/systemd/system/{unit}")
+            machine.systemctl("mask", unit)
+        else:
+            machine.dropin(unit, "[Socket]\nNetworkNamespacePath=/nonexistent\n")
+    machine.systemctl("daemon-reload")
+    machine.systemctl("start", TIMER)
+    written(machine)
+    traffic(machine, 4242)
+    for _ in range(2):  # first seen, and published
+        text = written(machine)
+    assert value(text, "conntrack_events_listening") == 0
+    assert 'traffic_sent_packets_total{src="127.0.0.1",dst="127.0.0.1"' in text
+    assert re.search(r'^conntrack_traffic_sent_packets.*udp.*dport="4242"} 5$', text, re.MULTILINE)
+    # serve makes one for itself.
+    machine.systemctl("start", EXPORTER)
+    text = until(lambda: machine.get(METRICS))
+    assert value(text, "conntrack_events_listening") == 1
+    assert machine.show(EXPORTER_EVENTS, "ActiveState") != "active"
+    assert len(listeners(machine)) == 1
+
+
+def test_the_exporter_misses_nothing_while_it_restarts(machine: Machine) -> None:
+    need("conntrack")
+    machine.write("/etc/default/conntrack-exporter", 'ARGS="--collector.interval=1"\n')
+    machine.systemctl("start", SOCKET)
+    short_connections(machine)
+    assert value(machine.get(METRICS, 10), "conntrack_events_listening") == 1  # both sockets
+    (inode,) = listeners(machine)
+    # One connection ends every few milliseconds, also while it is stopped and started.
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        done = pool.submit(flows, machine, 0, 2000, 0.003)
+        for _ in range(3):  # systemd allows four in ten seconds
+            machine.systemctl("restart", EXPORTER)
+            assert not done.done()
+            time.sleep(0.5)
+        done.result()
+    until(lambda: ended(machine), 60)
+    expected = [2000, *truth(machine)]
+    text = until(lambda: counted(text := machine.get(METRICS, 10)) == expected and text, 30)
+    assert value(text, "conntrack_runs_interrupted_total") == 0
+    assert listeners(machine) == [inode]
+
+    # What it had read and not saved is lost when it is killed: that is counted.
+    machine.systemctl("kill", "--kill-whom=main", "--signal=KILL", EXPORTER)
+    flows(machine, 2000, 2100)
+    until(lambda: ended(machine), 60)
+    expected = [2100, *truth(machine)]
+    text = until(lambda: counted(text := machine.get(METRICS, 20)) == expected and text, 30)
+    assert value(text, "conntrack_runs_interrupted_total") == 1
+    assert listeners(machine) == [inode]
+
+    machine.run("sh", "-c", f"systemctl stop {SOCKET} {EXPORTER}")
+    until(lambda: listeners(machine) == [])
+
+
+def test_two_services_do_not_take_events_from_each_other(counting: Machine) -> None:
+    machine = counting
+    machine.write("/etc/default/conntrack-exporter", 'ARGS="--collector.interval=1"\n')
+    machine.systemctl("start", EXPORTER)
+    until(lambda: machine.get(METRICS))
+    flows(machine, 0, 1000)
+    until(lambda: ended(machine), 60)
+    expected = [1000, *truth(machine)]
+    until(lambda: counted(machine.get(METRICS)) == expected, 30)
+    written(machine)
+    assert counted(written(machine)) == expected
+
+
 # The clock of cron alone is set to two seconds before a minute: nothing to wait for.
 # cron is process 1 of a pid namespace: what ends it ends all that it started.
 CRON = """
@@ -398,7 +668,11 @@ def test_cron_runs_it_and_skips_a_run_while_another_goes_on(venv: Path) -> None:
         taken = value(file.read_text(), "conntrack_snapshot_timestamp_seconds")
         assert abs(taken - time.time()) < 10
         assert file.stat().st_mode & 0o777 == 0o644
-        assert [p.name for p in file.parent.iterdir()] == ["conntrack.prom"]
+        names = sorted(p.name for p in file.parent.iterdir())
+        assert names == ["conntrack.prom", "state", "state.lock"]
+        assert {(file.parent / name).stat().st_mode & 0o777 for name in names[1:]} == {0o600}
+        # The next run counts from here, without events.
+        assert value(file.read_text(), "conntrack_events_listening") == 0
         assert os.readlink(root / TEXTFILES[1:] / "conntrack.prom") == f"{STATE}/conntrack.prom"
         # Of root nothing is left but the one capability, and nobody else may write there.
         status = dict(
