@@ -52,6 +52,8 @@ def _run(argv: list[str]) -> int:
         _log(opts)
     try:
         engine = make(opts.plan)
+        if opts.state_file:
+            opts = _with_own_state(opts)
         run = {"write": _write, "serve": _serve, "top": _top}[opts.command]
         run(opts, engine)
     except UsageError as error:
@@ -63,6 +65,18 @@ def _run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _with_own_state(opts: Options) -> Options:
+    """Options without a state file that is something else: it is left as it is."""
+    from conntrack_textfile import state
+
+    if state.is_ours(opts.state_file):
+        return opts
+    _log(opts).warning(
+        "%s is not a state file of conntrack-textfile: going on without one", opts.state_file
+    )
+    return opts._replace(state_file="")
 
 
 def _usage(error: UsageError) -> int:

@@ -33,6 +33,10 @@ class DamagedStateError(StateError):
     """A state file of ours is of no use: a new one may take its place."""
 
 
+class ForeignStateError(StateError):
+    """What is named as the state file is something else, and is left as it is."""
+
+
 class ListenError(Exception):
     """The text cannot be served."""
 

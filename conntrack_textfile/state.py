@@ -17,7 +17,7 @@ import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from conntrack_textfile import textfile
-from conntrack_textfile.errors import DamagedStateError, StateError
+from conntrack_textfile.errors import DamagedStateError, ForeignStateError, StateError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +35,20 @@ class State(NamedTuple):
 
     numbers: dict[str, Any]
     ledger: bytes
+
+
+def is_ours(path: str) -> bool:
+    """Whether a file may be replaced: there is none, or it is a state, be it a damaged one.
+
+    Raises StateError where it cannot be read.
+    """
+    try:
+        fd = _open(path)
+    except ForeignStateError:
+        return False
+    if fd is not None:
+        os.close(fd)
+    return True
 
 
 def load(path: str) -> State | None:
@@ -67,7 +81,7 @@ def _open(path: str) -> int | None:
     fault = _fault(fd)
     if fault:
         os.close(fd)
-        raise StateError(f"{path} is {fault}: name another file")
+        raise ForeignStateError(f"{path} is {fault}")
     return fd
 
 

@@ -390,7 +390,9 @@ def fill_live_table(entries: int, keys: int) -> None:
             sock.send(struct.pack("=IHHII", 16 + len(payload), 0x100, 0x601, i, 0) + payload)
 
 
-def live(installed: Plain, directory: Path) -> None:
+@contextlib.contextmanager
+def namespace() -> Iterator[list[str]]:
+    """A network namespace with accounting and a large limit; what runs a command in it."""
     name = f"ctf-bench-{os.getpid()}"
     inside = ["ip", "netns", "exec", name]
     limit = LIMIT.read_text()
@@ -398,6 +400,18 @@ def live(installed: Plain, directory: Path) -> None:
     try:
         LIMIT.write_text("1200000")
         subprocess.run([*inside, "sysctl", "-qw", "net.netfilter.nf_conntrack_acct=1"], check=True)
+        subprocess.run([*inside, "ip", "link", "set", "lo", "up"], check=True)
+        yield inside
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=False)
+        LIMIT.write_text(limit)
+
+
+def live(installed: Plain, directory: Path) -> None:
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from tests import bench_counters
+
+    with namespace() as inside:
         subprocess.run([*inside, sys.executable, __file__, "--fill"], check=True)
         proc = Path("/proc/sys/net/netfilter/nf_conntrack_count")
         count = subprocess.run([*inside, "cat", proc], capture_output=True, check=True)
@@ -417,9 +431,11 @@ def live(installed: Plain, directory: Path) -> None:
             )
             text = (directory / "live.prom").read_text()
             assert f"conntrack_total_connections {ENTRIES}\n" in text
-    finally:
-        subprocess.run(["ip", "netns", "del", name], check=False)
-        LIMIT.write_text(limit)
+        bench_counters.reading(installed, inside, directory)
+    with namespace() as inside:
+        bench_counters.draining(installed, inside)
+    with namespace() as inside:
+        bench_counters.serving(installed, inside, directory)
 
 
 @contextlib.contextmanager

@@ -365,9 +365,11 @@ def test_the_command_does_not_touch_what_is_not_ours(host: Host) -> None:
     host.state.write_bytes(NO_STATE)
     before = host.state.stat()
     done = host.write()
-    assert done.returncode == 1
+    assert done.returncode == 0
     assert len(done.stderr.splitlines()) == 1
     assert f"{host.state} is not a state file" in done.stderr
+    assert "conntrack_total_connections" in host.prom.read_text()
+    assert "conntrack_traffic" not in host.prom.read_text()
     after = host.state.stat()
     assert host.state.read_bytes() == NO_STATE
     assert (before.st_ino, before.st_mtime_ns, before.st_mode) == (
@@ -375,7 +377,7 @@ def test_the_command_does_not_touch_what_is_not_ours(host: Host) -> None:
         after.st_mtime_ns,
         after.st_mode,
     )
-    assert os.listdir(host.state.parent) == ["state"]
+    assert sorted(os.listdir(host.state.parent)) == sorted([host.prom.name, "state"])
 
 
 def test_a_second_run_fails_and_touches_nothing(host: Host) -> None:
