@@ -126,8 +126,9 @@ def _counting(opts: Options, collector: Collector) -> Iterator[None]:
         for sock in handed:
             if sock is not held:
                 sock.close()
-        _begin(opts, collector, held, run, held=True)
-        yield
+        with contextlib.closing(held) if held else contextlib.nullcontext():
+            _begin(opts, collector, held, run, held=True)
+            yield
         # Not after an error, or where the proc file stood in: events were read and are lost.
         if collector.saved or held is None:
             run.end()

@@ -176,7 +176,9 @@ def test_top_of_an_empty_table(tmp_path: Path) -> None:
 
 
 def test_watch_goes_on_with_rates_until_it_is_interrupted() -> None:
-    argv = [*COMMAND, "top", "--watch", "--collector.interval=0.2", SAMPLE, "-n", "1"]
+    # What a shell starts in the background ignores the signal, and so do its children.
+    argv = ["env", "--default-signal=INT", *COMMAND, "top", "--watch"]
+    argv += ["--collector.interval=0.2", SAMPLE, "-n", "1"]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

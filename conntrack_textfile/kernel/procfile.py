@@ -151,7 +151,7 @@ def _number(digits: bytes, most: int, what: str) -> int:
     return int(digits)
 
 
-@functools.lru_cache(1 << 16)
+@functools.lru_cache(1 << 12)
 def _packed(l3: int, text: bytes) -> bytes:
     try:
         return inet_pton(AF_INET if l3 == 4 else AF_INET6, text.decode("ascii"))

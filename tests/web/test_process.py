@@ -22,7 +22,7 @@ def alive():
 
 looked = []
 process.block_signals()
-process.stay(alive, lambda: None)
+process.stay(alive, lambda: None, lambda: None)
 """
 
 
@@ -55,7 +55,7 @@ if sys.argv[1] == "waiting":
 elif sys.argv[1] == "saying":
     process.LOG.info = no_memory
 os.kill(os.getpid(), signal.SIGHUP if sys.argv[1] == "reading" else signal.SIGTERM)
-process.stay(lambda: True, read_again)
+process.stay(lambda: True, read_again, lambda: None)
 """
 
 
