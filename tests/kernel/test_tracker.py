@@ -77,6 +77,8 @@ def namespace() -> Iterator[str]:
         sysctl(
             name,
             net__netfilter__nf_conntrack_acct=1,
+            # By the default, 2, what is older than the first listener sends no event.
+            net__netfilter__nf_conntrack_events=1,
             net__netfilter__nf_conntrack_udp_timeout=600,
             net__netfilter__nf_conntrack_udp_timeout_stream=600,
         )
