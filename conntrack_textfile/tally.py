@@ -1,4 +1,4 @@
-"""What the engine makes of a reading: sums by group, and what it skipped. Types only."""
+"""What the engine makes of a reading: sums by group, how they are added, and what it skipped."""
 
 from __future__ import annotations
 

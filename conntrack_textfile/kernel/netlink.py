@@ -1,4 +1,4 @@
-"""The connection table as a ctnetlink dump: the socket, the request and the datagrams."""
+"""The kernel's lists of connections as ctnetlink dumps: the socket, the requests, the datagrams."""
 
 from __future__ import annotations
 

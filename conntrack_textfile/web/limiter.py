@@ -1,4 +1,4 @@
-"""Limiter: who may stay when there are more clients than are served at once."""
+"""The limiter: which connections stay when there are more than are served at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Listening sockets: made here, or handed over by systemd."""
+"""Listening TCP sockets: made here, or found among those that systemd handed over."""
 
 from __future__ import annotations
 
