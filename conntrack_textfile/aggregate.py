@@ -9,12 +9,12 @@ import operator
 from typing import TYPE_CHECKING, NamedTuple
 
 from conntrack_textfile.plan import OTHER
-from conntrack_textfile.tally import Sums, add
+from conntrack_textfile.tally import Rows, Sums, add
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from conntrack_textfile.tally import Counts, Group, Rows, Tally
+    from conntrack_textfile.tally import Counts, Group, Tally
 
 # What groups can be ranked by.
 MEASURES: dict[str, Callable[[Sequence[int]], int]] = {
@@ -96,17 +96,31 @@ def measure(by: str, totals: Sums) -> str:
     return by if any(totals[1:]) else "connections"
 
 
-def rank(aggregate: Aggregate, wanted: Sequence[Sequence[str]], count: int) -> list[Ranking]:
-    """The top groups for each requested set of labels, all sets in one pass over the series."""
-    by = measure("bytes", aggregate.totals)
-    at = [[aggregate.labels.index(label) for label in labels] for labels in wanted]
+def rank(
+    labels: Sequence[str], rows: Rows, wanted: Sequence[Sequence[str]], by: str, count: int
+) -> list[Ranking]:
+    """The top groups for each requested set of labels, all sets in one pass over the rows."""
+    at = [[labels.index(label) for label in kept] for kept in wanted]
     sums: list[dict[Group, list[int]]] = [{} for _ in wanted]
-    for group, row in zip(aggregate.groups, zip(*aggregate.columns, strict=True), strict=True):
+    for group, row in zip(rows.groups, zip(*rows.columns, strict=True), strict=True):
         for indexes, into in zip(at, sums, strict=True):
             add(into, tuple([group[index] for index in indexes]), row)
-    return [
-        _ranking(tuple(labels), by, into, count) for labels, into in zip(wanted, sums, strict=True)
-    ]
+    return [_ranking(tuple(kept), by, into, count) for kept, into in zip(wanted, sums, strict=True)]
+
+
+def growth(before: Rows, after: Rows) -> Rows:
+    """What counters by group grew from one snapshot to a later one.
+
+    A group that is new, or that lost its series in between and began again, grew from 0.
+    """
+    old = dict(zip(before.groups, zip(*before.columns, strict=True), strict=True))
+    grown = []
+    for group, row in zip(after.groups, zip(*after.columns, strict=True), strict=True):
+        base = old.get(group)
+        if base is not None and all(map(operator.le, base, row)):
+            row = tuple(map(operator.sub, row, base))  # noqa: PLW2901
+        grown.append(row)
+    return Rows(after.groups, _columns(grown) if grown else ((),) * len(Sums._fields))
 
 
 def _ranking(labels: tuple[str, ...], by: str, sums: dict[Group, list[int]], count: int) -> Ranking:

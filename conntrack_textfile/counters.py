@@ -14,10 +14,10 @@ what the protocols grow by, at most one snapshot late.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from conntrack_textfile.aggregate import MEASURES, PROTOCOLS, Limit, measure, other_group
-from conntrack_textfile.tally import Sums, add
+from conntrack_textfile.tally import Rows, Sums, add
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -50,13 +50,6 @@ class Slot:
     def add(self, row: Iterable[int]) -> None:
         """Add traffic."""
         self.sums = [a + b for a, b in zip(self.sums, row, strict=True)]
-
-
-class Published(NamedTuple):
-    """Series with their values, by columns."""
-
-    groups: list[Group]
-    columns: tuple[list[int], ...]  # one for each field of Sums
 
 
 class Counters:
@@ -110,11 +103,11 @@ class Counters:
         for name, number in numbers.items():
             self.totals[name] += number
 
-    def groups(self) -> Published:
+    def groups(self) -> Rows:
         """The series by group, those of "other" last."""
         return _published([*self.slots.values(), *self.others.values()])
 
-    def by_protocol(self) -> Published:
+    def by_protocol(self) -> Rows:
         """The series by l3protocol and l4protocol."""
         return _published(list(self.protocols.values()))
 
@@ -291,9 +284,9 @@ class Counters:
         return measure(self.limit.by, Sums(*map(sum, rows)))
 
 
-def _published(slots: list[Slot]) -> Published:
+def _published(slots: list[Slot]) -> Rows:
     rows = [(0,) * 5 if slot.unpublished >= 2 else slot.sums for slot in slots]
-    return Published(
+    return Rows(
         [slot.labels for slot in slots], tuple([row[field] for row in rows] for field in range(5))
     )
 

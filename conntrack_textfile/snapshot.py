@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from conntrack_textfile.aggregate import Aggregate
-    from conntrack_textfile.counters import Published
     from conntrack_textfile.kernel.events import Buffer
     from conntrack_textfile.kernel.sysctl import Conntrack
+    from conntrack_textfile.tally import Rows
 
 _ACCOUNTING_OFF = (
     "accounting is off, so packets and bytes are not counted: set "
@@ -40,8 +40,8 @@ class Traffic(NamedTuple):
     """The counters at one moment."""
 
     labels: tuple[str, ...]
-    groups: Published
-    protocols: Published
+    groups: Rows
+    protocols: Rows
     totals: dict[str, int]  # of counters.TOTALS
     lost: int  # events, of late
     started: float  # Unix time of the baseline, in seconds

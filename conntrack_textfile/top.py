@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from conntrack_textfile.aggregate import rank
+from conntrack_textfile.aggregate import measure, rank
 from conntrack_textfile.labels import ROWS
+from conntrack_textfile.tally import Rows
 from conntrack_textfile.units import binary
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def table(
     connections = snapshot.live
     assert connections is not None
     yield _summary(snapshot, connections)
-    (ranking,) = rank(connections, [connections.labels], count)
+    labels, live = connections.labels, Rows(connections.groups, connections.columns)
+    (ranking,) = rank(labels, live, [labels], measure("bytes", connections.totals), count)
     heads = [_HEADS[label] for label in ranking.labels] + ["CONNECTIONS", "SENT", "REPLY"]
     rows = []
     for values, sums in ranking.rows:

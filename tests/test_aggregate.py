@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conntrack_textfile import filters, networks, services
-from conntrack_textfile.aggregate import MEASURES, Limit, rank
+from conntrack_textfile.aggregate import MEASURES, Aggregate, Limit, growth, rank
 from conntrack_textfile.filters import Filter
 from conntrack_textfile.labels import LABELS
 from conntrack_textfile.networks import Prefix
 from conntrack_textfile.plan import Plan
-from conntrack_textfile.tally import Sums
+from conntrack_textfile.tally import Rows, Sums
 from tests.builders import Flow, aggregated, folded, series, table
 
 TABLE = table(
@@ -207,8 +207,12 @@ RANKED = aggregated(
 )
 
 
+def rows(live: Aggregate) -> Rows:
+    return Rows(live.groups, live.columns)
+
+
 def test_the_largest_are_those_of_most_bytes_in_both_directions() -> None:
-    ranking, keys = rank(RANKED, [["src"], ["src", "dst"]], 2)
+    ranking, keys = rank(RANKED.labels, rows(RANKED), [["src"], ["src", "dst"]], "bytes", 2)
     assert ranking.by == "bytes"
     assert ranking.rows == [(("a",), (2, 0, 20, 0, 20)), (("c",), (1, 0, 0, 0, 40))]
     assert ranking.others == 1
@@ -216,13 +220,36 @@ def test_the_largest_are_those_of_most_bytes_in_both_directions() -> None:
     assert (keys.labels, keys.others) == (("src", "dst"), 2)
 
 
-def test_without_counters_they_are_those_of_most_connections() -> None:
-    live = aggregated({("a",): (1, 0, 0, 0, 0), ("b",): (2, 0, 0, 0, 0)}, "src")
-    (ranking,) = rank(live, [["src"]], 9)
+def test_they_can_be_those_of_most_connections() -> None:
+    live = aggregated({("a",): (1, 0, 9, 0, 0), ("b",): (2, 0, 0, 0, 0)}, "src")
+    (ranking,) = rank(live.labels, rows(live), [["src"]], "connections", 9)
     assert (ranking.by, [values for values, _ in ranking.rows]) == ("connections", [("b",), ("a",)])
 
 
 def test_of_equals_the_first_is_first() -> None:
     live = aggregated({("b", "x"): (1, 0, 1, 0, 0), ("a", "x"): (1, 0, 1, 0, 0)}, "src", "dst")
     for labels in (["src"], ["src", "dst"]):
-        assert [values[0] for values, _ in rank(live, [labels], 9)[0].rows] == ["b", "a"]
+        (ranking,) = rank(live.labels, rows(live), [labels], "bytes", 9)
+        assert [values[0] for values, _ in ranking.rows] == ["b", "a"]
+
+
+def test_growth_is_the_difference_of_each_group() -> None:
+    before = Rows([("a",), ("gone",), ("again",)], ([1, 9, 9],) * 5)
+    after = Rows(
+        [("new",), ("again",), ("a",)],
+        ([5, 2, 4], [5, 9, 1], [5, 9, 2], [5, 9, 9], [5, 9, 1]),
+    )
+    grown = growth(before, after)
+    assert grown.groups == [("new",), ("again",), ("a",)]
+    # "again" has fewer connections than before: it lost its series, and began at 0.
+    assert list(zip(*grown.columns, strict=True)) == [
+        (5, 5, 5, 5, 5),
+        (2, 9, 9, 9, 9),
+        (3, 0, 1, 8, 0),
+    ]
+
+
+def test_growth_of_nothing_is_nothing() -> None:
+    nothing = Rows([], ([], [], [], [], []))
+    assert growth(nothing, nothing).groups == []
+    assert len(growth(nothing, nothing).columns) == 5

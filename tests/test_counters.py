@@ -20,8 +20,7 @@ from tests.flows import Flow
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from conntrack_textfile.counters import Published
-    from conntrack_textfile.tally import Tally
+    from conntrack_textfile.tally import Rows, Tally
     from tests.engines import Feed
 
 Group = tuple[str, ...]
@@ -31,7 +30,7 @@ PROTOCOLS = {6: ("ipv4", "tcp"), 17: ("ipv4", "udp")}
 NAMES = ("", "10.0.0.3 other\n10.0.0.4 four\n", "10.0.0.4/30 upper\n10.0.0.1 other\n")
 
 
-def values(published: Published) -> dict[Group, Values]:
+def values(published: Rows) -> dict[Group, Values]:
     found = dict(
         zip(published.groups, map(tuple, zip(*published.columns, strict=True)), strict=True)
     )

@@ -19,8 +19,9 @@ from xml.etree import ElementTree as ET
 from xml.etree.ElementTree import Element
 
 from conntrack_textfile import __version__
-from conntrack_textfile.aggregate import MEASURES, Ranking, rank
+from conntrack_textfile.aggregate import MEASURES, Ranking, measure, rank
 from conntrack_textfile.labels import BY_NAME
+from conntrack_textfile.tally import Rows
 from conntrack_textfile.units import binary
 
 if TYPE_CHECKING:
@@ -54,7 +55,10 @@ def overview(live: Aggregate) -> Overview:
         "": ("l4protocol",),
     }
     kept = {title: labels for title, labels in titled.items() if set(labels) <= set(names)}
-    ranked = dict(zip(kept, rank(live, list(kept.values()), _PROTOCOLS), strict=True))
+    by = measure("bytes", live.totals)
+    rows = Rows(live.groups, live.columns)
+    rankings = rank(names, rows, list(kept.values()), by, _PROTOCOLS)
+    ranked = dict(zip(kept, rankings, strict=True))
     by_protocol = ranked.pop("", None)
     protocols = by_protocol.rows if by_protocol else []
     return Overview(
