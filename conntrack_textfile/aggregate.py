@@ -24,6 +24,8 @@ MEASURES: dict[str, Callable[[Sequence[int]], int]] = {
 }
 
 PROTOCOLS = ("l3protocol", "l4protocol")
+# What "other" tells apart: there are few of each.
+KEPT = ("netns", *PROTOCOLS)
 
 
 class Limit(NamedTuple):
@@ -67,28 +69,37 @@ class Ranking(NamedTuple):
 
 def fold(tally: Tally, labels: tuple[str, ...], limit: Limit) -> Aggregate:
     """A tally under a limit: the largest groups, and for each protocol one of all the others."""
-    totals = Sums(*map(sum, zip(Sums(0, 0, 0, 0, 0), *tally.protocols.values(), strict=True)))
-    keys = exported = len(tally.groups)
-    # By protocols alone there are few groups, and to fold them would change nothing.
-    if 0 < limit.keys < keys and set(labels) - set(PROTOCOLS):
-        exported = limit.keys
-        rows = tally.groups.rows(exported, measure(limit.by, totals))
+    found = summary(tally, labels)
+    # By these alone there are few groups, and to fold them would change nothing.
+    if 0 < limit.keys < found.keys and set(labels) - set(KEPT):
+        rows = tally.groups.rows(limit.keys, measure(limit.by, found.totals))
         groups, columns = _with_others(rows, tally.protocols, labels)
-    else:
-        groups, columns = tally.groups.rows(0, limit.by)
+        return found._replace(groups=groups, columns=columns, exported=limit.keys)
+    groups, columns = tally.groups.rows(0, limit.by)
+    return found._replace(groups=groups, columns=columns)
+
+
+def summary(tally: Tally, labels: tuple[str, ...]) -> Aggregate:
+    """What there is of a tally without its groups."""
+    keys = len(tally.groups)
     return Aggregate(
         labels=labels,
-        groups=groups,
-        columns=columns,
-        totals=totals,
+        groups=(),
+        columns=((),) * len(Sums._fields),
+        totals=Sums(*map(sum, zip(Sums(0, 0, 0, 0, 0), *tally.protocols.values(), strict=True))),
         keys=keys,
-        exported=exported,
+        exported=keys,
         filtered=tally.filtered,
         malformed=tally.malformed,
         uncounted=tally.uncounted,
         states=tally.states,
         flags=tally.flags,
     )
+
+
+def protocol_labels(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """The labels of sums by protocol, beside groups with some labels."""
+    return KEPT if "netns" in labels else PROTOCOLS
 
 
 def measure(by: str, totals: Sums) -> str:
@@ -135,11 +146,12 @@ def _ranking(labels: tuple[str, ...], by: str, sums: dict[Group, list[int]], cou
 
 
 def _with_others(
-    rows: Rows, protocols: dict[tuple[str, str], Sums], labels: tuple[str, ...]
+    rows: Rows, protocols: dict[Group, Sums], labels: tuple[str, ...]
 ) -> tuple[Sequence[Group], tuple[Sequence[int], ...]]:
     """Rows, and for each protocol that the labels tell apart a row of all that is not in these."""
-    at = [labels.index(label) for label in PROTOCOLS if label in labels]
-    kept = [PROTOCOLS.index(labels[index]) for index in at]
+    names_of = protocol_labels(labels)
+    at = [labels.index(label) for label in names_of if label in labels]
+    kept = [names_of.index(labels[index]) for index in at]
     # What is not kept is the rest of each protocol: no need to look at it.
     rest: dict[Group, list[int]] = {}
     for names, subtotal in protocols.items():
@@ -158,7 +170,7 @@ def _with_others(
 def other_group(labels: tuple[str, ...], protocol: Group) -> Group:
     """The group of all that has no group of its own, of a protocol as far as labels tell it."""
     names = iter(protocol)
-    return tuple([next(names) if label in PROTOCOLS else OTHER for label in labels])
+    return tuple([next(names) if label in KEPT else OTHER for label in labels])
 
 
 def _columns(rows: Iterable[Sequence[int]]) -> tuple[Sequence[int], ...]:

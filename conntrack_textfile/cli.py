@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from conntrack_textfile import exposition, options, textfile
 from conntrack_textfile.collector import Collector
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
     from logging import Logger
 
     from conntrack_textfile import state
+    from conntrack_textfile.collector import Listen
     from conntrack_textfile.kernel.engine import Engine
+    from conntrack_textfile.kernel.table import Table
     from conntrack_textfile.options import Options
 
 
@@ -93,8 +96,12 @@ def _log(opts: Options) -> Logger:
 
 def _write(opts: Options, engine: Engine) -> None:
     _configure_accounting(opts)
-    collector = Collector(opts, engine)
-    with _counting(opts, collector):
+    handed = _handed()
+    collector = Collector(opts, engine, handed=handed.dumps)
+    with contextlib.ExitStack() as stack:
+        for sock in handed.netlink:
+            stack.enter_context(sock)
+        stack.enter_context(_counting(opts, collector, handed))
         snapshot = collector.take()
         for warning in snapshot.warnings.values():
             _log(opts).warning("%s", warning)
@@ -105,50 +112,72 @@ def _write(opts: Options, engine: Engine) -> None:
             textfile.replace(opts.file, pieces, opts.file_mode, opts.file_group)
 
 
+class _Handed(NamedTuple):
+    """The sockets that systemd handed over, sorted by what they are."""
+
+    listeners: list[socket.socket]  # and whatever else is no netlink socket
+    events: dict[str, socket.socket]  # by the name of a network namespace, "" for our own
+    dumps: dict[str, list[socket.socket]]  # for dumps, by the same
+
+    @property
+    def netlink(self) -> list[socket.socket]:
+        """All but the listeners."""
+        return [*self.events.values(), *itertools.chain.from_iterable(self.dumps.values())]
+
+
+def _handed() -> _Handed:
+    """What systemd handed over. Those in a network namespace are named netns=NAME."""
+    found = _Handed([], {}, {})
+    if "LISTEN_FDS" not in os.environ:
+        return found
+    # Imported here: most runs of write are handed nothing.
+    from conntrack_textfile import handover
+    from conntrack_textfile.kernel import events
+
+    for name, sock in handover.sockets():
+        kind, _, netns = name.partition("=")
+        groups = events.groups(sock)
+        if groups < 0:
+            found.listeners.append(sock)
+        elif kind == "netns" and netns and groups == 0:
+            found.dumps.setdefault(netns, []).append(sock)
+        elif kind == "netns" and netns and netns not in found.events:
+            found.events[netns] = sock
+        elif "" not in found.events and events.is_listening(sock):
+            found.events[""] = sock
+        else:
+            sock.close()
+    return found
+
+
 @contextlib.contextmanager
-def _counting(opts: Options, collector: Collector) -> Iterator[None]:
+def _counting(opts: Options, collector: Collector, handed: _Handed) -> Iterator[None]:
     """Around a run of write with counters: it has a past, and no other run beside it."""
     if "traffic" not in opts.families or not opts.state_file:
         if opts.log_level == "debug":
             _log(opts).debug("no counters: they need --state.file")
         yield
         return
-    if not may_be_netlink(opts.source, opts.proc_root):
+    if not (opts.netns or may_be_netlink(opts.source, opts.proc_root)):
         _log(opts).warning("%s", NO_COUNTERS)
         yield
         return
     # Imported here, as all of counting: without a state there are no counters.
-    from conntrack_textfile import handover, state
+    from conntrack_textfile import state
+
+    def listen(table: Table) -> tuple[socket.socket | None, bool]:
+        held = handed.events.get(table.key)
+        return held, held is not None
 
     with state.run(opts.state_file) as run:
-        handed = handover.sockets()
-        held = _held(handed)
-        for sock in handed:
-            if sock is not held:
-                sock.close()
-        with contextlib.closing(held) if held else contextlib.nullcontext():
-            _begin(opts, collector, held, run, held=True)
-            yield
+        _begin(opts, collector, listen, run)
+        yield
         # Not after an error, or where the proc file stood in: events were read and are lost.
-        if collector.saved or held is None:
+        if collector.saved or not handed.events:
             run.end()
 
 
-def _held(handed: list[socket.socket]) -> socket.socket | None:
-    """The socket with events among those that systemd handed over."""
-    from conntrack_textfile.kernel import events
-
-    return next(filter(events.is_listening, handed), None)
-
-
-def _begin(
-    opts: Options,
-    collector: Collector,
-    sock: socket.socket | None,
-    run: state.Run,
-    *,
-    held: bool,
-) -> None:
+def _begin(opts: Options, collector: Collector, listen: Listen, run: state.Run) -> None:
     """Go on with the state file, and mark the run before it reads the first event."""
     from conntrack_textfile import state
 
@@ -158,7 +187,7 @@ def _begin(
     except DamagedStateError as error:
         log.warning("%s: counting from 0", error)
         saved = None
-    run.begin(collector.count(sock, saved, held=held, interrupted=run.interrupted))
+    run.begin(collector.count(listen, saved, interrupted=run.interrupted))
 
 
 def _top(opts: Options, engine: Engine) -> None:
@@ -196,7 +225,6 @@ def _top(opts: Options, engine: Engine) -> None:
 
 def _serve(opts: Options, engine: Engine) -> NoReturn:
     # Imported here: one snapshot must not pay for an HTTP server.
-    from conntrack_textfile import handover
     from conntrack_textfile.web import http, process, sockets
     from conntrack_textfile.web.application import Application
     from conntrack_textfile.web.limiter import Limiter
@@ -211,15 +239,15 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
 
         web_config = config.watch(opts.web_config)
     _configure_accounting(opts)
-    handed = handover.sockets()
-    listeners = sockets.listening(handed) if opts.systemd_socket else []
+    handed = _handed()
+    listeners = sockets.listening(handed.listeners) if opts.systemd_socket else []
     if not listeners:
         listeners = [sockets.listen(address) for address in opts.listen]
     process.share_one_arena()
     process.block_signals()
 
     names = options.watch_names(opts)
-    collector = Collector(opts, engine, names)
+    collector = Collector(opts, engine, names, handed.dumps)
     stack = contextlib.ExitStack()
     if "traffic" in opts.families:
         _count(opts, collector, handed, stack)
@@ -258,38 +286,47 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
 
 
 def _count(
-    opts: Options,
-    collector: Collector,
-    handed: list[socket.socket],
-    stack: contextlib.ExitStack,
+    opts: Options, collector: Collector, handed: _Handed, stack: contextlib.ExitStack
 ) -> None:
-    """Begin to count in serve: with the events of systemd's socket, or of one of its own."""
+    """Begin to count in serve: with the events of systemd's sockets, or of sockets of its own."""
+    import logging
+
     from conntrack_textfile import state
     from conntrack_textfile.kernel import events
 
     log = _log(opts)
-    if not may_be_netlink(opts.source, opts.proc_root):
+    if not (opts.netns or may_be_netlink(opts.source, opts.proc_root)):
         log.warning("%s", NO_COUNTERS)
         return
-    run = stack.enter_context(state.run(opts.state_file)) if opts.state_file else None
-    held = sock = _held(handed)
-    if sock is None:
-        try:
-            sock = events.listen(opts.event_buffer)
-        except OSError as error:
-            log.warning("no events of ended connections: %s", error.strerror)
-    if sock is not None:
-        log.info("events of ended connections: a buffer of %d bytes", events.buffer(sock).size)
-    if run:
-        _begin(opts, collector, sock, run, held=held is not None)
+
+    def listen(table: Table) -> tuple[socket.socket | None, bool]:
+        # Once: where another namespace has taken the name it is not of that one.
+        sock = held = handed.events.pop(table.key, None)
+        of = f" of {table.name}" if table.name else ""
+        if sock is None:
+            try:
+                sock = table.space.run(lambda: events.listen(opts.event_buffer))
+            except SourceError as error:
+                log.warning("no events of ended connections%s: %s", of, error)
+            except OSError as error:
+                log.warning("no events of ended connections%s: %s", of, error.strerror)
+        if sock is not None:
+            size = events.buffer(sock).size
+            level = logging.DEBUG if of else logging.INFO  # there may be hundreds
+            log.log(level, "events of ended connections%s: a buffer of %d bytes", of, size)
+        return sock, held is not None
+
+    if opts.state_file:
+        run = stack.enter_context(state.run(opts.state_file))
+        _begin(opts, collector, listen, run)
         stack.callback(run.end)
     else:
-        collector.count(sock, None, held=held is not None, interrupted=0)
+        collector.count(listen, None, interrupted=0)
     collector.drain()
 
 
 def _configure_accounting(opts: Options) -> None:
-    if not opts.configure_accounting:
+    if not opts.configure_accounting or opts.netns:  # of others the collector does it
         return
     try:
         sysctl.enable_accounting(opts.proc_root)

@@ -1,183 +1,389 @@
 """The collector: takes one snapshot after the other. Both modes get their numbers here alone.
 
 What goes from one to the next, and by the state file from one run to the next, is
-the ledger and the counters.
+the ledgers and the counters.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from conntrack_textfile import aggregate
-from conntrack_textfile.kernel import source, sysctl
+from conntrack_textfile import aggregate, joined
+from conntrack_textfile.errors import SourceError
+from conntrack_textfile.joined import JoinedGroups, join
+from conntrack_textfile.kernel import namespace, sysctl
 from conntrack_textfile.kernel.engine import make
+from conntrack_textfile.kernel.namespace import OWN
+from conntrack_textfile.kernel.sysctl import Conntrack
+from conntrack_textfile.kernel.table import Table
+from conntrack_textfile.labels import NETNS
 from conntrack_textfile.snapshot import Snapshot, Traffic
+from conntrack_textfile.tally import Rows
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
+    from conntrack_textfile.aggregate import Aggregate
     from conntrack_textfile.counters import Counters
+    from conntrack_textfile.kernel import tracker
     from conntrack_textfile.kernel.engine import Engine
-    from conntrack_textfile.kernel.tracker import Tracker
     from conntrack_textfile.options import Options
     from conntrack_textfile.plan import Plan
     from conntrack_textfile.reload import Reloader
     from conntrack_textfile.state import State
-    from conntrack_textfile.tally import Groups
+    from conntrack_textfile.tally import Group, Groups, Tally
+
+    # Gives the socket with the events of a table, and whether another process made and holds it.
+    Listen = Callable[[Table], tuple[socket.socket | None, bool]]
 
 
 # Lost events are warned of once, until none was lost for so long.
 _LOST_SECONDS = 60
 
 
+class _Saved(NamedTuple):
+    """What was saved of a table."""
+
+    numbers: dict[str, Any]
+    ledger: bytes
+
+
+class _Count(NamedTuple):
+    """The traffic since the last snapshot, in the counters."""
+
+    readings: Mapping[str, tracker.Reading]  # by the name of the table
+    protocols: Mapping[str, Rows]  # the counters by protocol, by the same
+    traffic: Traffic  # of all tables together
+
+
 class Collector:
     """Takes snapshots, with live figures alone until counting is begun."""
 
     def __init__(
-        self, options: Options, engine: Engine, plans: Reloader[Plan] | None = None
+        self,
+        options: Options,
+        engine: Engine,
+        plans: Reloader[Plan] | None = None,
+        handed: Mapping[str, Iterable[socket.socket]] | None = None,
     ) -> None:
+        """Sockets for dumps may have been made in network namespaces, by the names of these."""
         self._options = options
         self._engine = engine
         self._plans = plans
+        self._handed = handed or {}
         self._plan = options.plan
-        self._tracker: Tracker | None = None
+        self._labels = options.plan.labels
+        if options.netns:
+            self._labels = (NETNS.name, *self._labels)
+        # By the names of their namespaces; "" where there is but one and none is shown.
+        self._tables: dict[str, Table] = {}
+        self._given_up: dict[str, tracker.Reading] = {}
         self._counters: Counters | None = None
+        self._listen: Listen = lambda _: (None, False)
+        self._drain: tracker.Drain | None = None
+        self._saved: dict[str, _Saved] = {}  # of tables that are not begun yet
         self._lock = threading.Lock()
         self._lost = 0
         self._lost_until = 0.0
         self.saved = False
         """Whether what was counted was ever saved."""
 
-    def count(
-        self, sock: socket.socket | None, saved: State | None, *, held: bool, interrupted: int
-    ) -> int:
-        """Begin to count traffic, with the events of a socket, or go on with what was saved.
+    def count(self, listen: Listen, saved: State | None, *, interrupted: int) -> int:
+        """Begin to count traffic, with the events of sockets, or go on with what was saved.
 
-        held says that the socket was made by another process, which held events on it.
         Another boot, another network namespace and what cannot be read begin anew.
         So many runs were interrupted before, as far as the mark tells; gives how many.
         """
         # Imported here, as all below: a run without counters need not pay for it.
         from conntrack_textfile.counters import Counters
-        from conntrack_textfile.kernel import events, namespace
+        from conntrack_textfile.logs import LOG
+
+        counters = Counters(self._labels, self._options.limit)
+        if saved is not None and not self._is_ours(saved):
+            LOG.info("the state is of another boot or network namespace: counting from 0")
+            saved = None
+        if saved is not None:
+            try:
+                counters.load(saved.numbers["counters"], self._key_parser(self._plan))
+                self._saved = _ledgers(saved)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                LOG.warning("the state is of no use (%s): counting from 0", error)
+                counters = Counters(self._labels, self._options.limit)
+        if interrupted > counters.totals["interrupted"]:
+            counters.totals["interrupted"] = interrupted
+            counters.published = False  # nobody knows
+        self._counters, self._listen = counters, listen
+        for table in self._follow().values():
+            with contextlib.suppress(SourceError):  # take() tells
+                self._begin(table)
+        return counters.totals["interrupted"]
+
+    def take(self) -> Snapshot:
+        """Read the tables that the options name. Raises SourceError where none can be read."""
+        started = time.monotonic()
+        if self._plans is not None and self._plans.current() is not self._plan:
+            self._replan(self._plans.current())
+        tallies: dict[str, Tally] = {}
+        errors: dict[str, SourceError] = {}
+        for name, table in self._follow().items():
+            try:
+                tallies[name] = self._read(table)
+            except SourceError as error:  # noqa: PERF203
+                # One of all that is gone since they were listed is given up by the next.
+                if name in ("", *self._options.netns) or namespace.stamp(table.space.path):
+                    of = f"network namespace {name}: " if name else ""
+                    errors[name] = SourceError(f"{of}{error}")
+        if errors and not tallies:
+            raise _together(list(errors.values()))
+        return self._snapshot(started, tallies, errors)
+
+    def _read(self, table: Table) -> Tally:
+        """Read a table, and have it counted from now on. Raises SourceError."""
+        if self._counters is not None and table.tracker is None:
+            self._begin(table)
+        return table.read(self._engine)
+
+    def _snapshot(
+        self, started: float, tallies: dict[str, Tally], errors: dict[str, SourceError]
+    ) -> Snapshot:
+        """What is published of these tallies, by the names of their tables."""
+        options = self._options
+        netns = bool(options.netns)
+        # Before the limit, which frees the rest.
+        summaries = {name: aggregate.summary(of, self._labels) for name, of in tallies.items()}
+        tally = self._joined(tallies)
+        count = self._count(tally.groups, errors)
+        live = aggregate.fold(tally, self._labels, options.limit)
+        if isinstance(tally.groups, JoinedGroups):
+            for name, exported in tally.groups.exported.items():
+                summaries[name] = summaries[name]._replace(exported=exported)
+        if "live" not in options.families:
+            live = live._replace(groups=(), columns=((),) * 5)
+        parts = self._parts(summaries, errors, count) if netns else None
+        read = [table.last for name, table in self._tables.items() if name in tallies]
+        used = {of.source for of in read if of}
+        return Snapshot(
+            success=True,
+            source="procfs" if used == {"procfs"} else "netlink",
+            engine=self._engine.name,
+            conntrack=_whole([of.conntrack for of in read if of], netns=netns),
+            timestamp=time.time(),
+            duration=time.monotonic() - started,
+            live=live,
+            traffic=count.traffic if count else None,
+            uncountable=self._counters is not None and "procfs" in used,
+            parts=parts,
+            errors={name: str(error) for name, error in errors.items()},
+        )
+
+    def _parts(
+        self,
+        summaries: Mapping[str, Aggregate],
+        errors: Mapping[str, SourceError],
+        count: _Count | None,
+    ) -> dict[str, Snapshot]:
+        """What is published of each network namespace, that of which there are counters yet too."""
+        counted = self._counters.health.keys() - {""} if self._counters else set()
+        parts = {}
+        for name in sorted({*self._tables, *counted}):
+            table = self._tables.get(name)
+            last = table.last if table else None
+            if table is None:
+                conntrack = Conntrack()
+            elif name in errors or last is None:
+                conntrack = table.conntrack()
+            else:
+                conntrack = last.conntrack
+            parts[name] = Snapshot(
+                success=None if table is None else name not in errors,
+                source=last.source if last else "netlink",
+                engine=self._engine.name,
+                conntrack=conntrack,
+                timestamp=last.timestamp if last else None,
+                duration=last.duration if last else None,
+                live=summaries.get(name),
+                traffic=self._part_traffic(name, count) if count and name in counted else None,
+            )
+        return parts
+
+    def _part_traffic(self, name: str, count: _Count) -> Traffic:
+        assert self._counters is not None
+        health = self._counters.health[name]
+        reading = count.readings.get(name)
+        return Traffic(
+            labels=self._labels,
+            groups=Rows((), ((),) * 5),
+            protocols=count.protocols.get(name, Rows((), ((),) * 5)),
+            totals=dict(health.totals),
+            lost=0,
+            started=health.started,
+            tracked=reading.tracked if reading else None,
+            listening=self._tables[name].listening() if reading else None,
+            buffer=reading.buffer if reading else None,
+        )
+
+    def _follow(self) -> dict[str, Table]:
+        """The tables that there are now. Those of namespaces that are gone are given up."""
+        options = self._options
+        paths = {"": ""}
+        if options.netns:
+            paths = namespace.find(options.netns, options.proc_root, self._handed)
+        for name, table in list(self._tables.items()):
+            if name not in paths or not table.is_of(paths[name]):
+                self._give_up(self._tables.pop(name))
+        for name, path in paths.items():
+            if name not in self._tables:
+                handed = self._handed.get(name, ())
+                table = Table(name, path, options.source, options.proc_root, handed)
+                self._tables[name] = table
+                if options.netns and options.configure_accounting:
+                    table.enable_accounting()
+        return self._tables
+
+    def _give_up(self, table: Table) -> None:
+        """Read the last events of a table whose namespace is gone, and let it go."""
+        if table.tracker is not None:
+            self._given_up[table.name] = table.tracker.reading(
+                listening=table.listening(), save=False, last=True
+            )
+        table.close()
+
+    def _begin(self, table: Table) -> None:
+        """Begin to count the traffic of a table, or go on with what was saved of it.
+
+        Raises SourceError.
+        """
+        from conntrack_textfile.kernel import events
         from conntrack_textfile.kernel.tracker import Tracker
         from conntrack_textfile.logs import LOG
 
-        plan = self._plan
-        counters = Counters(plan.labels, self._options.limit)
+        try:
+            identity = table.identity = table.space.identity()
+        except OSError as error:
+            raise SourceError(f"cannot tell which it is: {error.strerror}") from error
+        sock, held = self._listen(table)
+        saved = self._saved.pop(table.name, None)
         ledger = None
         same_socket = False
         others_at = None
         drops = events.buffer(sock).drops if sock else 0
-        if saved is not None and saved.numbers.get("table") != namespace.identity():
-            LOG.info("the state is of another boot or network namespace: counting from 0")
-        elif saved is not None:
-            from conntrack_textfile.kernel.grouping import key_parser
-
+        if saved is not None and saved.numbers["table"] == identity:
             try:
-                counters.load(saved.numbers["counters"], key_parser(plan))
                 if saved.numbers["filters"] == self._filters:
                     ledger = self._engine.ledger(saved.ledger)
                 others_at = int(saved.numbers["others_at"])
                 same_socket = saved.numbers["socket"] == _inode(sock)
                 if same_socket:
                     drops = int(saved.numbers["drops"])
-            except (KeyError, TypeError, ValueError) as error:
-                LOG.warning("the state is of no use (%s): counting from 0", error)
-                counters, ledger = Counters(plan.labels, self._options.limit), None
+            except ValueError as error:
+                LOG.warning("the state is of no use (%s): counting from a new baseline", error)
+                ledger = None
         if ledger is None:
             # Also for other filters: what passes them now was not in the ledger.
             ledger = self._engine.ledger(b"")
             ledger.baseline = True
-        if interrupted > counters.totals["interrupted"]:
-            counters.totals["interrupted"] = interrupted
-            counters.published = False  # nobody knows
-        self._tracker = Tracker(ledger, sock, drops, stale=held and not same_socket)
+        stale = held and not same_socket
+        table.tracker = Tracker(ledger, sock, drops, stale=stale, space=table.space)
         if others_at is not None:
-            self._tracker.others_at = others_at
-        self._counters = counters
-        return counters.totals["interrupted"]
+            table.tracker.others_at = others_at
+        if self._drain is not None and sock is not None:
+            self._drain.add(table.tracker)
 
-    def take(self) -> Snapshot:
-        """Read the table that the options name. Raises SourceError."""
-        options = self._options
-        started = time.monotonic()
-        if self._plans is not None and self._plans.current() is not self._plan:
-            self._replan(self._plans.current())
-        if self._tracker and self._tracker.ledger.baseline:
-            # Twice: a dump may miss an entry, which would later look like a new one.
-            source.read(options.source, options.proc_root, self._engine, self._tracker)
-        used, tally = source.read(options.source, options.proc_root, self._engine, self._tracker)
-        conntrack = sysctl.read(options.proc_root)
-        traffic = None
-        if used == "netlink":
-            listening = (
-                self._tracker is not None
-                and self._tracker.socket is not None
-                and conntrack.events is not False
-            )
-            traffic = self._count(tally.groups, listening=listening)
-        live = aggregate.fold(tally, options.plan.labels, options.limit)
-        if "live" not in options.families:
-            live = live._replace(groups=(), columns=((),) * 5)
-        return Snapshot(
-            success=True,
-            source=used,
-            engine=self._engine.name,
-            conntrack=conntrack,
-            timestamp=time.time(),
-            duration=time.monotonic() - started,
-            live=live,
-            traffic=traffic,
-            uncountable=self._tracker is not None and traffic is None,
-        )
+    def _joined(self, tallies: Mapping[str, Tally]) -> Tally:
+        return join(tallies) if self._options.netns else tallies[""]
+
+    def _key_parser(self, plan: Plan) -> Callable[[Group], bytes | None]:
+        from conntrack_textfile.kernel.grouping import key_parser
+
+        parse = key_parser(plan)
+        return joined.key_parser(parse) if self._options.netns else parse
 
     def _replan(self, plan: Plan) -> None:
         """Go on with another plan. Series of names that are gone end."""
         engine = make(plan)
-        if self._tracker and self._counters:
-            from conntrack_textfile.kernel import namespace
-            from conntrack_textfile.kernel.grouping import key_parser
-
+        if self._counters:
             with self._lock:
-                reading = self._tracker.replace(engine.ledger)
-                self._counters.update(reading.traffic, None, namespace.seconds())
-                self._counters.add_totals(reading.statistics)
-                self._counters.published = False
-                self._counters.rekey(key_parser(plan))
+                readings = {
+                    name: table.tracker.replace(engine.ledger)
+                    for name, table in self._tables.items()
+                    if table.tracker
+                }
+                if readings:
+                    self._update(readings, None)
+                    self._counters.published = False
+                self._counters.rekey(self._key_parser(plan))
         self._engine, self._plan = engine, plan
 
-    def _count(self, live: Groups | None, *, listening: bool) -> Traffic | None:
+    def _update(
+        self,
+        readings: Mapping[str, tracker.Reading],
+        live: Groups | None,
+        failed: Collection[str] = (),
+    ) -> None:
+        """Add the traffic of some tables to the counters."""
+        assert self._counters is not None
+        traffic = self._joined({name: reading.traffic for name, reading in readings.items()})
+        present = readings if self._options.netns else ()
+        self._counters.update(traffic, live, namespace.seconds(), present, failed)
+        for name, reading in readings.items():
+            self._counters.add_totals(reading.statistics, name)
+
+    def _count(self, live: Groups | None, failed: Collection[str] = ()) -> _Count | None:
         """Add the traffic since the last time to the counters, and save them.
 
         live are the groups of a snapshot; without them it is the last time.
         """
-        if self._tracker is None or self._counters is None:
+        if self._counters is None:
             return None
-        from conntrack_textfile.kernel import namespace
-
         path = self._options.state_file
+        readings = {}
         with self._lock:
-            reading = self._tracker.reading(listening=listening, save=bool(path), last=live is None)
-            self._counters.update(reading.traffic, live, namespace.seconds())
-            self._counters.add_totals(reading.statistics)
+            for name, table in self._tables.items():
+                # A baseline that was not read to its end is taken again.
+                unfinished = name in failed and table.tracker and table.tracker.ledger.baseline
+                by_procfs = table.last is not None and table.last.source != "netlink"
+                if table.tracker and not unfinished and not by_procfs:
+                    readings[name] = table.tracker.reading(
+                        listening=table.listening(), save=bool(path), last=live is None
+                    )
+            if not readings and not self._options.netns:
+                return None
+            given_up, self._given_up = self._given_up, {}
+            again = {name: of for name, of in given_up.items() if name in readings}
+            if again:  # another namespace has taken the name
+                self._update(again, None)
+                self._counters.published = False
+            self._update({**given_up, **readings}, live, failed)
             self._counters.published = False
             if path:
-                self._save(path, reading.ledger, published=live is not None)
+                self._save(path, readings, published=live is not None)
             self._counters.published = live is not None
+            protocols = self._counters.by_protocol()
+            traffic = self._traffic(readings, protocols)
+        by_table: dict[str, Rows] = {}
+        if self._options.netns:
+            by_table = _by_first_label(protocols)
+        return _Count(readings, by_table, traffic)
+
+    def _traffic(self, readings: Mapping[str, tracker.Reading], protocols: Rows) -> Traffic:
+        """The counters of all tables together."""
+        assert self._counters is not None
+        only = readings.get("")
         return Traffic(
-            labels=self._options.plan.labels,
+            labels=self._labels,
             groups=self._counters.groups(),
-            protocols=self._counters.by_protocol(),
+            protocols=protocols,
             totals=dict(self._counters.totals),
-            lost=self._lately_lost(reading.statistics["lost"]),
+            lost=self._lately_lost(sum(of.statistics["lost"] for of in readings.values())),
             started=self._counters.started,
-            tracked=reading.tracked,
-            listening=listening,
-            buffer=reading.buffer,
+            tracked=only.tracked if only else None,
+            listening=self._tables[""].listening() if only else None,
+            buffer=only.buffer if only else None,
         )
 
     def _lately_lost(self, lost: int) -> int:
@@ -195,25 +401,54 @@ class Collector:
         """What is compared with a saved ledger's: it has what passed the filters alone."""
         return repr((self._options.plan.include, self._options.plan.exclude))
 
-    def _save(self, path: str, ledger: bytes, *, published: bool) -> None:
-        from conntrack_textfile import state
-        from conntrack_textfile.kernel import namespace
+    def _is_ours(self, saved: State) -> bool:
+        """Whether a state is of the same boot, and where there is but one of the same table."""
+        if self._options.netns:
+            return saved.numbers.get("boot") == namespace.boot()
+        of = saved.numbers.get("tables", {}).get("", {})
+        return bool(of.get("table") == OWN.identity())
 
-        assert self._tracker is not None
+    def _save(self, path: str, readings: Mapping[str, tracker.Reading], *, published: bool) -> None:
+        from conntrack_textfile import state
+
         assert self._counters is not None
+        # What could not be begun yet goes on to the next run as it is.
+        tables = {name: of for name, of in self._saved.items() if name in self._tables}
+        for name, reading in readings.items():
+            tracker = self._tables[name].tracker
+            assert tracker is not None
+            numbers = {
+                "table": self._tables[name].identity,
+                "filters": self._filters,
+                "socket": _inode(tracker.socket),
+                "drops": tracker.drops,
+                "others_at": tracker.others_at,
+            }
+            tables[name] = _Saved(numbers, reading.ledger)
         numbers = {
-            "table": namespace.identity(),
-            "filters": self._filters,
-            "socket": _inode(self._tracker.socket),
-            "drops": self._tracker.drops,
-            "others_at": self._tracker.others_at,
+            "boot": namespace.boot(),
+            "tables": {
+                name: {**of.numbers, "ledger": len(of.ledger)} for name, of in tables.items()
+            },
             "counters": self._counters.save(published=published),
         }
-        state.save(path, state.State(numbers, ledger))
+        ledgers = b"".join([of.ledger for of in tables.values()])
+        state.save(path, state.State(numbers, ledgers))
         self.saved = True
 
     def failure(self, last: Snapshot | None) -> Snapshot:
         """The snapshot after a reading that failed: what was last published, marked as such."""
+        if self._options.netns:
+            if last is not None:
+                return last.failed
+            names = namespace.find(self._options.netns, self._options.proc_root, self._handed)
+            nothing = Snapshot(
+                success=False,
+                source="netlink",
+                engine=self._engine.name,
+                conntrack=Conntrack(),
+            )
+            return nothing._replace(parts=dict.fromkeys(names, nothing))
         conntrack = sysctl.read(self._options.proc_root)
         if last is None:
             return Snapshot(
@@ -226,13 +461,62 @@ class Collector:
 
     def drain(self) -> None:
         """Read events as they come, from now on, in a thread of its own."""
-        if self._tracker and self._tracker.socket:
-            self._tracker.start()
+        from conntrack_textfile.kernel.tracker import Drain
+
+        self._drain = Drain()
+        for table in self._tables.values():
+            if table.tracker and table.tracker.socket:
+                self._drain.add(table.tracker)
 
     def stop(self) -> None:
         """Save what came since the last snapshot. Nothing is read after it. Raises OutputError."""
-        if self._tracker and self._options.state_file and not self._tracker.ledger.baseline:
-            self._count(None, listening=self._tracker.socket is not None)
+        begun = [
+            table
+            for table in self._tables.values()
+            if table.tracker and not table.tracker.ledger.baseline
+        ]
+        if begun and self._options.state_file:
+            self._count(None, self._tables)
+
+
+def _ledgers(saved: State) -> dict[str, _Saved]:
+    """What a state has of each table."""
+    found = {}
+    at = 0
+    for name, numbers in saved.numbers["tables"].items():
+        for number in ("drops", "others_at", "ledger"):
+            int(numbers[number])
+        numbers["table"], numbers["filters"], numbers["socket"]
+        found[name] = _Saved(numbers, saved.ledger[at : at + numbers["ledger"]])
+        at += numbers["ledger"]
+    return found
+
+
+def _together(errors: list[SourceError]) -> SourceError:
+    """The first of some errors, and how many more there are."""
+    if len(errors) == 1:
+        return errors[0]
+    return SourceError(f"{errors[0]} (and {len(errors) - 1} more network namespaces failed)")
+
+
+def _whole(tables: list[Conntrack], *, netns: bool) -> Conntrack:
+    """The figures of all tables together. There is one limit to each, and none to the whole."""
+    if not netns:
+        return tables[0]
+    return Conntrack(entries=sum(of.entries for of in tables if of.entries is not None))
+
+
+def _by_first_label(rows: Rows) -> dict[str, Rows]:
+    """Rows by the value of their first label, without it."""
+    found: dict[str, tuple[list[Group], list[tuple[int, ...]]]] = {}
+    for (first, *labels), row in zip(rows.groups, zip(*rows.columns, strict=True), strict=True):
+        groups, numbers = found.setdefault(first, ([], []))
+        groups.append(tuple(labels))
+        numbers.append(row)
+    return {
+        first: Rows(groups, tuple(zip(*numbers, strict=True)))
+        for first, (groups, numbers) in found.items()
+    }
 
 
 def _inode(sock: socket.socket | None) -> int:

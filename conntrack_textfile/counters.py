@@ -14,13 +14,20 @@ what the protocols grow by, at most one snapshot late.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from conntrack_textfile.aggregate import MEASURES, PROTOCOLS, Limit, measure, other_group
+from conntrack_textfile.aggregate import (
+    KEPT,
+    MEASURES,
+    Limit,
+    measure,
+    other_group,
+    protocol_labels,
+)
 from conntrack_textfile.tally import Rows, Sums, add
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from conntrack_textfile.tally import Group, Groups, Tally
 
@@ -52,6 +59,17 @@ class Slot:
         self.sums = [a + b for a, b in zip(self.sums, row, strict=True)]
 
 
+class Health:
+    """What is counted of one table beside its traffic."""
+
+    __slots__ = ("seen", "started", "totals")
+
+    def __init__(self, now: int) -> None:
+        self.started = time.time()
+        self.totals = dict.fromkeys(TOTALS, 0)
+        self.seen = now  # when the table was last there, in seconds
+
+
 class Counters:
     """The slots of the groups, of "other" and of the protocols."""
 
@@ -61,26 +79,46 @@ class Counters:
         self.slots: dict[bytes, Slot] = {}  # by the key of the group in the engine
         self.others: dict[Group, Slot] = {}
         self.protocols: dict[Group, Slot] = {}
-        self.started = time.time()
-        self.totals = dict.fromkeys(TOTALS, 0)
+        # Of the whole, and of each network namespace where there are several.
+        self.health = {"": Health(0)}
         self.published = True  # what the last update() gave was shown, so far as is known
         # Groups that lost their slots: they get none until they were seen to be gone.
         self._evicted: dict[Group, int] = {}  # to how many snapshots they are missing yet
         # Groups without a slot, and in how many snapshots running they were large.
         self._candidates: dict[bytes, tuple[Group, int]] = {}
 
-    def update(self, traffic: Tally, live: Groups | None, now: int) -> None:
+    @property
+    def totals(self) -> dict[str, int]:
+        """What is counted beside traffic, of the whole."""
+        return self.health[""].totals
+
+    @property
+    def started(self) -> float:
+        """When the counters began, in Unix time."""
+        return self.health[""].started
+
+    def update(
+        self,
+        traffic: Tally,
+        live: Groups | None,
+        now: int,
+        present: Collection[str] = (),
+        failed: Collection[str] = (),
+    ) -> None:
         """Add the traffic since the last time. live are the groups of a snapshot, if it is one.
 
-        now are seconds of a clock that is never set.
+        now are seconds of a clock that is never set. Of several network namespaces
+        some are present, and of these some could not be read.
         """
+        self._see(present, now)
         # No slot is given up while its value, without what comes now, may not be published.
         if self.published:
             for slot in self._all():
                 slot.unpublished = max(0, slot.unpublished - 1)
             self._evicted = {labels: left - 1 for labels, left in self._evicted.items() if left > 1}
         if self.published and live is not None:
-            self._free_idle(traffic.groups, live, now)
+            self._free_idle(traffic.groups, live, now, failed)
+            self._forget_namespaces(now)
         waiting = self._admit(traffic, now)
         if self.published and live is not None:
             self._replace_smallest(traffic, waiting, now)
@@ -98,17 +136,17 @@ class Counters:
             if any(rest):
                 self._slot(self.others, other_group(self.labels, kept), now).add(rest)
 
-    def add_totals(self, numbers: dict[str, int]) -> None:
-        """Add to the totals."""
+    def add_totals(self, numbers: dict[str, int], netns: str = "") -> None:
+        """Add to the totals of a network namespace, or of the only one."""
         for name, number in numbers.items():
-            self.totals[name] += number
+            self.health[netns].totals[name] += number
 
     def groups(self) -> Rows:
         """The series by group, those of "other" last."""
         return _published([*self.slots.values(), *self.others.values()])
 
     def by_protocol(self) -> Rows:
-        """The series by l3protocol and l4protocol."""
+        """The series by l3protocol and l4protocol, and netns where there are several."""
         return _published(list(self.protocols.values()))
 
     def rekey(self, key_of: Callable[[Group], bytes | None]) -> None:
@@ -145,6 +183,11 @@ class Counters:
             "labels": self.labels,
             "started": self.started,
             "totals": self.totals,
+            "namespaces": [
+                [netns, health.started, health.totals, health.seen]
+                for netns, health in self.health.items()
+                if netns
+            ],
             "published": published,
             "evicted": list(self._evicted.items()),
             "candidates": list(self._candidates.values()),
@@ -166,12 +209,17 @@ class Counters:
 
         Counters of other labels are other series: they are not taken over.
         """
-        self.started = float(saved["started"])  # type: ignore[arg-type]
+        labels: tuple[str, ...] = tuple(saved["labels"])  # type: ignore[arg-type]
         self.published = bool(saved["published"])
-        for name in TOTALS:
-            self.totals[name] = int(saved["totals"][name])  # type: ignore[index]
-        self.protocols = _loaded(saved["protocols"], len(PROTOCOLS))
-        if tuple(saved["labels"]) != self.labels:  # type: ignore[arg-type]
+        rows: list[list[Any]] = saved.get("namespaces", [])  # type: ignore[assignment]
+        for netns, started, totals, seen in [["", saved["started"], saved["totals"], 0], *rows]:
+            health = self.health[str(netns)] = Health(int(seen))
+            health.started = float(started)
+            health.totals = {name: int(totals[name]) for name in TOTALS}
+        if protocol_labels(labels) != protocol_labels(self.labels):
+            return
+        self.protocols = _loaded(saved["protocols"], len(protocol_labels(labels)))
+        if labels != self.labels:
             return
         self.others = _loaded(saved["others"], len(self.labels))
         self.slots = {
@@ -190,8 +238,8 @@ class Counters:
 
     @property
     def _limited(self) -> bool:
-        """By protocols alone there are few groups, and to fold them would change nothing."""
-        return self.limit.keys > 0 and not set(self.labels) <= set(PROTOCOLS)
+        """By these alone there are few groups, and to fold them would change nothing."""
+        return self.limit.keys > 0 and not set(self.labels) <= set(KEPT)
 
     def _all(self) -> list[Slot]:
         return [*self.slots.values(), *self.others.values(), *self.protocols.values()]
@@ -205,28 +253,59 @@ class Counters:
     def _kept_protocol(self, protocol: Group) -> Group:
         """The labels of a protocol that groups are told apart by."""
         return tuple(
-            [name for label, name in zip(PROTOCOLS, protocol, strict=True) if label in self.labels]
+            [
+                name
+                for label, name in zip(protocol_labels(self.labels), protocol, strict=True)
+                if label in self.labels
+            ]
         )
 
     def _protocol_of(self, labels: Group) -> Group:
         """The same of a group."""
         return tuple(
-            [value for label, value in zip(self.labels, labels, strict=True) if label in PROTOCOLS]
+            [value for label, value in zip(self.labels, labels, strict=True) if label in KEPT]
         )
 
-    def _free_idle(self, traffic: Groups, live: Groups, now: int) -> None:
+    def _free_idle(self, traffic: Groups, live: Groups, now: int, failed: Collection[str]) -> None:
         keys = list(self.slots)
         for key, traffic_sums, live_sums in zip(
             keys, traffic.get(keys), live.get(keys), strict=True
         ):
             slot = self.slots[key]
-            if traffic_sums is not None or live_sums is not None:
+            if (
+                traffic_sums is not None
+                or live_sums is not None
+                or self._netns_of(slot.labels) in failed
+            ):
                 slot.active = now
             elif now - slot.active >= IDLE_SECONDS and not slot.unpublished:
                 self._evict(self.slots.pop(key), 1)
 
+    def _see(self, present: Collection[str], now: int) -> None:
+        for netns in present:
+            self.health.setdefault(netns, Health(now)).seen = now
+
+    def _forget_namespaces(self, now: int) -> None:
+        """Drop what there is of namespaces that are gone as long as keys may be idle."""
+        gone = {
+            netns
+            for netns, health in self.health.items()
+            if netns and now - health.seen >= IDLE_SECONDS
+        } - {self._netns_of(slot.labels) for slot in self.slots.values()}
+        for netns in gone:
+            del self.health[netns]
+        for slots in (self.protocols, self.others) if gone else ():
+            for labels in [labels for labels in slots if labels[0] in gone]:
+                del slots[labels]
+
+    def _netns_of(self, labels: Group) -> str:
+        """The network namespace of a group, "" where there is but one."""
+        return labels[0] if self.labels[:1] == ("netns",) else ""
+
     def _evict(self, slot: Slot, snapshots: int) -> None:
-        self.totals["evicted"] += 1
+        health = self.health.get(self._netns_of(slot.labels))
+        if health:
+            health.totals["evicted"] += 1
         self._evicted[slot.labels] = snapshots
 
     def _admit(self, traffic: Tally, now: int) -> list[tuple[bytes, Group, int]]:

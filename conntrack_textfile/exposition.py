@@ -50,9 +50,9 @@ def render_connections(snapshot: Snapshot) -> Iterator[bytes]:
 def _text(rows: Iterable[Family], snapshot: Snapshot) -> bytes:
     lines: list[str] = []
     for row in rows:
-        samples = list(row.samples(snapshot))
+        names, samples = row.labelled(snapshot)
         if samples:
-            labels = _labeller(row.labels)
+            labels = _labeller(names)
             lines.append(_head(row))
             lines += [f"{row.name}{labels(values)} {value}\n" for values, value in samples]
     return "".join(lines).encode()

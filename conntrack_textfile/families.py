@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from conntrack_textfile import __version__
+from conntrack_textfile.labels import NETNS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -22,13 +23,29 @@ _PYTHON = sys.version.partition(" ")[0]
 
 
 class Family(NamedTuple):
-    """A family with a fixed set of labels. One without samples is left out."""
+    """A family with a fixed set of labels. One without samples is left out.
+
+    Where several network namespaces are read it has the label netns before these,
+    but for one that is about this process.
+    """
 
     name: str
     help: str
     samples: Callable[[Snapshot], Iterable[Sample]]
     labels: tuple[str, ...] = ()
     type: str = "gauge"
+    of_process: bool = False
+
+    def labelled(self, snapshot: Snapshot) -> tuple[tuple[str, ...], list[Sample]]:
+        """The labels, and all samples of a snapshot with the values of these."""
+        if self.of_process or snapshot.parts is None:
+            return self.labels, list(self.samples(snapshot))
+        samples = [
+            ((name, *values), value)
+            for name, part in snapshot.parts.items()
+            for values, value in self.samples(part)
+        ]
+        return (NETNS.name, *self.labels), samples
 
 
 class GroupFamily(NamedTuple):
@@ -71,11 +88,12 @@ STATUS = (
         "Always 1; the labels say what made these numbers.",
         lambda s: [((__version__, _PYTHON, s.engine, s.source), 1)],
         labels=("version", "python", "engine", "source"),
+        of_process=True,
     ),
     _value(
         "conntrack_snapshot_success",
         "1 if the last reading of the table worked, 0 if it failed.",
-        lambda s: int(s.success),
+        lambda s: None if s.success is None else int(s.success),
     ),
     _value(
         "conntrack_snapshot_timestamp_seconds",
@@ -195,7 +213,7 @@ TRAFFIC = (
         "conntrack_events_listening",
         "1 if the kernel sends events of ended connections, 0 if not: what a connection carried "
         "after the last reading is then in no counter.",
-        lambda t: int(t.listening),
+        lambda t: None if t.listening is None else int(t.listening),
         "gauge",
     ),
     _traffic(
@@ -238,7 +256,7 @@ TRAFFIC = (
         "conntrack_runs_interrupted_total",
         "Runs that were killed or failed before they had saved and written what they had read.",
         lambda t: t.totals["interrupted"],
-    ),
+    )._replace(of_process=True),
     _traffic(
         "conntrack_event_buffer_bytes",
         "Size of the receive buffer of events.",

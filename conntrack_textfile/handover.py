@@ -5,24 +5,34 @@ from __future__ import annotations
 import os
 import socket
 import stat
+from typing import NamedTuple
 
 _FIRST = 3  # SD_LISTEN_FDS_START
 
 
-def sockets() -> list[socket.socket]:
+class Handed(NamedTuple):
+    """One of them."""
+
+    name: str  # FileDescriptorName= of its unit
+    socket: socket.socket
+
+
+def sockets() -> list[Handed]:
     """All of them, of whatever kind; none where this process was not handed any.
 
     Can be called once: the environment is not for children.
     """
     pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
-    os.environ.pop("LISTEN_FDNAMES", None)
+    names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
     if pid != str(os.getpid()) or not count.isdecimal():
         return []
     found = []
     for number in range(_FIRST, _FIRST + int(count)):
         if _is_socket(number):
-            found.append(socket.socket(fileno=number))
-            found[-1].set_inheritable(False)
+            sock = socket.socket(fileno=number)
+            sock.set_inheritable(False)
+            at = number - _FIRST
+            found.append(Handed(names[at] if at < len(names) else "", sock))
     return found
 
 

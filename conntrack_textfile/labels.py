@@ -40,6 +40,9 @@ ROWS = (
     Label("backend", "backend", default=False, filter=networks.parse),
 )
 
-BY_NAME = {row.name: row for row in ROWS}
-LABELS = tuple(BY_NAME)
+# Before all others where several network namespaces are read. It is no field of an entry.
+NETNS = Label("netns", "netns", default=False)
+
+BY_NAME = {row.name: row for row in (NETNS, *ROWS)}
+LABELS = tuple(row.name for row in ROWS)
 DEFAULT = tuple(row.name for row in ROWS if row.default)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -29,6 +30,7 @@ _COMMANDS = {
         """\
   conntrack-textfile write [FILE] [options]
                      [--filter.include=EXPR]... [--filter.exclude=EXPR]...
+                     [--netns=NAME]...
 """,
         """\
   write  Take one snapshot and write it to FILE, atomically, for the textfile
@@ -46,7 +48,7 @@ _COMMANDS = {
         """\
   conntrack-textfile serve [options]
                      [--filter.include=EXPR]... [--filter.exclude=EXPR]...
-                     [--web.listen-address=ADDR]...
+                     [--netns=NAME]... [--web.listen-address=ADDR]...
 """,
         """\
   serve  Take a snapshot every interval and serve the last one over HTTP.
@@ -76,6 +78,7 @@ _COMMANDS = {
         """\
   conntrack-textfile top [options]
                      [--filter.include=EXPR]... [--filter.exclude=EXPR]...
+                     [--netns=NAME]...
 """,
         """\
   top    Show one snapshot as a table on the terminal, largest first.
@@ -133,6 +136,10 @@ _OPTIONS = """\
                                    [default: 10000]
   --limit.by=WHAT                  What the largest are by: bytes, packets or
                                    connections [default: bytes]
+  --netns=NAME                     Read the table of another network namespace:
+                                   a name under /run/netns, a path, pid:N, host
+                                   (one's own), or all, which is all names there
+                                   are; may be given again
   --path.procfs=DIR                Where procfs is mounted [default: /proc]
   --log.level=LEVEL                debug, info, warn or error [default: info]
   --log.format=FORMAT              logfmt or json [default: logfmt]
@@ -163,6 +170,7 @@ _NO_COMMAND = "say what to do: write, serve or top"
 
 _MAX_FILE_SIZE = 1 << 24  # characters
 _MAX_REASON_SIZE = 300  # characters
+_MAX_NAMESPACE_SIZE = 255  # bytes
 
 _Parsed = TypeVar("_Parsed")
 
@@ -191,6 +199,7 @@ class Options(NamedTuple):
     families: tuple[str, ...] = FAMILIES  # some of these
     networks_file: str = ""  # "": none
     services_file: str = ""
+    netns: tuple[str, ...] = ()  # none: one's own, without a label
 
     # Of write:
     file: str = "-"
@@ -231,6 +240,7 @@ def parse(argv: list[str]) -> Options:
         raise UsageError(_explain(error, command)) from None
     options = Options(
         command=command,
+        netns=_netns(given),
         source=_choice(given, "--collector.source", ("auto", "procfs", "netlink")),
         families=_some_of(given, "--collector.families", FAMILIES),
         configure_accounting=given["--configure.nf_conntrack_acct"],
@@ -457,6 +467,35 @@ def _count(given: docopt.ParsedOptions, name: str) -> int:
     if _is_number(value):
         return int(value)
     raise UsageError(f"{name} must be a whole number, 0 or more, not {value!r}")
+
+
+def _netns(given: docopt.ParsedOptions) -> tuple[str, ...]:
+    """The network namespaces, each once."""
+    names = tuple(dict.fromkeys(map(_namespace, given["--netns"])))
+    if given["--collector.source"] == "procfs" and set(names) - {"host"}:
+        raise UsageError(
+            "--netns: the proc file is that of one's own network namespace: "
+            "others are read by --collector.source=netlink"
+        )
+    return names
+
+
+def _namespace(name: str) -> str:
+    """What --netns may be: it is the value of a label too."""
+    kind, colon, number = name.partition(":")
+    by_number = bool(colon) and kind == "pid"
+    if (
+        name not in ("", ".", "..")
+        and "\0" not in name
+        and len(os.fsencode(name)) <= _MAX_NAMESPACE_SIZE
+        and name.isprintable()  # not bytes that are no text either
+        and (not by_number or (_is_number(number) and int(number) > 0))
+    ):
+        return name
+    raise UsageError(
+        "--netns must be a name under /run/netns, a path, pid: and the number of a process, host "
+        f"or all, in at most {_MAX_NAMESPACE_SIZE} bytes, not {name[:_MAX_NAMESPACE_SIZE]!r}"
+    )
 
 
 def _mode(given: docopt.ParsedOptions, name: str) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from conntrack_textfile.aggregate import Aggregate
     from conntrack_textfile.kernel.events import Buffer
     from conntrack_textfile.kernel.sysctl import Conntrack
@@ -27,13 +29,15 @@ _LOST = (
     "--collector.event-buffer, or ReceiveBuffer= of the socket unit"
 )
 
-# What to log when a warning no longer applies, by its kind.
-RESOLVED = {
+_RESOLVED = {
     "accounting": "accounting is no longer known to be off",
     "folded": "all keys are within --limit.keys again",
     "counters": "the table is read by netlink again, with counters",
     "lost": "no event was lost for a minute",
 }
+
+# Network namespaces that a warning names.
+_NAMED = 5
 
 
 class Traffic(NamedTuple):
@@ -45,15 +49,16 @@ class Traffic(NamedTuple):
     totals: dict[str, int]  # of counters.TOTALS
     lost: int  # events, of late
     started: float  # Unix time of the baseline, in seconds
-    tracked: int  # connections in the ledger
-    listening: bool  # whether the kernel sends events
-    buffer: Buffer | None  # of the event socket
+    # None for a network namespace that could not be read, or is gone:
+    tracked: int | None  # connections in the ledger
+    listening: bool | None  # whether the kernel sends events
+    buffer: Buffer | None  # of the event socket, None without one
 
 
 class Snapshot(NamedTuple):
     """One picture of the table, or of the failure to take one."""
 
-    success: bool
+    success: bool | None  # None of a network namespace that is gone
     source: str
     engine: str
     conntrack: Conntrack
@@ -72,11 +77,31 @@ class Snapshot(NamedTuple):
     uncountable: bool = False
     """Counters are asked for, and the source has none."""
 
+    parts: Mapping[str, Snapshot] | None = None
+    """The same of each network namespace, by its name, without groups. None where the
+    table is that of our own, and no name is shown. Those that are gone have counters yet."""
+
+    errors: Mapping[str, str] = {}
+    """Why network namespaces could not be read."""
+
+    @property
+    def failed(self) -> Snapshot:
+        """The same after a reading that failed."""
+        parts = self.parts
+        if parts is not None:
+            parts = {name: part.failed for name, part in parts.items()}
+        return self._replace(success=self.success and False, parts=parts)
+
     @property
     def warnings(self) -> dict[str, str]:
         """What the user should know about these numbers, by kind."""
-        found = {}
-        if self.conntrack.accounting is False:
+        found = {f"netns {name}": error for name, error in self.errors.items()}
+        if self.parts is not None:
+            off = [name for name, part in self.parts.items() if part.conntrack.accounting is False]
+            if off:
+                more = f" and {len(off) - _NAMED} more" if len(off) > _NAMED else ""
+                found["accounting"] = f"in {', '.join(off[:_NAMED])}{more}: {_ACCOUNTING_OFF}"
+        elif self.conntrack.accounting is False:
             found["accounting"] = _ACCOUNTING_OFF
         if self.live is not None and self.live.folded:
             found["folded"] = _FOLDED.format(self.live.folded, self.live.keys)
@@ -85,3 +110,9 @@ class Snapshot(NamedTuple):
         if self.traffic is not None and self.traffic.lost:
             found["lost"] = _LOST.format(self.traffic.lost)
         return found
+
+
+def resolved(kind: str) -> str:
+    """What to log when a warning no longer applies."""
+    what, _, name = kind.partition(" ")
+    return f"network namespace {name} is read again, or gone" if name else _RESOLVED[what]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MAGIC = b"conntrack-textfile state\n"
-_VERSION = 1
+_VERSION = 2
 _CHECKSUM_SIZE = 32
 _HEADER = struct.Struct(f"<HQQ{_CHECKSUM_SIZE}s")  # version, sizes of numbers and ledger, checksum
 _MAX_SIZE = 1 << 34
@@ -101,13 +101,23 @@ def _parse(path: str, data: bytes) -> State:
     if len(view) < _HEADER.size:
         raise DamagedStateError(f"{path} is cut off")
     version, numbers_size, ledger_size, checksum = _HEADER.unpack_from(view)
-    if version != _VERSION:
+    if version not in (1, _VERSION):
         raise DamagedStateError(f"{path} has version {version}, unknown to this program")
     view = view[_HEADER.size :]
     numbers, ledger = view[:numbers_size], view[numbers_size:]
     if len(ledger) != ledger_size or _checksum(numbers, ledger) != checksum:
         raise DamagedStateError(f"{path} is damaged")
-    return State(json.loads(bytes(numbers)), bytes(ledger))
+    state = State(json.loads(bytes(numbers)), bytes(ledger))
+    return _of_version_1(state) if version == 1 else state
+
+
+def _of_version_1(state: State) -> State:
+    """A state of before there were several tables in one, as it is written now."""
+    one = {**state.numbers, "ledger": len(state.ledger)}
+    boot, *_ = one.get("table") or [""]
+    return State(
+        {"boot": boot, "tables": {"": one}, "counters": one.pop("counters", None)}, state.ledger
+    )
 
 
 def save(path: str, state: State) -> None:

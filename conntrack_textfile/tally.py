@@ -63,8 +63,11 @@ class Tally(NamedTuple):
 
     groups: Groups
 
-    protocols: dict[tuple[str, str], Sums]
-    """The sums by l3protocol and l4protocol, of what the filters left."""
+    protocols: dict[Group, Sums]
+    """The sums by l3protocol and l4protocol, of what the filters left.
+
+    Of several network namespaces together by netns before these.
+    """
 
     filtered: int
     """Entries that filters took out. They are in no group."""

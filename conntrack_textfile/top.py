@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from conntrack_textfile.aggregate import measure, rank
-from conntrack_textfile.labels import ROWS
+from conntrack_textfile.labels import BY_NAME, ROWS
 from conntrack_textfile.tally import Rows
 from conntrack_textfile.units import binary
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from conntrack_textfile.aggregate import Aggregate
     from conntrack_textfile.snapshot import Snapshot
 
-_HEADS = {row.name: row.title.upper() for row in ROWS}
+_HEADS = {name: row.title.upper() for name, row in BY_NAME.items()}
 # What is left out first where the screen is narrow; the totals only beside rates.
 _LEFT_OUT = sorted(
     [(2, "CONNECTIONS"), (4, "SENT"), (5, "REPLY")]

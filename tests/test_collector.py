@@ -49,7 +49,7 @@ def send(port):
 def begin(sock, saved, *, held=False, interrupted=0, path=PATH):
     opts = options.parse(["serve", "--state.file=" + path, "--aggregate.by=dport"])
     collector = Collector(opts, make(opts.plan))
-    collector.count(sock, saved, held=held, interrupted=interrupted)
+    collector.count(lambda _: (sock, held), saved, interrupted=interrupted)
     return collector
 
 def value(snapshot, port):

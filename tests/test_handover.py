@@ -14,7 +14,7 @@ import json, os, socket
 from conntrack_textfile import handover
 found = handover.sockets()
 print(json.dumps([
-    [[sock.fileno(), sock.family, os.get_inheritable(sock.fileno())] for sock in found],
+    [[name, sock.fileno(), sock.family, os.get_inheritable(sock.fileno())] for name, sock in found],
     handover.sockets() == [],
     [name for name in os.environ if name.startswith("LISTEN_")],
 ]))
@@ -53,7 +53,7 @@ def handed(pid: str, count: str) -> object:
 
 def test_all_sockets_are_found_and_nothing_else() -> None:
     found = handed("", "4")
-    assert found == [[[3, 2, False], [6, 1, False]], True, []]
+    assert found == [[["a", 3, 2, False], ["", 6, 1, False]], True, []]
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,9 @@ LAYERS = [
         labels
         plan
         aggregate
-        options counters
-        kernel.uapi kernel.procfs kernel.namespace
+        options counters joined
+        kernel.uapi kernel.procfs
+        kernel.namespace
         kernel.sysctl kernel.netlink kernel.grouping kernel.events
         kernel.procfile kernel.ctnetlink
         kernel.ledger
@@ -37,6 +38,7 @@ LAYERS = [
         kernel.engine
         kernel.tracker
         kernel.source
+        kernel.table
         snapshot
         families collector
         exposition top
@@ -54,10 +56,10 @@ LAYERS = [
 # Nothing between the two ends knows them. All other modules at the top do so only by these.
 TO_THE_ENDS = {
     "snapshot": "kernel.events kernel.sysctl",
-    "collector": "kernel.engine kernel.events kernel.grouping kernel.namespace kernel.source "
-    "kernel.sysctl kernel.tracker",
-    "cli": "kernel.engine kernel.events kernel.source kernel.sysctl web.application web.config "
-    "web.http web.limiter web.process web.refresh web.sockets",
+    "collector": "kernel.engine kernel.events kernel.grouping kernel.namespace kernel.sysctl "
+    "kernel.table kernel.tracker",
+    "cli": "kernel.engine kernel.events kernel.source kernel.sysctl kernel.table web.application "
+    "web.config web.http web.limiter web.process web.refresh web.sockets",
 }
 
 

@@ -101,10 +101,10 @@ def test_a_boundary_that_moved_is_damage(tmp_path: Path) -> None:
 
 def test_a_newer_version_says_so(whole: Path, tmp_path: Path) -> None:
     data = bytearray(whole.read_bytes())
-    data[len(b"conntrack-textfile state\n")] = 2
+    data[len(b"conntrack-textfile state\n")] = 3
     path = tmp_path / "state"
     path.write_bytes(data)
-    with pytest.raises(DamagedStateError, match="version 2"):
+    with pytest.raises(DamagedStateError, match="version 3"):
         state.load(str(path))
 
 
@@ -315,7 +315,7 @@ def test_write_counts_from_one_run_to_the_next(host: Host) -> None:
         pytest.param(lambda data: data[:-1], id="cut"),
         pytest.param(lambda data: data[:9], id="cut in its first line"),
         pytest.param(lambda data: data[:100] + b"?" + data[101:], id="flipped"),
-        pytest.param(lambda data: data[:25] + b"\2" + data[26:], id="newer"),
+        pytest.param(lambda data: data[:25] + b"\3" + data[26:], id="newer"),
     ],
 )
 def test_a_state_of_no_use_is_one_warning_and_a_new_baseline(host: Host, damage: object) -> None:
@@ -339,7 +339,7 @@ def test_another_boot_and_another_namespace_are_a_new_baseline(host: Host) -> No
     for change in (0, 1, 2):  # boot id, inode and cookie of the namespace
         saved = state.load(str(host.state))
         assert saved is not None
-        saved.numbers["table"][change] += "0"
+        saved.numbers["tables"][""]["table"][change] += "0"
         state.save(str(host.state), saved)
         done = host.write()
         assert done.returncode == 0
@@ -351,6 +351,28 @@ def test_another_boot_and_another_namespace_are_a_new_baseline(host: Host) -> No
         for _ in range(2):
             assert host.write().returncode == 0
         assert host.total(PACKETS) == 3
+
+
+def test_what_the_version_before_saved_is_gone_on_with(host: Host) -> None:
+    """Version 1 had one table, whose numbers stood beside the counters."""
+    counted(host)
+    saved = state.load(str(host.state))
+    assert saved is not None
+    one = saved.numbers["tables"][""]
+    assert one.pop("ledger") == len(saved.ledger)
+    numbers = {**one, "counters": saved.numbers["counters"]}
+    del numbers["counters"]["namespaces"]
+    state.save(str(host.state), State(numbers, saved.ledger))
+    data = bytearray(host.state.read_bytes())
+    data[len(b"conntrack-textfile state\n")] = 1
+    host.state.write_bytes(data)
+    before = host.total(PACKETS)
+    host.ping()
+    for _ in range(2):
+        done = host.write()
+        assert (done.returncode, done.stderr) == (0, "")
+    assert before is not None
+    assert host.total(PACKETS) == before + 1
 
 
 def test_filters_that_let_more_pass_make_no_spike(host: Host) -> None:
@@ -437,7 +459,9 @@ def test_json_is_what_the_numbers_are(host: Host) -> None:
     assert host.write().returncode == 0
     saved = state.load(str(host.state))
     assert saved is not None
-    assert saved.numbers.keys() == {
-        *("table", "filters", "socket", "drops", "others_at", "counters")
+    assert saved.numbers.keys() == {"boot", "tables", "counters"}
+    assert saved.numbers["tables"].keys() == {""}
+    assert saved.numbers["tables"][""].keys() == {
+        *("table", "filters", "socket", "drops", "others_at", "ledger")
     }
     assert json.loads(json.dumps(saved.numbers)) == saved.numbers

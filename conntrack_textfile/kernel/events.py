@@ -10,9 +10,15 @@ import contextlib
 import os
 import socket
 import struct
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from conntrack_textfile.kernel import namespace, uapi
+from conntrack_textfile.errors import SourceError
+from conntrack_textfile.kernel import uapi
+from conntrack_textfile.kernel.namespace import OWN, cookie
+
+if TYPE_CHECKING:
+    from conntrack_textfile.kernel.namespace import Namespace
 
 _DESTROY_MASK = 1 << (uapi.NFNLGRP_CONNTRACK_DESTROY - 1)
 
@@ -55,27 +61,31 @@ def listen(buffer_bytes: int) -> socket.socket:
 
 def is_listening(sock: socket.socket) -> bool:
     """Whether a socket that was handed over gets the DESTROY events of our network namespace."""
+    of = groups(sock)
+    return of > 0 and of & _DESTROY_MASK != 0 and cookie(sock) == OWN.identity()[-1]
+
+
+def groups(sock: socket.socket) -> int:
+    """The mask of the groups whose events a socket of netfilter gets, -1 for any other socket."""
     with contextlib.suppress(OSError):
-        return (
-            sock.getsockopt(socket.SOL_SOCKET, _SO_DOMAIN) == socket.AF_NETLINK
-            and sock.getsockopt(socket.SOL_SOCKET, _SO_PROTOCOL) == uapi.NETLINK_NETFILTER
-            and sock.getsockname()[1] & _DESTROY_MASK != 0
-            and namespace.cookie(sock) == namespace.identity()[-1]
-        )
-    return False
+        domain = sock.getsockopt(socket.SOL_SOCKET, _SO_DOMAIN)
+        protocol = sock.getsockopt(socket.SOL_SOCKET, _SO_PROTOCOL)
+        if (domain, protocol) == (socket.AF_NETLINK, uapi.NETLINK_NETFILTER):
+            return int(sock.getsockname()[1])
+    return -1
 
 
-def others_listen(sock: socket.socket) -> bool:
-    """Whether a socket beside ours gets DESTROY events in our network namespace.
+def others_listen(sock: socket.socket, space: Namespace = OWN) -> bool:
+    """Whether a socket beside ours gets DESTROY events in a network namespace.
 
     Without one no event comes twice. Whether it is in reliable mode is not to be seen.
     """
     ours = str(os.fstat(sock.fileno()).st_ino)
     try:
-        with open("/proc/net/netlink", encoding="ascii") as file:
-            rows = [line.split() for line in file][1:]
-    except OSError:
+        text = space.run(Path("/proc/thread-self/net/netlink").read_text)
+    except (OSError, SourceError):
         return True
+    rows = [line.split() for line in text.splitlines()[1:]]
     return any(
         row[1] == str(uapi.NETLINK_NETFILTER)
         and int(row[3], 16) & _DESTROY_MASK

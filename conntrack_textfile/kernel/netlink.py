@@ -1,13 +1,21 @@
-"""The kernel's lists of connections as ctnetlink dumps: the socket, the requests, the datagrams."""
+"""What ctnetlink is asked: the requests, and the datagrams of its dumps and answers."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import struct
+from typing import TYPE_CHECKING
 
 from conntrack_textfile.kernel import uapi
+from conntrack_textfile.kernel.namespace import OWN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from conntrack_textfile.kernel.namespace import Namespace
 
 # The kernel makes datagrams as large as there is room for, up to 32 KiB.
 _BUFFER = memoryview(bytearray(1 << 16))
@@ -25,23 +33,44 @@ DUMP_REQUEST = _REQUEST.pack(
 DYING_REQUEST = _REQUEST.pack(
     _REQUEST.size, uapi.IPCTNL_MSG_CT_GET_DYING, uapi.NLM_F_REQUEST | uapi.NLM_F_DUMP, 1, 0
 )
+# The figures of the table, in one message.
+_STATS_REQUEST = _REQUEST.pack(
+    _REQUEST.size, uapi.IPCTNL_MSG_CT_GET_STATS, uapi.NLM_F_REQUEST, 1, 0
+)
+_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
+_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr
 
 
-def dump(request: bytes = DUMP_REQUEST) -> socket.socket:
+@contextlib.contextmanager
+def dump(request: bytes = DUMP_REQUEST, space: Namespace = OWN) -> Iterator[socket.socket]:
     """A netlink socket on which the kernel sends a list of both families. Raises OSError."""
-    sock = socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, uapi.NETLINK_NETFILTER
-    )
-    try:
+    with space.socket() as sock:
         # Not settimeout(): that would poll(2) before every datagram.
         silence = struct.pack("ll", SILENCE_SECONDS, 0)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, silence)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
         sock.sendto(request, (0, 0))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+        yield sock
+
+
+def size(space: Namespace) -> tuple[int | None, int | None]:
+    """How many entries are in a table, and how many fit; None for what is not said.
+
+    The second is there since Linux 5.9. Raises OSError.
+    """
+    numbers = {}
+    with dump(_STATS_REQUEST, space) as sock:
+        answer = bytes(datagram(sock))
+    length, kind, *_ = _HEADER.unpack_from(answer)
+    if kind == uapi.IPCTNL_MSG_CT_GET_STATS:
+        at = uapi.NLMSG_HDRLEN + uapi.NFGENMSG_SIZE
+        while at + uapi.NLA_HDRLEN <= length:
+            size, attribute = _ATTRIBUTE.unpack_from(answer, at)
+            numbers[attribute] = int.from_bytes(answer[at + uapi.NLA_HDRLEN : at + size], "big")
+            at += max(size + 3 & ~3, uapi.NLA_HDRLEN)
+    return numbers.get(uapi.CTA_STATS_GLOBAL_ENTRIES), numbers.get(
+        uapi.CTA_STATS_GLOBAL_MAX_ENTRIES
+    )
 
 
 def datagram(sock: socket.socket, buffer: memoryview = _BUFFER) -> memoryview:

@@ -12,11 +12,13 @@ import os
 from typing import TYPE_CHECKING
 
 from conntrack_textfile.errors import SourceError
+from conntrack_textfile.kernel.namespace import OWN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from conntrack_textfile.kernel.engine import Engine
+    from conntrack_textfile.kernel.namespace import Namespace
     from conntrack_textfile.kernel.tracker import Tracker
     from conntrack_textfile.tally import Tally
 
@@ -27,20 +29,25 @@ _SECONDS = 5.0
 
 
 def read(
-    wanted: str, proc_root: str, engine: Engine, tracker: Tracker | None = None
+    wanted: str,
+    proc_root: str,
+    engine: Engine,
+    tracker: Tracker | None = None,
+    space: Namespace = OWN,
 ) -> tuple[str, Tally]:
     """Read and count the whole table; also the source that was used.
 
     "netlink" asks the kernel, "procfs" reads the file under a proc root such as
     /proc, and "auto" tries netlink first where that root is the live /proc. A
-    reading by netlink is entered in the ledger of a tracker. Raises SourceError.
+    reading by netlink is entered in the ledger of a tracker. Another network namespace
+    than our own is read by netlink alone. Raises SourceError.
     """
-    if wanted == "netlink":
-        return wanted, _read_netlink(engine, tracker)
+    if wanted == "netlink" or space.path:
+        return "netlink", _read_netlink(engine, tracker, space)
     if not may_be_netlink(wanted, proc_root):
         return "procfs", _read_procfs(proc_root, engine)
     try:
-        return "netlink", _read_netlink(engine, tracker)
+        return "netlink", _read_netlink(engine, tracker, space)
     except SourceError as error:
         netlink = error
     try:
@@ -93,17 +100,21 @@ def _read_procfs(proc_root: str, engine: Engine) -> Tally:
     return _readable(tally, path, _line_fault)
 
 
-def _read_netlink(engine: Engine, tracker: Tracker | None) -> Tally:
+def _read_netlink(engine: Engine, tracker: Tracker | None, space: Namespace) -> Tally:
     from conntrack_textfile.kernel import netlink
 
     def attempt() -> Tally:
         decoder = engine.netlink(tracker.ledger if tracker else None)
-        with tracker.dump() if tracker else contextlib.nullcontext(), netlink.dump() as dump:
-            done = False
-            while not done:
-                datagram = netlink.datagram(dump)
-                with tracker.locked() if tracker else contextlib.nullcontext():
-                    done = decoder.feed(datagram)
+        with tracker.dump() if tracker else contextlib.nullcontext():
+            # All namespaces share one hash, and each dump walks through all of it.
+            if space.path and netlink.size(space)[0] == 0:
+                return decoder.finish()
+            with netlink.dump(space=space) as dump:
+                done = False
+                while not done:
+                    datagram = netlink.datagram(dump)
+                    with tracker.locked() if tracker else contextlib.nullcontext():
+                        done = decoder.feed(datagram)
         return decoder.finish()
 
     try:

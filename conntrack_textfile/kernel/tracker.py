@@ -7,7 +7,9 @@ import select
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
+from conntrack_textfile.errors import SourceError
 from conntrack_textfile.kernel import events, namespace, netlink
+from conntrack_textfile.kernel.namespace import OWN
 from conntrack_textfile.logs import LOG
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from conntrack_textfile.kernel.engine import Ledger
     from conntrack_textfile.kernel.events import Buffer
+    from conntrack_textfile.kernel.namespace import Namespace
     from conntrack_textfile.tally import Tally
 
 
@@ -41,7 +44,13 @@ class Tracker:
     """
 
     def __init__(
-        self, ledger: Ledger, sock: socket.socket | None, drops: int, *, stale: bool = False
+        self,
+        ledger: Ledger,
+        sock: socket.socket | None,
+        drops: int,
+        *,
+        stale: bool = False,
+        space: Namespace = OWN,
     ) -> None:
         """Of the socket so many events were lost before, and are accounted for.
 
@@ -51,6 +60,7 @@ class Tracker:
         self.ledger = ledger
         self.socket = sock
         self.drops = drops
+        self._space = space
         self._stale = stale
         self._listening = sock is not None
         self._closed = False
@@ -120,28 +130,19 @@ class Tracker:
         saved = bytes(self.ledger.save()) if save else b""
         return Reading(traffic, statistics, len(self.ledger), buffer, saved)
 
-    def start(self) -> None:
-        """Drain the socket from now on, in a thread of its own that ends with the process."""
-        threading.Thread(target=self._run, name="events", daemon=True).start()
-
-    def _run(self) -> None:
-        assert self.socket is not None
-        poll = select.poll()
-        poll.register(self.socket, select.POLLIN)
-        while not self._closed:
-            poll.poll()
-            try:
-                with self._lock:
-                    self._drain()
-            # Whatever it was: without this thread the buffer would overflow.
-            except Exception as error:  # noqa: BLE001
-                LOG.error("cannot read events: %s", error)
-                threading.Event().wait(1.0)
+    def drain(self) -> bool:
+        """Read the events that wait. False after the last reading: they are left there."""
+        with self._lock:
+            self._drain()
+            return not self._closed
 
     def _remember_dying(self, now: int) -> None:
         """Keep in mind those whose events the kernel may send again."""
         # Where there is no list to be had, they are forgotten by time alone.
-        with contextlib.suppress(OSError), netlink.dump(netlink.DYING_REQUEST) as dump:
+        with (
+            contextlib.suppress(OSError, SourceError),
+            netlink.dump(netlink.DYING_REQUEST, self._space) as dump,
+        ):
             while not self.ledger.remember(netlink.datagram(dump, self._dying), now):
                 pass
 
@@ -151,7 +152,7 @@ class Tracker:
         now = namespace.seconds()
         if now != self._looked_at:
             self._looked_at = now
-            if events.others_listen(self.socket):
+            if events.others_listen(self.socket, self._space):
                 self.others_at = now
             if self.ledger.baseline or self.others_at == now:
                 self._remember_dying(now)
@@ -162,3 +163,38 @@ class Tracker:
         self.ledger.drain(self.socket.fileno(), now)
         self.ledger.baseline = baseline
         self._stale = False
+
+
+class Drain:
+    """A thread that reads events as they come, of all trackers that are added.
+
+    It ends with the process.
+    """
+
+    def __init__(self) -> None:
+        """Begin, without any."""
+        self._epoll = select.epoll()
+        self._trackers: dict[int, Tracker] = {}
+        self._lock = threading.Lock()
+        threading.Thread(target=self._run, name="events", daemon=True).start()
+
+    def add(self, tracker: Tracker) -> None:
+        """Read the events of a tracker with a socket, up to its last reading."""
+        assert tracker.socket is not None
+        with self._lock:
+            self._trackers[tracker.socket.fileno()] = tracker
+            self._epoll.register(tracker.socket, select.EPOLLIN)
+
+    def _run(self) -> None:
+        while True:
+            for descriptor, _ in self._epoll.poll():
+                try:
+                    with self._lock:
+                        if not self._trackers[descriptor].drain():
+                            # Where it was closed it is out already.
+                            with contextlib.suppress(OSError):
+                                self._epoll.unregister(descriptor)
+                # Whatever it was: without this thread the buffers would overflow.
+                except Exception as error:  # noqa: BLE001, PERF203
+                    LOG.error("cannot read events: %s", error)
+                    threading.Event().wait(1.0)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from conntrack_textfile import exposition
 from conntrack_textfile.logs import LOG
-from conntrack_textfile.snapshot import RESOLVED
+from conntrack_textfile.snapshot import resolved
 from conntrack_textfile.web import page
 from conntrack_textfile.web.body import EMPTY, Body
 
@@ -82,7 +82,7 @@ class Refresher:
         if state is None:
             return None
         if time.monotonic() > state.expires:
-            return exposition.render_status(state.snapshot._replace(success=False)), EMPTY
+            return exposition.render_status(state.snapshot.failed), EMPTY
         return exposition.render_status(state.snapshot), state.body
 
     def html(self, telemetry_path: str) -> tuple[bytes, str]:
@@ -91,7 +91,7 @@ class Refresher:
         expired = state is not None and time.monotonic() > state.expires
         snapshot = state.snapshot if state else None
         if snapshot is not None and expired:
-            snapshot = snapshot._replace(success=False)
+            snapshot = snapshot.failed
         text = page.render(
             snapshot,
             state.overview if state and not expired else None,
@@ -154,7 +154,7 @@ class Refresher:
         for kind in warnings.keys() - self._warnings.keys():
             LOG.warning("%s", warnings[kind])
         for kind in self._warnings.keys() - warnings.keys():
-            LOG.info("%s", RESOLVED[kind])
+            LOG.info("%s", resolved(kind))
         self._warnings = warnings
 
     def _fail(self, cause: str) -> None:

@@ -125,7 +125,7 @@ def dumps(monkeypatch: pytest.MonkeyPatch, *dumped: Dump | OSError) -> list[Dump
     """Let these be the dumps, one after the other."""
     left = list(dumped)
 
-    def start() -> Dump:
+    def start(**_: object) -> Dump:
         dump = left.pop(0)
         if isinstance(dump, OSError):
             raise dump

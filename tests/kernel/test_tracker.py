@@ -30,7 +30,7 @@ import json, os, socket, struct, sys, time
 from conntrack_textfile import handover
 from conntrack_textfile.kernel import events, namespace, source
 from conntrack_textfile.kernel.engine import make
-from conntrack_textfile.kernel.tracker import Tracker
+from conntrack_textfile.kernel.tracker import Drain, Tracker
 from conntrack_textfile.plan import Plan
 
 sink = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -142,7 +142,7 @@ def test_a_thread_that_drains_loses_less_than_fits(namespace: str) -> None:
 of = tracker(events.listen(1 << 20))
 dump(of), dump(of)
 of.reading(listening=True, save=False)
-of.start()
+Drain().add(of)
 for _ in range(40):
     ends(100)
     end = time.monotonic() + 20
@@ -161,7 +161,7 @@ sock = events.listen(1 << 22)
 of = tracker(sock)
 dump(of), dump(of)
 of.reading(listening=True, save=False)
-of.start()
+Drain().add(of)
 ends(20)
 last = of.reading(listening=True, save=True, last=True)
 ends(30)
@@ -222,11 +222,11 @@ def test_a_socket_of_another_namespace_is_not_ours(namespace: str) -> None:
 import ctypes
 sock = events.listen(1 << 20)
 ours = events.is_listening(sock)
-before = namespace.identity()
-assert before == namespace.identity()
+before = namespace.OWN.identity()
+assert before == namespace.OWN.identity()
 assert ctypes.CDLL(None, use_errno=True).unshare(0x40000000) == 0  # CLONE_NEWNET
 print(json.dumps([ours, events.is_listening(sock),
-    [a == b for a, b in zip(before, namespace.identity())]]))
+    [a == b for a, b in zip(before, namespace.OWN.identity())]]))
 """
     assert run(namespace, program) == [True, False, [True, False, False]]
 
@@ -278,7 +278,7 @@ stalled.bind((0, 4))
 of = tracker(events.listen(1 << 26))
 dump(of), dump(of)
 of.reading(listening=True, save=False)
-of.start()
+Drain().add(of)
 ends(1000)
 time.sleep(12)  # longer than what ended is remembered otherwise
 stalled.close()
