@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.booted import ROOT, Machine, booted, install, tree, until
+from tests.booted import ROOT, Machine, booted, check, install, tree, until
 from tests.certificates import authority, certificate
 from tests.conftest import need
 
@@ -689,3 +689,118 @@ def test_cron_runs_it_and_skips_a_run_while_another_goes_on(venv: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def blue(machine: Machine) -> list[str]:
+    """What runs a program of the host in /run/netns/blue of the container, which tracks."""
+    need("conntrack", "ip")
+    machine.run("mkdir", "-p", "/run/netns")
+    machine.run("touch", "/run/netns/blue")
+    machine.run("unshare", "--net=/run/netns/blue", "true")
+    inside = ["nsenter", f"--net=/proc/{machine.leader}/root/run/netns/blue"]
+    check(*inside, "ip", "link", "set", "lo", "up")
+    timeouts = ("udp_timeout", "udp_timeout_stream", "tcp_timeout_time_wait", "tcp_timeout_close")
+    settings = [f"net.netfilter.nf_conntrack_{name}=1" for name in timeouts]
+    settings += [f"net.netfilter.nf_conntrack_{name}=1" for name in ("acct", "timestamp")]
+    check(*inside, "sysctl", "-qw", *settings)
+    check(*inside, "nft", "-f", "-", text=INSIDE)
+    return inside
+
+
+INSIDE = """
+table inet t {
+    counter sent { }
+    counter reply { }
+    chain c {
+        type filter hook output priority 100;
+        ct direction original counter name sent
+        ct direction reply counter name reply
+    }
+}
+"""
+
+
+def connections_end(inside: list[str]) -> list[float]:
+    """3,000 connections that end. Their number, and the kernel's packets and bytes."""
+    check(*inside, sys.executable, str(ROOT / "tests/traffic.py"), "1", "1500", "1500")
+
+    def ended() -> bool:
+        check(*inside, "conntrack", "-L")  # has the kernel remove what has expired
+        return check(*inside, "conntrack", "-C").strip() == "0"
+
+    until(ended, 60)
+    text = check(*inside, "nft", "list", "counters")
+    found = dict(re.findall(r"counter (\w+) {\s+(packets \d+ bytes \d+)", text))
+    numbers = [float(n) for name in ("sent", "reply") for n in re.findall(r"\d+", found[name])]
+    return [3000, *numbers]
+
+
+def carried(text: str, netns: str) -> list[float]:
+    """What the counters say of a namespace: connections, and the same four."""
+    names = ("connections", "sent_packets", "sent_bytes", "reply_packets", "reply_bytes")
+    return [
+        sum(
+            float(found)
+            for found in re.findall(
+                rf'^conntrack_traffic_{name}_total{{netns="{netns}",.*}} (\S+)$',
+                text,
+                re.MULTILINE,
+            )
+        )
+        for name in names
+    ]
+
+
+def test_the_timer_reads_another_namespace_without_the_right_to_enter_it(
+    machine: Machine, blue: list[str]
+) -> None:
+    unit = "conntrack-events@blue.socket"
+    timer = f"[Unit]\nWants={unit}\n[Timer]\nOnCalendar=\nOnCalendar=*-01-01\n"
+    machine.dropin(TIMER, timer)
+    machine.dropin(WRITER, f"[Service]\nSockets={unit}\n")
+    argv = 'ARGS="--netns=host --netns=blue"\n'
+    machine.write("/etc/default/conntrack-textfile", argv)
+    machine.systemctl("enable", "--now", TIMER)
+    assert machine.show(unit, "ActiveState") == "active"
+    text = written(machine)
+    for netns in ("host", "blue"):
+        assert f'conntrack_snapshot_success{{netns="{netns}"}} 1\n' in text
+        assert f'conntrack_events_listening{{netns="{netns}"}} 1\n' in text
+    expected = connections_end(blue)
+    text = written(machine)
+    assert 'conntrack_events_received_total{netns="blue"} 3000\n' in text
+    assert carried(text, "blue") == [0] * 5  # so that increase() counts all of it
+    assert carried(written(machine), "blue") == expected
+    assert 'conntrack_events_lost_total{netns="blue"} 0\n' in text
+    # The timer goes, and with it what nobody reads.
+    machine.systemctl("stop", TIMER)
+    until(lambda: machine.show(unit, "ActiveState") == "inactive")
+
+
+def test_the_exporter_reads_another_namespace_without_the_right_to_enter_it(
+    machine: Machine, blue: list[str]
+) -> None:
+    unit = "conntrack-exporter-events@blue.socket"
+    machine.dropin(EXPORTER, f"[Service]\nSockets={unit}\n")
+    argv = 'ARGS="--netns=blue --netns=host --collector.interval=1"\n'
+    machine.write("/etc/default/conntrack-exporter", argv)
+    machine.systemctl("start", EXPORTER)
+    until(lambda: 'conntrack_snapshot_success{netns="blue"} 1' in machine.get(METRICS))
+    expected = connections_end(blue)
+    machine.systemctl("restart", EXPORTER)
+    until(lambda: carried(machine.get(METRICS), "blue") == expected, 30)
+
+
+def test_the_timer_may_be_given_the_right_to_enter_namespaces(
+    machine: Machine, blue: list[str]
+) -> None:
+    """As the README says."""
+    text = (ROOT / "README.md").read_text()
+    (right,) = re.findall(r"^```\n(\[Service\]\n[^`]*CAP_SYS_ADMIN[^`]*)```", text, re.MULTILINE)
+    check(*blue, "ping", "-q", "-c", "1", "127.0.0.1")
+    machine.write("/etc/default/conntrack-textfile", 'ARGS="--netns=all"\n')
+    machine.fails("systemctl", "start", WRITER)
+    assert "no permission to enter /run/netns/blue" in machine.journal(WRITER)
+    machine.dropin(WRITER, right)
+    assert 'conntrack_snapshot_success{netns="blue"} 1\n' in written(machine)

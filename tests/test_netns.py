@@ -1,0 +1,538 @@
+"""The tables of several network namespaces at once: live ones, with the same tuples in each."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests import conntrack_l
+from tests.conftest import need
+from tests.netns import check
+from tests.program import Serving, run, serving
+from tests.test_traffic import RULES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+FIELDS = ("connections", "sent_packets", "sent_bytes", "reply_packets", "reply_bytes")
+TRAFFIC = str(Path(__file__).with_name("traffic.py"))
+SHORT = ("udp_timeout", "udp_timeout_stream", "tcp_timeout_time_wait", "tcp_timeout_close")
+
+# Sent on from ports that are the same in each namespace.
+TALK = """
+import socket, sys
+for port in (5001, 5002):
+    server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    server.bind(("127.0.0.1", port))
+    client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    client.bind(("127.0.0.1", port + 1000))
+    for _ in range(int(sys.argv[1])):
+        client.sendto(b"x" * 100, ("127.0.0.1", port))
+        server.sendto(b"y" * 7, server.recvfrom(1 << 16)[1])
+"""
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+class Host:
+    """Named namespaces that nobody else sees: /run/netns is that of a mount namespace."""
+
+    def __init__(self, pid: int) -> None:
+        self.prefix = ["nsenter", f"--target={pid}", "--mount", f"--wd={os.getcwd()}"]
+
+    def ip(self, *lines: str) -> None:
+        """Commands of ip(8)."""
+        check(*self.prefix, "ip", "-batch", "-", text="".join(f"{line}\n" for line in lines))
+
+    def inside(self, name: str, *argv: str, text: str | None = None) -> str:
+        """Run a program in a namespace, which must succeed; its standard output."""
+        return check(*self.prefix, "ip", "netns", "exec", name, *argv, text=text)
+
+    def sysctl(self, name: str, **values: int) -> None:
+        settings = [f"net.netfilter.nf_conntrack_{key}={value}" for key, value in values.items()]
+        self.inside(name, "sysctl", "-qw", *settings)
+
+    def add(self, *names: str, track: bool = True) -> None:
+        """Namespaces that count connections, which end some seconds after their last packet."""
+        self.ip(*[f"netns add {name}" for name in names])
+        for name in names if track else ():
+            check(*self.prefix, "ip", "-n", name, "link", "set", "lo", "up")
+            self.sysctl(name, acct=1, timestamp=1, events=1)
+            self.inside(name, "nft", "-f", "-", text=RULES)
+
+    def remove(self, *names: str) -> None:
+        self.ip(*[f"netns del {name}" for name in names])
+
+    def talk(self, name: str, packets: int) -> None:
+        """Two connections, the same in each namespace."""
+        self.inside(name, sys.executable, "-c", TALK, str(packets))
+
+    def prints(self, name: str) -> conntrack_l.Expected:
+        """What conntrack prints."""
+        return conntrack_l.read(self.inside(name, "conntrack", "-L", "-o", "extended"))
+
+    def truth(self, name: str) -> list[int]:
+        """Packets and bytes, sent and reply, by the counters of nftables."""
+        found = json.loads(self.inside(name, "nft", "-j", "list", "counters"))["nftables"]
+        by_name = {one["counter"]["name"]: one["counter"] for one in found if "counter" in one}
+        kinds = ("original", "reply")
+        return [by_name[kind][what] for kind in kinds for what in ("packets", "bytes")]
+
+    def write(self, *args: str, engine: str = "compiled") -> subprocess.CompletedProcess[str]:
+        return run(
+            "write", *args, prefix=[*self.prefix, "env", f"CONNTRACK_TEXTFILE_ENGINE={engine}"]
+        )
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    need("ip", "nft", "conntrack", "sysctl", "nsenter", "unshare", root=True)
+    os.makedirs("/run/netns", exist_ok=True)
+    keep = "mount -t tmpfs tmpfs /run/netns && echo && read -r _ || true"
+    process = subprocess.Popen(
+        ["unshare", "--mount", "--propagation=private", "sh", "-c", keep],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdin
+    assert process.stdout
+    with process:
+        assert process.stdout.readline() == b"\n"
+        yield Host(process.pid)
+        # With the last process that is in it the mount namespace ends, and what it names.
+        process.stdin.close()
+
+
+def samples(text: str) -> Samples:
+    """The value of each series, by its name and labels."""
+    return {
+        (name, tuple(re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', labels))): float(value)
+        for name, labels, value in re.findall(r"^(\w+)(?:{(.*)})? (\S+)$", text, re.MULTILINE)
+    }
+
+
+def of(found: Samples, name: str, netns: str) -> dict[tuple[str, ...], float]:
+    """The series of a family and of a namespace, by the values of their other labels."""
+    return {
+        tuple(value for label, value in labels[1:]): number
+        for (family, labels), number in found.items()
+        if family == name and labels[:1] == (("netns", netns),)
+    }
+
+
+def until(probe: Callable[[], Any], seconds: float = 60) -> Any:
+    """The first true answer of a probe."""
+    end = time.monotonic() + seconds
+    while not (found := probe()):
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.1)
+    return found
+
+
+@contextlib.contextmanager
+def served(
+    host: Host, *args: str, interval: float = 0.5
+) -> Iterator[tuple[Serving, Callable[[], Samples]]]:
+    """A serve beside these namespaces, and what it publishes."""
+    # The listener is of this process's own network namespace.
+    argv = (f"--collector.interval={interval}", *args)
+    with serving(*argv, prefix=host.prefix) as process:
+
+        def published() -> Samples:
+            # Status 503 while the first snapshot lasts.
+            got = ["curl", "-s", "-f", f"{process.url}/metrics"]
+            return samples(subprocess.run(got, capture_output=True, text=True, check=False).stdout)
+
+        yield process, published
+
+
+@pytest.mark.parametrize("engine", ["pure", "compiled"])
+def test_gauges_of_three_namespaces_with_the_same_tuples(host: Host, engine: str) -> None:
+    names = ("blue", "green", "red")
+    host.add(*names)
+    for packets, name in enumerate(names, 2):
+        host.talk(name, packets)
+    done = host.write(*(f"--netns={name}" for name in reversed(names)), engine=engine)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = samples(done.stdout)
+    for name in names:
+        expected = host.prints(name)
+        assert len(expected.sums) == 2
+        for field, family in enumerate(FIELDS):
+            assert of(found, f"conntrack_{family}", name) == {
+                (src, dst, l3, l4, "unknown", dport): sums[field]
+                for (src, dst, l3, l4, dport), sums in expected.sums.items()
+            }
+            assert of(found, f"conntrack_total_{family}", name) == {(): expected.totals[field]}
+        assert of(found, "conntrack_flag_connections", name) == expected.flags
+        for family, number in (
+            *(("conntrack_snapshot_success", 1), ("conntrack_entries", 2)),
+            *(("conntrack_accounting_enabled", 1), ("conntrack_uncounted_entries", 0)),
+            *(("conntrack_aggregated_keys", 2), ("conntrack_exported_keys", 2)),
+        ):
+            assert of(found, family, name) == {(): number}
+        assert of(found, "conntrack_entries_limit", name)[()] == float(
+            Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text()
+        )
+    # All have the label, as the first, but what says which program this is.
+    without = {name for name, labels in found if not labels or labels[0][0] != "netns"}
+    assert without == {"conntrack_textfile_build_info"}
+    assert len({sum(of(found, "conntrack_sent_packets", name).values()) for name in names}) == 3
+
+
+def test_counters_of_three_namespaces_are_those_of_the_kernel(host: Host) -> None:
+    names = ("blue", "green", "red")
+    host.add(*names)
+    for name in names:
+        host.sysctl(name, **dict.fromkeys(SHORT, 1))
+        host.talk(name, 3)  # before the counters
+    before = {name: host.truth(name) for name in names}
+    made = {"blue": (30, 8), "green": (50, 40), "red": (1, 200)}
+    with served(host, *(f"--netns={name}" for name in names)) as (_, published):
+
+        def ready() -> bool:
+            found = published()
+            return all(of(found, "conntrack_events_listening", name) == {(): 1} for name in names)
+
+        until(ready)
+        running = [
+            subprocess.Popen(
+                [*host.prefix, "ip", "netns", "exec", name, sys.executable, TRAFFIC, "1"]
+                + [str(number) for number in made[name]]
+            )
+            for name in names
+        ]
+        assert [process.wait(120) for process in running] == [0, 0, 0]
+
+        def carried(found: Samples, family: str, name: str) -> list[float]:
+            return [
+                sum(of(found, f"conntrack_{family}_{field}_total", name).values())
+                for field in FIELDS
+            ]
+
+        def ended() -> bool:
+            for name in names:
+                host.inside(name, "conntrack", "-L")  # has the kernel remove what has expired
+            return all(host.inside(name, "conntrack", "-C").strip() == "0" for name in names)
+
+        until(ended)
+
+        def expected(name: str) -> list[int]:
+            now = host.truth(name)
+            return [a - b for a, b in zip(now, before[name], strict=True)]
+
+        for name in names:
+            truth = expected(name)
+            for family in ("traffic", "protocol_traffic"):
+                until(lambda: carried(published(), family, name)[1:] == truth)  # noqa: B023
+        found = published()
+        for name, (tcp, udp) in made.items():
+            assert carried(found, "traffic", name)[0] == tcp // 2 * 2 + udp // 2 * 2
+            assert of(found, "conntrack_events_lost_total", name) == {(): 0}
+
+
+def test_all_follows_namespaces_that_come_and_go(host: Host) -> None:
+    host.add("stays", "goes")
+    for name in ("stays", "goes"):
+        host.talk(name, 5)
+    host.ip("link add v0 netns goes type veth peer name v1 netns stays")
+    with served(host, "--netns=all") as (_, published):
+        until(lambda: of(published(), "conntrack_connections", "goes"))
+        host.talk("goes", 11)
+        until(lambda: sum(of(published(), "conntrack_traffic_sent_packets_total", "goes").values()))
+        host.remove("goes")
+        host.add("comes")
+        until(lambda: of(published(), "conntrack_snapshot_success", "comes"))
+        host.talk("comes", 9)
+
+        def both() -> Samples | None:
+            found = published()
+            there = of(found, "conntrack_connections", "comes").values()
+            gone = not of(found, "conntrack_snapshot_success", "goes")
+            carried = of(found, "conntrack_traffic_sent_packets_total", "comes").values()
+            return found if gone and list(there) == [1, 1] and sum(carried) == 18 else None
+
+        found = until(both)
+        assert of(found, "conntrack_connections", "goes") == {}
+        assert list(of(found, "conntrack_connections", "stays").values()) == [1, 1]
+        # What it has carried is a counter that must not fall.
+        assert sum(of(found, "conntrack_traffic_sent_packets_total", "goes").values()) == 22
+        assert of(found, "conntrack_entries", "goes") == {}
+
+        # It is not held: what it was linked by is gone, too.
+        until(lambda: "v1" not in host.inside("stays", "ip", "link"))
+
+
+def test_a_name_that_is_given_to_another_namespace_begins_anew(host: Host, tmp_path: Path) -> None:
+    argv = ("--netns=all", f"--state.file={tmp_path / 'state'}")
+    host.add("blue")
+    for packets in (4, 5):
+        host.talk("blue", packets)
+        assert host.write(*argv).returncode == 0
+    found = samples(host.write(*argv).stdout)
+    family = "conntrack_protocol_traffic_sent_packets_total"
+    assert of(found, family, "blue") == {("ipv4", "udp"): 10}
+    host.remove("blue")
+    host.add("blue")
+    host.talk("blue", 100)  # before the new baseline, and more than there was
+    for packets in (0, 0, 3):
+        host.talk("blue", packets)
+        found = samples(host.write(*argv).stdout)
+        assert of(found, family, "blue")[("ipv4", "udp")] >= 10
+    found = samples(host.write(*argv).stdout)
+    assert of(found, family, "blue") == {("ipv4", "udp"): 16}
+    assert sum(of(found, "conntrack_traffic_sent_packets_total", "blue").values()) == 16
+
+
+def test_one_that_fails_does_not_cost_the_others(host: Host, tmp_path: Path) -> None:
+    host.add("blue")
+    host.talk("blue", 3)
+    file = tmp_path / "out.prom"
+    state = f"--state.file={tmp_path / 'state'}"
+    done = host.write("--netns=blue", "--netns=nope", "--netns=/etc/passwd", state, str(file))
+    assert done.returncode == 0
+    one, other = done.stderr.splitlines()
+    assert "network namespace /etc/passwd: cannot enter /etc/passwd: it is not a network" in one
+    assert "network namespace nope: there is no /run/netns/nope" in other
+    found = samples(file.read_text())
+    success = {name: of(found, "conntrack_snapshot_success", name) for name in ("blue", "nope")}
+    assert success == {"blue": {(): 1}, "nope": {(): 0}}
+    assert of(found, "conntrack_snapshot_success", "/etc/passwd") == {(): 0}
+    assert list(of(found, "conntrack_connections", "blue").values()) == [1, 1]
+    assert of(found, "conntrack_total_connections", "nope") == {}
+
+    before = file.read_text()
+    done = host.write("--netns=nope", state, str(file))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert file.read_text() == before
+
+
+def test_a_namespace_that_fails_for_a_time_keeps_its_ledger(host: Host, tmp_path: Path) -> None:
+    argv = ("--netns=blue", "--netns=host", f"--state.file={tmp_path / 'state'}")
+    host.add("blue")
+    host.talk("blue", 3)
+    assert host.write(*argv).returncode == 0
+    check(*host.prefix, "mount", "--bind", "/etc/passwd", "/run/netns/blue")
+    family = "conntrack_protocol_traffic_sent_packets_total"
+    found = samples(host.write(*argv).stdout)
+    assert of(found, "conntrack_snapshot_success", "blue") == {(): 0}
+    check(*host.prefix, "umount", "/run/netns/blue")
+    host.talk("blue", 4)
+    for _ in range(2):
+        found = samples(host.write(*argv).stdout)
+    assert of(found, family, "blue") == {("ipv4", "udp"): 8}
+
+
+def test_the_limit_holds_over_all_together(host: Host) -> None:
+    names = ("blue", "green", "red")
+    host.add(*names)
+    for packets, name in enumerate(names, 2):
+        host.talk(name, packets)
+    done = host.write(*(f"--netns={name}" for name in names), "--limit.keys=3")
+    found = samples(done.stdout)
+    assert "3 of 6 keys are beyond --limit.keys" in done.stderr
+    kept = {
+        name: [group for group in of(found, "conntrack_sent_bytes", name) if group[0] != "other"]
+        for name in names
+    }
+    assert {name: len(groups) for name, groups in kept.items()} == {"blue": 0, "green": 1, "red": 2}
+    for name in names:
+        expected = host.prints(name)
+        for field, family in enumerate(FIELDS):
+            series = of(found, f"conntrack_{family}", name)
+            assert sum(series.values()) == expected.totals[field]
+        keys = [of(found, f"conntrack_{what}_keys", name)[()] for what in ("exported", "folded")]
+        assert keys == [len(kept[name]), 2 - len(kept[name])]
+
+
+def test_a_process_and_a_path_are_namespaces_too(host: Host) -> None:
+    host.add("blue")
+    host.talk("blue", 3)
+    inside = [*host.prefix, "ip", "netns", "exec", "blue", "sleep", "600"]
+    with subprocess.Popen(inside) as process:
+        names = (f"pid:{process.pid}", f"/proc/{process.pid}/ns/net", "/run/netns/blue")
+        done = host.write(*(f"--netns={name}" for name in names), "--netns=host")
+        process.terminate()
+    assert done.returncode == 0
+    found = samples(done.stdout)
+    for name in names:
+        assert list(of(found, "conntrack_connections", name).values()) == [1, 1]
+    assert of(found, "conntrack_snapshot_success", "host") == {(): 1}
+
+
+def test_accounting_is_switched_on_inside(host: Host) -> None:
+    host.add("blue")
+    host.sysctl("blue", acct=0)
+    done = host.write("--netns=blue", "--configure.nf_conntrack_acct")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert of(samples(done.stdout), "conntrack_accounting_enabled", "blue") == {(): 1}
+    assert host.inside("blue", "sysctl", "-n", "net.netfilter.nf_conntrack_acct") == "1\n"
+
+
+def test_top_has_a_column(host: Host) -> None:
+    host.add("blue", "red")
+    host.talk("red", 3)
+    done = run("top", "--netns=all", "--aggregate.by=dport", prefix=host.prefix)
+    assert done.returncode == 0
+    _, head, *rows = done.stdout.splitlines()
+    assert head.split() == ["NETNS", "PORT", "CONNECTIONS", "SENT", "REPLY"]
+    assert [row.split()[:3] for row in rows] == [["red", "5001", "1"], ["red", "5002", "1"]]
+
+
+# Makes the sockets that systemd makes by conntrack-events@.socket, makes connections end,
+# and hands the sockets over to one run after the other.
+HAND_OVER = """
+import json, os, socket, subprocess, sys, tempfile
+from conntrack_textfile.kernel.namespace import Namespace
+python, state, flows, *names = sys.argv[1:]
+handed = []
+for name in names:
+    for groups in (4, 0, 0):
+        made = socket.AF_NETLINK, socket.SOCK_RAW, 12
+        sock = Namespace("/run/netns/" + name).run(lambda: socket.socket(*made))
+        sock.bind((0, groups))
+        sock.setsockopt(socket.SOL_SOCKET, 33, 1 << 25)  # SO_RCVBUFFORCE
+        handed.append((name, sock))
+
+def run():
+    files = [tempfile.TemporaryFile("w+") for _ in range(2)]
+    pid = os.fork()
+    if not pid:
+        for file, fd in zip(files, (1, 2)):
+            os.dup2(file.fileno(), fd)
+        high = [os.dup2(sock.fileno(), 100 + at) for at, (_, sock) in enumerate(handed)]
+        for at, fd in enumerate(high):
+            os.dup2(fd, 3 + at)
+        os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(handed)),
+            LISTEN_FDNAMES=":".join("netns=" + name for name, _ in handed))
+        os.execvp("setpriv", ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
+            "--inh-caps=" + CAPS, "--ambient-caps=" + CAPS, "--bounding-set=-all," + CAPS,
+            python, "-m", "conntrack_textfile", "write", "--state.file=" + state,
+            *("--netns=" + name for name in names)])
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return [status, *(file.seek(0) or file.read() for file in files)]
+
+# This Python may lie where only root goes.
+CAPS = "+net_admin,+dac_read_search"
+runs = [run()]
+for name in names:
+    subprocess.run(["ip", "netns", "exec", name, python, flows, "1", "500", "500"], check=True)
+    subprocess.run(["ip", "netns", "exec", name, python, "-c",
+        "import time; time.sleep(2.5)"], check=True)
+    subprocess.run(["ip", "netns", "exec", name, "conntrack", "-L"], check=True,
+        capture_output=True)
+runs += [run(), run()]
+print(json.dumps(runs))
+"""
+
+
+def test_sockets_that_were_handed_over_need_no_right_to_enter(host: Host, tmp_path: Path) -> None:
+    names = ("blue", "green", "red")
+    host.add(*names)
+    for name in names:
+        host.sysctl(name, **dict.fromkeys(SHORT, 1))
+    before = {name: host.truth(name) for name in names}
+    state = tmp_path / "run"
+    state.mkdir()
+    state.chmod(0o777)
+    for directory in [tmp_path, *tmp_path.parents][:3]:
+        directory.chmod(directory.stat().st_mode | 0o111)
+    argv = [sys.executable, "-c", HAND_OVER, sys.executable, str(state / "state"), TRAFFIC, *names]
+    done = subprocess.run([*host.prefix, *argv], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    runs = json.loads(done.stdout)
+    assert [status for status, *_ in runs] == [0, 0, 0], runs
+    assert [errors for _, _, errors in runs] == ["", "", ""]
+    found = samples(runs[-1][1])
+    for name in names:
+        assert of(found, "conntrack_events_received_total", name) == {(): 1000}
+        assert of(found, "conntrack_events_listening", name) == {(): 1}
+        families = [f"conntrack_traffic_{field}_total" for field in FIELDS]
+        now = host.truth(name)
+        assert [sum(of(found, family, name).values()) for family in families] == [
+            1000,
+            *[a - b for a, b in zip(now, before[name], strict=True)],
+        ]
+        assert of(found, "conntrack_entries_limit", name)
+        # What is to be read inside stays unknown.
+        assert of(found, "conntrack_accounting_enabled", name) == {}
+
+
+def test_without_rights_and_sockets_it_says_what_is_needed(host: Host) -> None:
+    need("setpriv")
+    host.add("blue")
+    caps = "+net_admin,+dac_read_search"
+    user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    user += [f"--inh-caps={caps}", f"--ambient-caps={caps}"]
+    done = run("write", "--netns=blue", prefix=[*host.prefix, *user])
+    assert done.returncode == 1
+    assert (
+        "no permission to enter /run/netns/blue: run as root or with CAP_SYS_ADMIN" in done.stderr
+    )
+    caps += ",+sys_admin"
+    user[-2:] = [f"--inh-caps={caps}", f"--ambient-caps={caps}"]
+    done = run("write", "--netns=blue", prefix=[*host.prefix, *user])
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+MANY = 200
+
+
+def test_two_hundred_namespaces(host: Host, record_property: Callable[[str, object], None]) -> None:
+    """A quarter of them with connections. What it takes is reported, and bounded far above."""
+    names = [f"n{number:03}" for number in range(MANY)]
+    host.ip(*[f"netns add {name}" for name in names])
+    busy = names[::4]
+    script = f"""
+        for name in {" ".join(busy)}; do
+            ip -n $name link set lo up
+            ip netns exec $name sh -c 'sysctl -qw net.netfilter.nf_conntrack_acct=1
+                nft add table t
+                nft "add chain t c {{ type filter hook output priority 0; }}"
+                nft add rule t c ct state new accept
+                exec ping -q -c 1 127.0.0.1'
+        done
+    """
+    check(*host.prefix, "sh", "-euc", script)
+    with served(host, "--netns=all", interval=1) as (process, published):
+        name = "conntrack_snapshot_timestamp_seconds"
+        first = of(until(published), name, "n000")
+        # The next is without the baseline, for which each table is read twice.
+        found = until(lambda: of(now := published(), name, "n000") != first and now)
+        assert set(of_all(found).values()) == {1}
+        assert sum(sum(of(found, "conntrack_entries", name).values()) for name in busy) > 0
+        durations = [
+            number
+            for (name, _), number in found.items()
+            if name == "conntrack_snapshot_duration_seconds"
+        ]
+        pid = process.process.pid
+        status = Path(f"/proc/{pid}/status").read_text()
+        rss = int(re.findall(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)[0]) / 1024
+        threads = int(re.findall(r"^Threads:\s+(\d+)$", status, re.MULTILINE)[0])
+        descriptors = len(os.listdir(f"/proc/{pid}/fd"))
+    record_property("seconds", sum(durations))
+    record_property("MiB", rss)
+    print(f"{sum(durations):.3f} s, {rss:.0f} MiB, {descriptors} descriptors, {threads} threads")
+    assert sum(durations) < 20
+    assert rss < 400
+    assert MANY < descriptors < MANY + 50
+    assert threads < 20
+
+
+def of_all(found: Samples) -> dict[str, float]:
+    """The success of each namespace."""
+    return {
+        labels[0][1]: number
+        for (name, labels), number in found.items()
+        if name == "conntrack_snapshot_success"
+    }
