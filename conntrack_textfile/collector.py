@@ -75,7 +75,7 @@ class Collector:
         self._options = options
         self._engine = engine
         self._plans = plans
-        self._handed = handed or {}
+        self._handed = dict(handed or {})
         self._plan = options.plan
         self._labels = options.plan.labels
         if options.netns:
@@ -252,6 +252,7 @@ class Collector:
                 listening=table.listening(), save=False, last=True
             )
         table.close()
+        self._handed.pop(table.name, None)
 
     def _begin(self, table: Table) -> None:
         """Begin to count the traffic of a table, or go on with what was saved of it.

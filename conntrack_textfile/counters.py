@@ -110,7 +110,7 @@ class Counters:
         now are seconds of a clock that is never set. Of several network namespaces
         some are present, and of these some could not be read.
         """
-        self._see(present, now)
+        self._see([*present, *self.health.keys() & set(failed)], now)
         # No slot is given up while its value, without what comes now, may not be published.
         if self.published:
             for slot in self._all():

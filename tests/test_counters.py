@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conntrack_textfile import joined
 from conntrack_textfile.aggregate import Limit
 from conntrack_textfile.counters import IDLE_SECONDS, Counters
+from conntrack_textfile.joined import join
 from conntrack_textfile.kernel.grouping import key_parser
 from conntrack_textfile.networks import parse_names
 from conntrack_textfile.plan import Plan
@@ -394,3 +396,48 @@ def test_what_is_not_saved_counters_is_refused(world: World, change: Shape) -> N
     saved[change.key] = change.value
     with pytest.raises((KeyError, TypeError, ValueError)):
         Counters(("src",), Limit(2)).load(saved, key_parser(Plan(labels=("src",))))
+
+
+def test_counters_of_a_namespace_that_is_gone_live_for_an_hour() -> None:
+    feed = engines.make("pure", Plan(labels=("dst",)))
+    counters = Counters(("netns", "dst"), Limit())
+
+    def update(now: int, *present: str, failed: tuple[str, ...] = ()) -> set[str]:
+        """The namespaces with counters, by key, by protocol and for themselves."""
+        tally = join({netns: feed.tally([Flow(counters=(1, 1, 1, 1))]) for netns in present})
+        counters.update(tally, tally.groups, now, present, failed)
+        counters.published = True
+        by_key = {labels[0] for labels in counters.groups().groups}
+        assert by_key == {labels[0] for labels in counters.by_protocol().groups}
+        assert by_key == counters.health.keys() - {""}
+        return by_key
+
+    for now in (1, 2, 3):
+        assert update(now, "a", "b", "c") == {"a", "b", "c"}
+    assert update(3 + IDLE_SECONDS - 1, "b", failed=("c",)) == {"a", "b", "c"}
+    assert update(3 + IDLE_SECONDS, "b", failed=("c",)) == {"b", "c"}
+    assert counters.health["b"].totals["evicted"] == 0
+    # One that comes back counts from 0.
+    assert update(3 + IDLE_SECONDS + 1, "a", "b", failed=("c",)) == {"a", "b", "c"}
+    columns = dict(zip(counters.protocols, counters.by_protocol().columns[0], strict=True))
+    assert columns[("a", "ipv4", "tcp")] == 0
+    assert columns[("c", "ipv4", "tcp")] == 3
+
+
+def test_what_namespaces_have_is_saved_and_loaded() -> None:
+    plan = Plan(labels=("dst",))
+    feed = engines.make("pure", plan)
+    counters = Counters(("netns", "dst"), Limit())
+    parse = joined.key_parser(key_parser(plan))
+    tally = join({netns: feed.tally([Flow()]) for netns in ("a", "b")})
+    counters.update(tally, tally.groups, 5, ("a", "b"))
+    counters.add_totals({"lost": 7}, "b")
+    saved = json.loads(json.dumps(counters.save(published=True)))
+    again = Counters(("netns", "dst"), Limit())
+    again.load(saved, parse)
+    assert again.save(published=True) == counters.save(published=True)
+    assert again.health["b"].totals["lost"] == 7
+    # Without the label they are other series, also those by protocol.
+    other = Counters(("dst",), Limit())
+    other.load(saved, key_parser(plan))
+    assert (other.slots, other.protocols) == ({}, {})

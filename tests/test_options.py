@@ -57,7 +57,7 @@ def test_every_option_of_all_commands_is_taken(
     Path("NETWORKS").write_text("\ufeff10.0.0.0/8 office\n")
     Path("SERVICES").write_text("billing 4711/tcp\n")
     argv = [
-        "--collector.source=procfs",
+        "--collector.source=netlink",
         "--configure.nf_conntrack_acct",
         "--filter.include=src=10.0.0.0/8,dport=53",
         "--filter.include=l3protocol=ipv6",
@@ -73,6 +73,10 @@ def test_every_option_of_all_commands_is_taken(
         "--services.file=SERVICES",
         "--limit.keys=0",
         "--limit.by=packets",
+        "--netns=blue",
+        "--netns=pid:7",
+        "--netns=host",
+        "--netns=blue",
         "--path.procfs=/host/proc",
         "--log.level=debug",
         "--log.format=json",
@@ -80,7 +84,8 @@ def test_every_option_of_all_commands_is_taken(
     ]
     common = Options(
         command="",
-        source="procfs",
+        source="netlink",
+        netns=("blue", "pid:7", "host"),
         configure_accounting=True,
         proc_root="/host/proc",
         plan=Plan(
@@ -262,6 +267,18 @@ def test_the_usage_text_names_every_label_and_condition() -> None:
         assert (f" {row.name}=" in text) == (row.filter is not None)
 
 
+@pytest.mark.parametrize(
+    "name", ["blue", "host", "all", "pid:1", "/run/x/y", "./x", "qrouter-1", "Zürich", "pid", "x:y"]
+)
+def test_names_of_namespaces(name: str) -> None:
+    assert parse(["write", f"--netns={name}"]).netns == (name,)
+
+
+def test_ones_own_namespace_may_be_read_by_procfs() -> None:
+    options = parse(["write", "--netns=host", "--collector.source=procfs"])
+    assert (options.netns, options.source) == (("host",), "procfs")
+
+
 def test_an_empty_web_config_file_is_none() -> None:
     assert parse(["serve", "--web.config.file="]).web_config == ""
 
@@ -344,6 +361,15 @@ def test_addresses(text: str, host: str, port: int) -> None:
         (["write", "one", "two"], "unexpected argument"),
         (["write", ""], "FILE"),
         (["write", "--aggregate.by=src,netns"], "not 'netns'"),
+        (["write", "--netns="], "--netns must be a name under /run/netns"),
+        (["write", "--netns=.."], "--netns must be a name under /run/netns"),
+        (["write", "--netns=pid:"], "--netns must be a name under /run/netns"),
+        (["write", "--netns=pid:0"], "--netns must be a name under /run/netns"),
+        (["write", "--netns=pid:1x"], "--netns must be a name under /run/netns"),
+        (["write", "--netns=a\nb"], "--netns must be a name under /run/netns"),
+        (["write", "--netns=\udcff"], "--netns must be a name under /run/netns"),
+        (["write", f"--netns={'x' * 256}"], "--netns must be a name under /run/netns"),
+        (["write", "--netns=blue", "--collector.source=procfs"], "--collector.source=netlink"),
         (["write", "--aggregate.mark-mask=x"], "--aggregate.mark-mask: a mark is a number"),
         (["write", "--aggregate.mark-mask=0x100000000"], "--aggregate.mark-mask"),
         (["write", "--aggregate.mark-mask="], "--aggregate.mark-mask"),
