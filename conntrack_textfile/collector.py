@@ -440,8 +440,13 @@ class Collector:
     def failure(self, last: Snapshot | None) -> Snapshot:
         """The snapshot after a reading that failed: what was last published, marked as such."""
         if self._options.netns:
-            if last is not None:
-                return last.failed
+            if last is not None and last.parts is not None:
+                now = {name: table.conntrack() for name, table in self._tables.items()}
+                parts = {
+                    name: part._replace(conntrack=now.get(name, Conntrack()))
+                    for name, part in last.parts.items()
+                }
+                return last._replace(parts=parts).failed
             names = namespace.find(self._options.netns, self._options.proc_root, self._handed)
             nothing = Snapshot(
                 success=False,

@@ -272,6 +272,24 @@ def test_all_follows_namespaces_that_come_and_go(host: Host) -> None:
         until(lambda: "v1" not in host.inside("stays", "ip", "link"))
 
 
+def test_when_all_fail_serve_says_so_and_goes_on_when_they_are_back(host: Host) -> None:
+    host.add("blue")
+    host.talk("blue", 3)
+    family = "conntrack_snapshot_success"
+    with served(host, "--netns=blue") as (process, published):
+        until(lambda: of(published(), family, "blue") == {(): 1})
+        host.remove("blue")
+        # For three intervals the last good one is served, then no more.
+        until(lambda: of(published(), family, "blue") == {(): 0})
+        until(lambda: not of(published(), "conntrack_total_connections", "blue"))
+        assert of(published(), "conntrack_entries", "blue") == {}
+        assert process.log.count("there is no /run/netns/blue") == 1
+        host.add("blue")
+        host.talk("blue", 4)
+        until(lambda: len(of(published(), "conntrack_connections", "blue")) == 2)
+        assert of(published(), family, "blue") == {(): 1}
+
+
 def test_a_name_that_is_given_to_another_namespace_begins_anew(host: Host, tmp_path: Path) -> None:
     argv = ("--netns=all", f"--state.file={tmp_path / 'state'}")
     host.add("blue")
