@@ -191,16 +191,15 @@ class Collector:
         counted = self._counters.health.keys() - {""} if self._counters else set()
         parts = {}
         for name in sorted({*self._tables, *counted}):
-            table = self._tables.get(name)
+            # One that was listed, and was gone when it was to be read, is not there either.
+            there = name in summaries or name in errors
+            table = self._tables.get(name) if there else None
             last = table.last if table else None
-            if table is None:
-                conntrack = Conntrack()
-            elif name in errors or last is None:
+            conntrack = last.conntrack if last else Conntrack()
+            if table and name in errors:
                 conntrack = table.conntrack()
-            else:
-                conntrack = last.conntrack
             parts[name] = Snapshot(
-                success=None if table is None else name not in errors,
+                success=name in summaries if there else None,
                 source=last.source if last else "netlink",
                 engine=self._engine.name,
                 conntrack=conntrack,
@@ -233,16 +232,17 @@ class Collector:
         paths = {"": ""}
         if options.netns:
             paths = namespace.find(options.netns, options.proc_root, self._handed)
-        for name, table in list(self._tables.items()):
-            if name not in paths or not table.is_of(paths[name]):
-                self._give_up(self._tables.pop(name))
-        for name, path in paths.items():
-            if name not in self._tables:
-                handed = self._handed.get(name, ())
-                table = Table(name, path, options.source, options.proc_root, handed)
-                self._tables[name] = table
-                if options.netns and options.configure_accounting:
-                    table.enable_accounting()
+        with self._lock:
+            for name, table in list(self._tables.items()):
+                if name not in paths or not table.is_of(paths[name]):
+                    self._give_up(self._tables.pop(name))
+            for name, path in paths.items():
+                if name not in self._tables:
+                    handed = self._handed.get(name, ())
+                    table = Table(name, path, options.source, options.proc_root, handed)
+                    self._tables[name] = table
+                    if options.netns and options.configure_accounting:
+                        table.enable_accounting()
         return self._tables
 
     def _give_up(self, table: Table) -> None:
@@ -478,7 +478,7 @@ class Collector:
         """Save what came since the last snapshot. Nothing is read after it. Raises OutputError."""
         begun = [
             table
-            for table in self._tables.values()
+            for table in list(self._tables.values())
             if table.tracker and not table.tracker.ledger.baseline
         ]
         if begun and self._options.state_file:
