@@ -14,7 +14,7 @@ from conntrack_textfile.tally import Rows, Sums, add
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from conntrack_textfile.tally import Counts, Group, Tally
+    from conntrack_textfile.tally import Counts, Group, Nat, Tally, Translations
 
 # What groups can be ranked by.
 MEASURES: dict[str, Callable[[Sequence[int]], int]] = {
@@ -31,6 +31,7 @@ class Limit(NamedTuple):
 
     keys: int = 10000  # 0 is no limit
     by: str = "bytes"  # of MEASURES
+    destinations: int = 10  # of each egress address
 
 
 class Aggregate(NamedTuple):
@@ -49,6 +50,7 @@ class Aggregate(NamedTuple):
     uncounted: int
     states: Counts
     flags: Counts
+    nat: Nat | None  # None where translated entries are not counted
 
     @property
     def folded(self) -> int:
@@ -88,7 +90,26 @@ def fold(tally: Tally, labels: tuple[str, ...], limit: Limit) -> Aggregate:
         uncounted=tally.uncounted,
         states=tally.states,
         flags=tally.flags,
+        nat=_nat(tally.nat, limit) if tally.nat else None,
     )
+
+
+def _nat(translations: Translations, limit: Limit) -> Nat:
+    """The translated entries under a limit. Of their destinations the busiest are left."""
+    nat = translations.nat(limit.keys, limit.destinations)
+    if not 0 < limit.keys < sum(len(egress.destinations) for egress in nat.egress):
+        return nat
+    ports = [row[2] for egress in nat.egress for row in egress.destinations]
+    least = sorted(ports, reverse=True)[limit.keys - 1]
+    # Of those with as few as the last the first fill the limit.
+    room = limit.keys - sum(count > least for count in ports)
+    kept = []
+    for egress in nat.egress:
+        rows = [row for row in egress.destinations if row[2] > least]
+        equals = [row for row in egress.destinations if row[2] == least][:room]
+        room -= len(equals)
+        kept.append(egress._replace(destinations=rows + equals))
+    return nat._replace(egress=kept)
 
 
 def measure(by: str, totals: Sums) -> str:

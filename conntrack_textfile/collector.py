@@ -112,8 +112,12 @@ class Collector:
             source.read(options.source, options.proc_root, self._engine, self._tracker)
         used, tally = source.read(options.source, options.proc_root, self._engine, self._tracker)
         conntrack = sysctl.read(options.proc_root)
-        traffic = None
+        traffic, counted = None, {}
         if used == "netlink":
+            # Imported here: the proc file has no part in it.
+            from conntrack_textfile.kernel import statistics
+
+            counted = statistics.read()
             listening = (
                 self._tracker is not None
                 and self._tracker.socket is not None
@@ -132,6 +136,7 @@ class Collector:
             duration=time.monotonic() - started,
             live=live,
             traffic=traffic,
+            statistics=counted,
             uncountable=self._tracker is not None and traffic is None,
         )
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from conntrack_textfile.aggregate import Aggregate
     from conntrack_textfile.kernel.events import Buffer
     from conntrack_textfile.kernel.sysctl import Conntrack
@@ -68,6 +71,9 @@ class Snapshot(NamedTuple):
 
     traffic: Traffic | None = None
     """None where there are no counters."""
+
+    statistics: Mapping[str, int] = MappingProxyType({})
+    """What the kernel counted of its own trouble, by name. Empty where it cannot be read."""
 
     uncountable: bool = False
     """Counters are asked for, and the source has none."""

@@ -379,12 +379,18 @@ def outcome(
     tally = decoder.finish()
     seen += [len(tally.groups), tally.entries, *tally[2:6]]
     seen += [list(tally.protocols.items()), list(tally.states.items()), list(tally.flags.items())]
+    seen += [tally.nat and tally.nat.nat(limit, count) for count in (0, 2, 10)]
     rows = tally.groups.rows(limit, by)
     groups = list(rows.groups)
     columns = [list(column) for column in rows.columns]
     assert [rows.groups[i] for i in range(len(rows.groups))] == groups
     assert [[column[i] for i in range(len(groups))] for column in rows.columns] == columns
     return [*seen, groups, columns]
+
+
+def beside_groups(tally: Tally) -> list[object]:
+    """All of a tally but its groups, to be compared."""
+    return [*tally[1:-1], tally.nat and tally.nat.nat(0, 10)]
 
 
 def sums(tally: Tally) -> dict[tuple[str, ...], list[int]]:

@@ -30,9 +30,10 @@ LAYERS = [
         aggregate
         options counters
         kernel.uapi kernel.procfs kernel.namespace
-        kernel.sysctl kernel.netlink kernel.grouping kernel.events
+        kernel.sysctl kernel.netlink kernel.nat kernel.events
+        kernel.grouping
         kernel.procfile kernel.ctnetlink
-        kernel.ledger
+        kernel.ledger kernel.statistics
         kernel._speedups
         kernel.engine
         kernel.tracker
@@ -55,7 +56,7 @@ LAYERS = [
 TO_THE_ENDS = {
     "snapshot": "kernel.events kernel.sysctl",
     "collector": "kernel.engine kernel.events kernel.grouping kernel.namespace kernel.source "
-    "kernel.sysctl kernel.tracker",
+    "kernel.statistics kernel.sysctl kernel.tracker",
     "cli": "kernel.engine kernel.events kernel.source kernel.sysctl web.application web.config "
     "web.http web.limiter web.process web.refresh web.sockets",
 }

@@ -14,17 +14,21 @@ _BUFFER = memoryview(bytearray(1 << 16))
 _RECEIVE_BUFFER_BYTES = 1 << 22
 SILENCE_SECONDS = 10
 
-# Both families. It changes nothing: IPCTNL_MSG_CT_GET_CTRZERO would zero the
-# counters for everybody.
 _REQUEST = struct.Struct("=IHHII4x")
-DUMP_REQUEST = _REQUEST.pack(
-    _REQUEST.size, uapi.IPCTNL_MSG_CT_GET, uapi.NLM_F_REQUEST | uapi.NLM_F_DUMP, 1, 0
-)
+
+
+def _request(kind: int) -> bytes:
+    """A message that asks for a list of both families."""
+    return _REQUEST.pack(_REQUEST.size, kind, uapi.NLM_F_REQUEST | uapi.NLM_F_DUMP, 1, 0)
+
+
+# It changes nothing: IPCTNL_MSG_CT_GET_CTRZERO would zero the counters for everybody.
+DUMP_REQUEST = _request(uapi.IPCTNL_MSG_CT_GET)
 # Connections that are out of the table, and whose DESTROY some listener in reliable
 # mode has not taken: it is sent again, to all.
-DYING_REQUEST = _REQUEST.pack(
-    _REQUEST.size, uapi.IPCTNL_MSG_CT_GET_DYING, uapi.NLM_F_REQUEST | uapi.NLM_F_DUMP, 1, 0
-)
+DYING_REQUEST = _request(uapi.IPCTNL_MSG_CT_GET_DYING)
+# What it counts of its own trouble, by CPU.
+STATISTICS_REQUEST = _request(uapi.IPCTNL_MSG_CT_GET_STATS_CPU)
 
 
 def dump(request: bytes = DUMP_REQUEST) -> socket.socket:
