@@ -144,7 +144,7 @@ def test_translated_connections_are_what_conntrack_prints(
     assert found["conntrack_nat_connections"] == expected.connections
     assert found["conntrack_snat_connections"] == expected.snat
     assert found["conntrack_snat_busiest_destination_ports"] == expected.busiest()
-    by_egress = collections.defaultdict(dict)
+    by_egress: dict[tuple[str, ...], dict[tuple[str, ...], int]] = collections.defaultdict(dict)
     for (*egress, dst, dport), ports in found["conntrack_snat_destination_ports"].items():
         by_egress[tuple(egress)][dst, dport] = ports
     in_use = expected.in_use()

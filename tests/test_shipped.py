@@ -128,9 +128,7 @@ def test_the_readme_has_every_option_under_its_command_with_its_default() -> Non
 
 def test_the_readme_has_every_metric_and_label() -> None:
     readme = (ROOT / "README.md").read_text().partition("\n## Metrics\n")[2].partition("\n## ")[0]
-    for row in itertools.chain(
-        families.STATUS, families.LIVE, families.NAT, families.STATISTICS
-    ):
+    for row in itertools.chain(families.STATUS, families.LIVE, families.NAT, families.STATISTICS):
         assert f"`{row.name}`" in readme
     for group in families.GROUPS:
         assert f"`{group.name}`" in readme
