@@ -9,12 +9,12 @@ import operator
 from typing import TYPE_CHECKING, NamedTuple
 
 from conntrack_textfile.plan import OTHER
-from conntrack_textfile.tally import Rows, Sums, add
+from conntrack_textfile.tally import Egress, Rows, Sums, add
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from conntrack_textfile.tally import Counts, Group, Tally
+    from conntrack_textfile.tally import Counts, Group, Nat, Tally, Translations
 
 # What groups can be ranked by.
 MEASURES: dict[str, Callable[[Sequence[int]], int]] = {
@@ -33,6 +33,7 @@ class Limit(NamedTuple):
 
     keys: int = 10000  # 0 is no limit
     by: str = "bytes"  # of MEASURES
+    destinations: int = 10  # of each egress address
 
 
 class Aggregate(NamedTuple):
@@ -51,6 +52,7 @@ class Aggregate(NamedTuple):
     uncounted: int
     states: Counts
     flags: Counts
+    nat: Nat | None  # None where translated entries are not counted
 
     @property
     def folded(self) -> int:
@@ -70,6 +72,8 @@ class Ranking(NamedTuple):
 def fold(tally: Tally, labels: tuple[str, ...], limit: Limit) -> Aggregate:
     """A tally under a limit: the largest groups, and for each protocol one of all the others."""
     found = summary(tally, labels)
+    if tally.nat:
+        found = found._replace(nat=nats({"": tally.nat}, limit)[""])
     # By these alone there are few groups, and to fold them would change nothing.
     if 0 < limit.keys < found.keys and set(labels) - set(KEPT):
         rows = tally.groups.rows(limit.keys, measure(limit.by, found.totals))
@@ -94,12 +98,68 @@ def summary(tally: Tally, labels: tuple[str, ...]) -> Aggregate:
         uncounted=tally.uncounted,
         states=tally.states,
         flags=tally.flags,
+        nat=None,
     )
 
 
 def protocol_labels(labels: tuple[str, ...]) -> tuple[str, ...]:
     """The labels of sums by protocol, beside groups with some labels."""
     return KEPT if "netns" in labels else PROTOCOLS
+
+
+def nats(translations: Mapping[str, Translations], limit: Limit) -> dict[str, Nat]:
+    """The translated entries of some tables, under a limit that holds over all together."""
+    found = {name: of.nat(limit.keys, limit.destinations) for name, of in translations.items()}
+    return _with_busiest_destinations(_with_busiest_egress(found, limit.keys), limit.keys)
+
+
+def _with_busiest_egress(found: dict[str, Nat], keys: int) -> dict[str, Nat]:
+    """The same with fewer addresses: the others are "other" in each table."""
+    order = sorted(
+        (-row.ports, -row.connections, name, at)
+        for name, nat in found.items()
+        for at, row in enumerate(nat.egress)
+        if row.address != OTHER
+    )
+    if not 0 < keys < len(order):
+        return found
+    kept = {(name, at) for _, _, name, at in order[:keys]}
+    cut = {}
+    for name, nat in found.items():
+        rows = []
+        others: dict[str, Egress] = {}
+        for at, row in enumerate(nat.egress):
+            if (name, at) in kept:
+                rows.append(row)
+                continue
+            other = others.get(row.l4protocol, Egress(OTHER, row.l4protocol, 0, 0, []))
+            others[row.l4protocol] = other._replace(
+                connections=other.connections + row.connections,
+                ports=max(other.ports, row.ports),
+            )
+        cut[name] = nat._replace(egress=[*rows, *others.values()])
+    return cut
+
+
+def _with_busiest_destinations(found: dict[str, Nat], keys: int) -> dict[str, Nat]:
+    """The same with fewer destinations: the busiest of all."""
+    egress = [row for nat in found.values() for row in nat.egress]
+    ports = [row[2] for of in egress for row in of.destinations]
+    if not 0 < keys < len(ports):
+        return found
+    least = sorted(ports, reverse=True)[keys - 1]
+    # Of those with as few as the last the first fill the limit.
+    room = keys - sum(count > least for count in ports)
+    cut = {}
+    for name, nat in found.items():
+        kept = []
+        for of in nat.egress:
+            rows = [row for row in of.destinations if row[2] > least]
+            equals = [row for row in of.destinations if row[2] == least][:room]
+            room -= len(equals)
+            kept.append(of._replace(destinations=rows + equals))
+        cut[name] = nat._replace(egress=kept)
+    return cut
 
 
 def measure(by: str, totals: Sums) -> str:

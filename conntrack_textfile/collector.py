@@ -160,8 +160,11 @@ class Collector:
         count = self._count(tally.groups, errors)
         live = aggregate.fold(tally, self._labels, options.limit)
         if isinstance(tally.groups, JoinedGroups):
+            found = {name: of.nat for name, of in tallies.items() if of.nat}
+            nats = aggregate.nats(found, options.limit)
             for name, exported in tally.groups.exported.items():
-                summaries[name] = summaries[name]._replace(exported=exported)
+                summaries[name] = summaries[name]._replace(exported=exported, nat=nats.get(name))
+            live = live._replace(nat=joined.nat(nats) if nats else None)
         if "live" not in options.families:
             live = live._replace(groups=(), columns=((),) * 5)
         parts = self._parts(summaries, errors, count) if netns else None
@@ -176,6 +179,7 @@ class Collector:
             duration=time.monotonic() - started,
             live=live,
             traffic=count.traffic if count else None,
+            statistics=read[0].statistics if read and read[0] and not netns else {},
             uncountable=self._counters is not None and "procfs" in used,
             parts=parts,
             errors={name: str(error) for name, error in errors.items()},
@@ -206,6 +210,7 @@ class Collector:
                 timestamp=last.timestamp if last else None,
                 duration=last.duration if last else None,
                 live=summaries.get(name),
+                statistics=last.statistics if last and name in summaries else {},
                 traffic=self._part_traffic(name, count) if count and name in counted else None,
             )
         return parts

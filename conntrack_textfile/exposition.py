@@ -38,7 +38,7 @@ def render_status(snapshot: Snapshot) -> bytes:
 
 def render_connections(snapshot: Snapshot) -> Iterator[bytes]:
     """The families about connections, those by group last, in pieces."""
-    yield _text((*families.LIVE, *families.TRAFFIC), snapshot)
+    yield _text((*families.LIVE, *families.NAT, *families.STATISTICS, *families.TRAFFIC), snapshot)
     live, traffic = snapshot.live, snapshot.traffic
     if live is not None:
         yield from _series(families.GROUPS, live.labels, live.groups, live.columns)

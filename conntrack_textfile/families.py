@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from conntrack_textfile.aggregate import Aggregate
     from conntrack_textfile.snapshot import Snapshot, Traffic
+    from conntrack_textfile.tally import Nat
 
     Sample = tuple[tuple[str, ...], float]
 
@@ -268,6 +269,65 @@ TRAFFIC = (
         "How much of the receive buffer of events is used.",
         lambda t: t.buffer.used if t.buffer else None,
         "gauge",
+    ),
+)
+
+
+def _nat(
+    name: str, help_: str, labels: tuple[str, ...], samples: Callable[[Nat], Iterable[Sample]]
+) -> Family:
+    """A family about translated entries, absent where these are not counted."""
+    return Family(
+        name,
+        help_,
+        lambda s: samples(s.live.nat) if s.live and s.live.nat else (),
+        labels,
+    )
+
+
+# The translated entries of the whole table.
+NAT = (
+    _nat(
+        "conntrack_nat_connections",
+        "Connections whose source (snat), destination (dnat) or both are translated, "
+        "in the whole table: filters leave them alone.",
+        ("l3protocol", "l4protocol", "nat"),
+        lambda nat: nat.connections.items(),
+    ),
+    _nat(
+        "conntrack_snat_connections",
+        "Connections by the address that their source is translated to, in the whole table.",
+        ("address", "l4protocol"),
+        lambda nat: [((row.address, row.l4protocol), row.connections) for row in nat.egress],
+    ),
+    _nat(
+        "conntrack_snat_busiest_destination_ports",
+        "The most source ports that an address has in use towards one destination address and "
+        "port: of 64,512 by default. It is what runs out.",
+        ("address", "l4protocol"),
+        lambda nat: [((row.address, row.l4protocol), row.ports) for row in nat.egress if row.ports],
+    ),
+    _nat(
+        "conntrack_snat_destination_ports",
+        "Source ports that an address has in use towards its busiest destinations.",
+        ("address", "l4protocol", "dst", "dport"),
+        lambda nat: [
+            ((row.address, row.l4protocol, dst, dport), ports)
+            for row in nat.egress
+            for dst, dport, ports in row.destinations
+        ],
+    ),
+)
+
+# What the kernel counts of its own trouble.
+STATISTICS = (
+    Family(
+        "conntrack_stat_total",
+        "What the kernel counts of its work on the table since it was booted, over all CPUs "
+        "and modulo 2^32 (conntrack -S).",
+        lambda s: [((event,), count) for event, count in s.statistics.items()],
+        labels=("event",),
+        type="counter",
     ),
 )
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from conntrack_textfile.aggregate import MEASURES
-from conntrack_textfile.tally import Rows, Sums, Tally
+from conntrack_textfile.tally import Nat, Rows, Sums, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -45,6 +45,23 @@ def join(tallies: Mapping[str, Tally]) -> Tally:
         uncounted=sum(tally.uncounted for tally in tallies.values()),
         states=dict(sorted(states.items())),
         flags=dict(sorted(flags.items())),
+        nat=None,  # of each by itself: see nat()
+    )
+
+
+def nat(found: Mapping[str, Nat]) -> Nat:
+    """The translated entries of all namespaces, for people: the addresses are with names."""
+    connections: Counts = collections.Counter()
+    for of in found.values():
+        for key, number in of.connections.items():
+            connections[key] += number
+    return Nat(
+        dict(sorted(connections.items())),
+        [
+            row._replace(address=f"{name} {row.address}")
+            for name, of in found.items()
+            for row in of.egress
+        ],
     )
 
 

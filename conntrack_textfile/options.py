@@ -105,6 +105,8 @@ _OPTIONS = """\
   --configure.nf_conntrack_acct    Try to switch on the kernel's packet and byte
                                    counters (net.netfilter.nf_conntrack_acct=1)
                                    at start
+  --collector.nat=WHETHER          on or off: count translated connections and
+                                   the source ports they take [default: on]
   --filter.include=EXPR            Keep only what it describes; given again,
                                    what any describes. EXPR is one or more of
                                    src=CIDR, dst=CIDR, l3protocol=NAME,
@@ -136,6 +138,8 @@ _OPTIONS = """\
                                    [default: 10000]
   --limit.by=WHAT                  What the largest are by: bytes, packets or
                                    connections [default: bytes]
+  --nat.destinations=N             Busiest destinations of each egress address
+                                   to show the ports of [default: 10]
   --netns=NAME                     Read the table of another network namespace:
                                    a name under /run/netns, a path, pid:N, host
                                    (one's own), or all, which is all names there
@@ -249,7 +253,9 @@ def parse(argv: list[str]) -> Options:
         networks_file=_optional(given, "--networks.file"),
         services_file=_optional(given, "--services.file"),
         limit=Limit(
-            keys=_count(given, "--limit.keys"), by=_choice(given, "--limit.by", tuple(MEASURES))
+            keys=_count(given, "--limit.keys"),
+            by=_choice(given, "--limit.by", tuple(MEASURES)),
+            destinations=_count(given, "--nat.destinations"),
         ),
         log_level=_choice(given, "--log.level", ("debug", "info", "warn", "error")),
         log_format=_choice(given, "--log.format", ("logfmt", "json")),
@@ -314,6 +320,7 @@ def _plan(given: docopt.ParsedOptions) -> Plan:
         dst_prefix=_prefix(given, "--aggregate.dst-prefix"),
         known_ports=_choice(given, "--aggregate.ports", ("all", "known")) == "known",
         mark_mask=_bits(given, "--aggregate.mark-mask"),
+        nat=_choice(given, "--collector.nat", ("on", "off")) == "on",
     )
     if given["--filter.include"] or given["--filter.exclude"]:
         parsed = parsed._replace(

@@ -26,6 +26,7 @@ class Plan(NamedTuple):
     services: services.Services = services.SERVICES
     known_ports: bool = False  # ports without a service become "other"
     mark_mask: int = 0xFFFFFFFF  # bits of the mark that are kept
+    nat: bool = True  # whether translated entries are counted
 
     @property
     def network_names(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -73,6 +74,9 @@ class Snapshot(NamedTuple):
 
     traffic: Traffic | None = None
     """None where there are no counters."""
+
+    statistics: Mapping[str, int] = MappingProxyType({})
+    """What the kernel counted of its own trouble, by name. Empty where it cannot be read."""
 
     uncountable: bool = False
     """Counters are asked for, and the source has none."""

@@ -15,6 +15,33 @@ Group = tuple[str, ...]
 Counts = dict[tuple[str, str, str], int]
 
 
+class Egress(NamedTuple):
+    """What is sent from an address that sources are translated to, by one protocol."""
+
+    address: str
+    l4protocol: str
+    connections: int
+
+    ports: int
+    """The most source ports, or ids of ICMP, that are in use towards one destination.
+
+    0 for a protocol that has neither.
+    """
+
+    destinations: list[tuple[str, str, int]]
+    """The busiest: address, port, and source ports in use towards it, largest first.
+
+    The port of ICMP is "0".
+    """
+
+
+class Nat(NamedTuple):
+    """The translated entries of the table."""
+
+    connections: Counts  # the last name is snat, dnat or both
+    egress: list[Egress]  # for each protocol the last is "other", where there are more
+
+
 class Sums(NamedTuple):
     """What is summed. "Sent" is the original direction."""
 
@@ -57,6 +84,17 @@ if TYPE_CHECKING:
         def labels(self, key: bytes) -> Group:
             """The values of the labels of a group's key."""
 
+    class Translations(Protocol):
+        """The translations of one reading, which the engine holds."""
+
+        def nat(self, limit: int, destinations: int) -> Nat:
+            """The busiest egress addresses by ports, then connections, and their destinations.
+
+            The others are one of each protocol, "other", with the sum of connections
+            and the most ports. A limit of 0 is none; destinations are of each, and
+            may be 0.
+            """
+
 
 class Tally(NamedTuple):
     """The sums of one whole reading of the table."""
@@ -88,6 +126,9 @@ class Tally(NamedTuple):
 
     flags: Counts
     """Entries that are unreplied, assured, offload or hw_offload."""
+
+    nat: Translations | None
+    """The translated entries, None where the plan does not count them."""
 
     @property
     def entries(self) -> int:

@@ -91,6 +91,7 @@ def aggregated(rows: Series, *labels: str) -> Aggregate:
         uncounted=0,
         states={},
         flags={},
+        nat=None,
     )
 
 

@@ -42,6 +42,33 @@ class Entry(NamedTuple):
     counted: bool
     state: str
     flags: tuple[str, ...]
+    # Ports of the source, of the reply's source and of its destination. Of ICMP the
+    # first and the last are its id.
+    sport: int = 0
+    reply_sport: int = 0
+    reply_dport: int = 0
+    reply_zone: int = 0
+
+
+class Translated(NamedTuple):
+    connections: dict[tuple[str, str, str], int]
+    """By l3protocol, l4protocol, and snat, dnat or both."""
+
+    snat: dict[tuple[str, str], int]
+    """Connections by egress address and l4protocol."""
+
+    ports: dict[tuple[str, str], dict[tuple[str, str], dict[int, list[int]]]]
+    """The ports of these, by destination, and by zone."""
+
+    def in_use(self) -> dict[tuple[str, str], dict[tuple[str, str], int]]:
+        """How many ports towards each destination."""
+        return {
+            egress: {to: max(map(len, zones.values())) for to, zones in found.items()}
+            for egress, found in self.ports.items()
+        }
+
+    def busiest(self) -> dict[tuple[str, str], int]:
+        return {egress: max(found.values()) for egress, found in self.in_use().items()}
 
 
 class Expected(NamedTuple):
@@ -94,6 +121,10 @@ def _entry(tokens: list[str]) -> Entry:
         counted=bool(values["packets"]),
         state=tokens[5] if stateful else "",
         flags=tuple(token.strip("[]").lower() for token in tokens if token.startswith("[")),
+        sport=int((values["sport"] or values["id"] or ["0"])[0]),
+        reply_sport=int(values["sport"][1]) if values["sport"] else 0,
+        reply_dport=int((values["dport"] or values["id"] or ["0"])[-1]),
+        reply_zone=int((values["zone-reply"] or values["zone"] or ["0"])[0]),
     )
 
 
@@ -113,6 +144,30 @@ def summed(found: Iterable[Entry], labels: Sequence[str]) -> dict[tuple[str, ...
     for entry in found:
         add(sums, tuple(value(entry, label) for label in labels), entry.sums)
     return sums
+
+
+def translated(found: Iterable[Entry]) -> Translated:
+    """What is translated, by the two tuples of each entry."""
+    connections: Counter[tuple[str, str, str]] = Counter()
+    snat: Counter[tuple[str, str]] = Counter()
+    ports: dict[tuple[str, str], dict[tuple[str, str], dict[int, list[int]]]] = {}
+    for entry in found:
+        kinds = []
+        if entry.egress is not None or entry.sport != entry.reply_dport:
+            kinds.append("snat")
+        if entry.backend is not None or entry.dport != entry.reply_sport:
+            kinds.append("dnat")
+        if kinds:
+            kind = kinds[0] if len(kinds) == 1 else "both"
+            connections[entry.l3protocol, entry.l4protocol, kind] += 1
+        if "snat" in kinds:
+            egress = str(entry.egress or entry.src), entry.l4protocol
+            snat[egress] += 1
+            if entry.l4protocol in {"tcp", "udp", "sctp", "udplite", "dccp", "icmp", "icmpv6"}:
+                to = str(entry.backend or entry.dst), str(entry.reply_sport)
+                zones = ports.setdefault(egress, {}).setdefault(to, {})
+                zones.setdefault(entry.reply_zone, []).append(entry.reply_dport)
+    return Translated(dict(connections), dict(snat), ports)
 
 
 def read(text: str) -> Expected:

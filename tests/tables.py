@@ -130,6 +130,10 @@ def made(rand: Random) -> Made:
     egress = None if egress == src else egress
     backend = None if backend == dst else backend
     sport, dport = rand.choice(PORTS), rand.choice(PORTS)
+    # Most ports are left as they are.
+    reply_sport, reply_dport = (
+        rand.choice(PORTS) if rand.randrange(4) == 0 else port for port in (dport, sport)
+    )
     zone, mark = rand.choice((0, rand.choice(ZONES))), rand.choice((0, rand.choice(MARKS)))
     direction = rand.choice(("zone", "zone", "zone-orig", "zone-reply"))
     counters = [rand.choice(COUNTS) for _ in range(4)] if rand.randrange(4) else None
@@ -152,7 +156,7 @@ def made(rand: Random) -> Made:
             "packets={} bytes={}".format(*counters) if counters else "",
             "[UNREPLIED]" if unreplied else "",
             f"src={reply[0].exploded} dst={reply[1].exploded}",
-            _l4_text(l4, dport, sport),
+            _l4_text(l4, reply_sport, reply_dport, reply=True),
             f"zone-reply={zone}" if direction == "zone-reply" else "",
             "packets={2} bytes={3}".format(*counters) if counters else "",
             f"[{flag.upper()}]" if flag else "",
@@ -170,7 +174,7 @@ def made(rand: Random) -> Made:
     sent = message(
         2 if l3 == "ipv4" else 10,
         _tuple(1, src, dst, l4, (sport, dport), zone=sent_zone),
-        _tuple(2, *reply, l4, (dport, sport), zone=reply_zone),
+        _tuple(2, *reply, l4, (reply_sport, reply_dport), zone=reply_zone, reply=True),
         attribute(18, zoned) if zoned and direction == "zone" else b"",
         attribute(3, struct.pack("!I", _FLAGS[flag] | (not unreplied) << 1)),
         b"" if offloaded else attribute(7, struct.pack("!I", 431999)),
@@ -195,6 +199,10 @@ def made(rand: Random) -> Made:
             counted=counters is not None,
             state=state[1] if state else "",
             flags=tuple(["unreplied"] * unreplied + [flag] * bool(flag)),
+            sport=sport if ports or l4 == 1 else 0,
+            reply_sport=reply_sport if ports else 0,
+            reply_dport=reply_dport if ports or l4 == 1 else 0,
+            reply_zone=0 if direction == "zone-orig" else zone,
         ),
     )
 
@@ -203,10 +211,11 @@ def _line(columns: list[str]) -> bytes:
     return " ".join(filter(None, columns)).encode() + b"\n"
 
 
-def _l4_text(l4: int, sport: int, dport: int) -> str:
+def _l4_text(l4: int, sport: int, dport: int, *, reply: bool = False) -> str:
     if l4 in _WITH_PORTS:
         return f"sport={sport} dport={dport}"
-    return {1: "type=8 code=0 id=7", 47: f"srckey=0x{sport:x} dstkey=0x{dport:x}"}.get(l4, "")
+    icmp = f"type=0 code=0 id={dport}" if reply else f"type=8 code=0 id={sport}"
+    return {1: icmp, 47: f"srckey=0x{sport:x} dstkey=0x{dport:x}"}.get(l4, "")
 
 
 def _tuple(
@@ -217,6 +226,7 @@ def _tuple(
     ports: tuple[int, int],
     *,
     zone: bytes,
+    reply: bool = False,
 ) -> bytes:
     first = 1 if src.version == 4 else 3
     sport, dport = (struct.pack("!H", port) for port in ports)
@@ -226,7 +236,8 @@ def _tuple(
         nest(
             2,
             attribute(1, bytes([l4])),
-            # ICMP has other attributes, and of protocols without a name it sends none.
+            attribute(4, dport if reply else sport) if l4 == 1 else b"",
+            # Of protocols without a name it sends nothing more.
             attribute(2, sport) if l4 in {*_WITH_PORTS, 47} else b"",
             attribute(3, dport) if l4 in {*_WITH_PORTS, 47} else b"",
         ),
@@ -379,12 +390,18 @@ def outcome(
     tally = decoder.finish()
     seen += [len(tally.groups), tally.entries, *tally[2:6]]
     seen += [list(tally.protocols.items()), list(tally.states.items()), list(tally.flags.items())]
+    seen += [tally.nat and tally.nat.nat(limit, count) for count in (0, 2, 10)]
     rows = tally.groups.rows(limit, by)
     groups = list(rows.groups)
     columns = [list(column) for column in rows.columns]
     assert [rows.groups[i] for i in range(len(rows.groups))] == groups
     assert [[column[i] for i in range(len(groups))] for column in rows.columns] == columns
     return [*seen, groups, columns]
+
+
+def beside_groups(tally: Tally) -> list[object]:
+    """All of a tally but its groups, to be compared."""
+    return [*tally[1:-1], tally.nat and tally.nat.nat(0, 10)]
 
 
 def sums(tally: Tally) -> dict[tuple[str, ...], list[int]]:

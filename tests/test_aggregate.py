@@ -149,7 +149,7 @@ _PLANS = st.builds(
     ),
     known_ports=st.booleans(),
 )
-_LIMITS = st.builds(Limit, st.integers(0, 8), st.sampled_from(list(MEASURES)))
+_LIMITS = st.builds(Limit, st.integers(0, 8), st.sampled_from(list(MEASURES)), st.integers(0, 3))
 
 
 @given(st.dictionaries(_FLOWS, _ROWS, max_size=40), _PLANS, _LIMITS)

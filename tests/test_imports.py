@@ -31,9 +31,10 @@ LAYERS = [
         options counters joined
         kernel.uapi kernel.procfs
         kernel.namespace
-        kernel.sysctl kernel.netlink kernel.grouping kernel.events
+        kernel.sysctl kernel.netlink kernel.nat kernel.events
+        kernel.grouping
         kernel.procfile kernel.ctnetlink
-        kernel.ledger
+        kernel.ledger kernel.statistics
         kernel._speedups
         kernel.engine
         kernel.tracker

@@ -372,6 +372,41 @@ def test_the_limit_holds_over_all_together(host: Host) -> None:
         assert keys == [len(kept[name]), 2 - len(kept[name])]
 
 
+TRANSLATED = """
+table ip nat {
+    chain p {
+        type nat hook postrouting priority 100
+        udp dport 5001 snat to 127.0.0.9
+    }
+}
+"""
+
+
+def test_translated_connections_and_the_trouble_of_the_kernel_are_by_namespace(host: Host) -> None:
+    host.add("blue", "green", "red")
+    for name in ("blue", "green"):
+        host.inside(name, "nft", "-f", "-", text=TRANSLATED)
+    for name in ("blue", "green", "red"):
+        host.talk(name, 2)
+    argv = ("--netns=blue", "--netns=green", "--netns=red")
+    found = samples(host.write(*argv).stdout)
+    for name, number in (("blue", 1), ("green", 1), ("red", 0)):
+        kinds = {("ipv4", "udp", "snat"): 1} if number else {}
+        assert of(found, "conntrack_nat_connections", name) == kinds
+        for family in ("conntrack_snat_connections", "conntrack_snat_busiest_destination_ports"):
+            assert of(found, family, name) == ({("127.0.0.9", "udp"): 1} if number else {})
+        ports = {("127.0.0.9", "udp", "127.0.0.1", "5001"): 1} if number else {}
+        assert of(found, "conntrack_snat_destination_ports", name) == ports
+        assert of(found, "conntrack_stat_total", name)[("insert_failed",)] == 0
+    assert of(found, "conntrack_stat_total", "blue").keys() >= {("early_drop",), ("drop",)}
+    # The limit holds over all together.
+    found = samples(host.write(*argv, "--limit.keys=1").stdout)
+    egress = [of(found, "conntrack_snat_connections", name) for name in ("blue", "green")]
+    assert egress == [{("127.0.0.9", "udp"): 1}, {("other", "udp"): 1}]
+    shown = [of(found, "conntrack_snat_destination_ports", name) for name in ("blue", "green")]
+    assert [len(rows) for rows in shown] == [1, 0]
+
+
 def test_a_process_and_a_path_are_namespaces_too(host: Host) -> None:
     host.add("blue")
     host.talk("blue", 3)

@@ -81,6 +81,8 @@ def test_every_option_of_all_commands_is_taken(
         "--log.level=debug",
         "--log.format=json",
         "--collector.families=traffic",
+        "--collector.nat=off",
+        "--nat.destinations=3",
     ]
     common = Options(
         command="",
@@ -105,8 +107,9 @@ def test_every_option_of_all_commands_is_taken(
             networks=((4, 8, {10: "office"}),),
             services={**SERVICES, 6: {**SERVICES[6], 4711: "billing"}},
             mark_mask=0xFF,
+            nat=False,
         ),
-        limit=Limit(keys=0, by="packets"),
+        limit=Limit(keys=0, by="packets", destinations=3),
         log_level="debug",
         log_format="json",
         families=("traffic",),

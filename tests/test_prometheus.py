@@ -40,6 +40,9 @@ EXPECTED = {
     "ConntrackTableFull": {"bad"},
     "ConntrackTableNearlyFull": {"bad"},
     "ConntrackTableFillsUp": {"bad"},
+    "ConntrackTableDropsConnections": {"bad"},
+    "ConntrackSourcePortsExhausted": {"bad"},
+    "ConntrackSourcePortsNearlyExhausted": {"bad"},
     "ConntrackSnapshotFailing": {"bad"},
     "ConntrackTextfileStale": {"stale"},
     "ConntrackSnapshotStale": {"clock"},
@@ -82,7 +85,16 @@ while True:
             udp.sendto(b"z" * 100, ("127.0.0.1", port))
     time.sleep(0.1)
 """
-RULES = "table inet t { chain c { type filter hook output priority 0; ct state new accept; }; }"
+# What asks the ports that do not answer is translated.
+RULES = """
+table inet t {
+    chain c { type filter hook output priority 0; ct state new accept; }
+    chain n {
+        type nat hook postrouting priority srcnat
+        udp dport 5000-5029 snat ip to 127.0.0.2
+    }
+}
+"""
 
 # Does as systemd with the units: holds the events, and hands them to one run after the other.
 RUNS = """
@@ -125,6 +137,18 @@ def changed(text: str, **values: float) -> str:
     return text
 
 
+def without_ports(text: str) -> str:
+    """The text with an egress address that has run out of ports, and a table that drops."""
+    name = "conntrack_snat_busiest_destination_ports"
+    text, count = re.subn(rf"^({name}{{.*}}) .*$", r"\1 63000", text, flags=re.MULTILINE)
+    assert count
+    for event in ("drop", "insert_failed"):
+        name = f'conntrack_stat_total{{event="{event}"}}'
+        text, count = re.subn(rf"^{re.escape(name)} .*$", f"{name} 500", text, flags=re.MULTILINE)
+        assert count == 1
+    return text
+
+
 def pages(namespace: str, tmp: Path, now: float) -> dict[str, tuple[str, str]]:
     """Target to its job and its page."""
 
@@ -135,7 +159,7 @@ def pages(namespace: str, tmp: Path, now: float) -> dict[str, tuple[str, str]]:
 
     old = now - HOUR
     bad = changed(
-        snapshot("--limit.keys=20"),
+        without_ports(snapshot("--limit.keys=20")),
         conntrack_entries=980,
         conntrack_entries_limit=1000,
         conntrack_snapshot_success=0,
@@ -174,6 +198,10 @@ def history(now: float) -> str:
     for name in ("events_lost", "runs_interrupted"):
         lines += [f"# TYPE conntrack_{name} counter"]
         lines += [f"conntrack_{name}_total{bad} 0 {at}" for at in minutes]
+    lines += ["# TYPE conntrack_stat counter"]
+    for event in ("drop", "insert_failed"):
+        labels = f'{{job="conntrack",instance="bad",event="{event}"}}'
+        lines += [f"conntrack_stat_total{labels} 0 {at}" for at in minutes]
     return "\n".join([*lines, "# EOF", ""])
 
 

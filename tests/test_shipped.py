@@ -128,7 +128,7 @@ def test_the_readme_has_every_option_under_its_command_with_its_default() -> Non
 
 def test_the_readme_has_every_metric_and_label() -> None:
     readme = (ROOT / "README.md").read_text().partition("\n## Metrics\n")[2].partition("\n## ")[0]
-    for row in itertools.chain(families.STATUS, families.LIVE):
+    for row in itertools.chain(families.STATUS, families.LIVE, families.NAT, families.STATISTICS):
         assert f"`{row.name}`" in readme
     for group in families.GROUPS:
         assert f"`{group.name}`" in readme
@@ -149,10 +149,13 @@ def expressions(dashboard: Any) -> list[str]:
 
 
 def test_every_metric_of_the_dashboard_is_one_of_ours(dashboard: Any) -> None:
-    fixed = (*families.STATUS, *families.TRAFFIC, *families.LIVE)
+    fixed = (
+        *(*families.STATUS, *families.TRAFFIC, *families.LIVE),
+        *(*families.NAT, *families.STATISTICS),
+    )
     types = {family.name: family.type for family in fixed}
     types |= {row.name: row.type for row in (*families.GROUPS, *families.TRAFFIC_GROUPS)}
-    labels = {*LABELS, "state", "flag", "instance", "job"}
+    labels = {*LABELS, "state", "flag", "nat", "address", "event", "instance", "job"}
     queries = [
         variable["definition"]
         for variable in dashboard["templating"]["list"]

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, auto_pickle=False
-"""The compiled engine: grouping.py, procfile.py, ctnetlink.py and ledger.py in C.
+"""The compiled engine: grouping.py, nat.py, procfile.py, ctnetlink.py and ledger.py in C.
 
 Those say what is right; this says the same without an object per entry. Hostile input is the
 normal case: every read is checked against the end of what was fed, and the
@@ -9,14 +9,14 @@ hash of the groups is keyed, so that nobody can choose addresses that collide.
 import os
 
 from libc.errno cimport EAGAIN, EINTR, ENOBUFS, EPROTO
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memchr, memcmp, memcpy, memset, strlen
 
 from conntrack_textfile import protocols, services
 from conntrack_textfile.kernel import uapi
 from conntrack_textfile.plan import OTHER
-from conntrack_textfile.tally import Rows, Sums, Tally
+from conntrack_textfile.tally import Egress, Nat, Rows, Sums, Tally
 
 cdef extern from *:
     """
@@ -72,6 +72,7 @@ cdef extern from *:
         void *, size_t, size_t, int (*)(const void *, const void *, void *) noexcept nogil, void *
     ) nogil
     uint64_t ctf_mix(uint64_t, uint64_t) nogil
+    void prefetch "__builtin_prefetch" (const void *) nogil
     enum: AF_INET
     enum: AF_INET6
 
@@ -109,6 +110,7 @@ cdef int CTA_TUPLE_ZONE = uapi.CTA_TUPLE_ZONE
 cdef int CTA_IP_V4_SRC = uapi.CTA_IP_V4_SRC
 cdef int CTA_IP_V6_SRC = uapi.CTA_IP_V6_SRC  # the destination is one more in both
 cdef int CTA_PROTO_NUM = uapi.CTA_PROTO_NUM
+cdef int CTA_PROTO_SRC_PORT = uapi.CTA_PROTO_SRC_PORT
 cdef int CTA_PROTO_DST_PORT = uapi.CTA_PROTO_DST_PORT
 cdef int CTA_COUNTERS_PACKETS = uapi.CTA_COUNTERS_PACKETS
 cdef int CTA_COUNTERS_BYTES = uapi.CTA_COUNTERS_BYTES
@@ -132,6 +134,7 @@ cdef struct Stateful:
 
 cdef Stateful stateful[256]
 cdef uint8_t with_ports[256]
+cdef uint8_t id_of[256]         # uapi.ID_OF; 0 where it has none
 
 # uapi.FLAGS as bits in their order.
 cdef enum:
@@ -153,6 +156,8 @@ cdef fill_protocols():
             memcpy(stateful[l4].names[<int>i], <const char *>text, len(text))
     for l4 in protocols.WITH_PORTS:
         with_ports[l4] = True
+    for l4, kind in uapi.ID_OF.items():
+        id_of[l4] = kind
 
 
 fill_protocols()
@@ -169,8 +174,12 @@ cdef struct Entry:
     uint8_t l4
     uint8_t state
     uint8_t flags
+    uint16_t sport
     uint16_t dport
+    uint16_t reply_sport
+    uint16_t reply_dport
     uint16_t zone
+    uint16_t reply_zone
     uint32_t mark
     bint counted                # it has packet and byte counters
     uint8_t src[16]
@@ -348,6 +357,7 @@ cdef class Plan:
     cdef uint32_t unknown
     cdef bint known_ports
     cdef uint32_t mark_mask
+    cdef bint nat
     cdef list network_names
     cdef list service_names
     cdef list protocol_names
@@ -373,6 +383,7 @@ cdef class Plan:
         self.excluded = self.conditions(excluded)
         self.known_ports = plan.known_ports
         self.mark_mask = plan.mark_mask
+        self.nat = plan.nat
         self.protocol_names = [protocols.l4protocol(number) for number in range(256)]
         self.fill_services(plan)
         self.fill_networks(plan)
@@ -879,6 +890,358 @@ cdef class _Column:
             yield number_of(self.groups.total(i), self.field)
 
 
+# The translations: see nat.py.
+
+DEF WAITING = 16
+DEF SNAT = 2                    # in the order of the names
+DEF DNAT = 1
+DEF BOTH = 0
+
+
+cdef struct Count:
+    uint8_t key[24]
+    uint32_t count
+
+
+cdef class Counts:
+    """Numbers by key: a dense array of rows, and an index of open addressing into it."""
+
+    cdef Count *rows
+    cdef uint32_t *index        # row number + 1, or 0 for an empty place
+    cdef uint32_t count
+    cdef uint32_t capacity      # a power of 2; the index has twice as many places
+    cdef uint64_t secret[2]
+    cdef uint8_t waiting[WAITING][24]
+    cdef uint64_t hashes[WAITING]
+    cdef int waiting_count
+
+    def __cinit__(self):
+        cdef bytes random = os.urandom(16)
+        memcpy(self.secret, <const char *>random, 16)
+        self.secret[1] |= 1
+        self.resize(64)
+
+    def __dealloc__(self):
+        free(self.rows)
+        free(self.index)
+
+    cdef int resize(self, uint32_t capacity) except -1 nogil:
+        cdef uint32_t *index
+        cdef Count *rows
+        cdef uint32_t i
+        if capacity > 1u << 30:
+            with gil:
+                raise MemoryError
+        index = <uint32_t *>calloc(<size_t>capacity * 2, sizeof(uint32_t))
+        if index == NULL:
+            with gil:
+                raise MemoryError
+        rows = <Count *>realloc(self.rows, <size_t>capacity * sizeof(Count))
+        if rows == NULL:
+            free(index)
+            with gil:
+                raise MemoryError
+        free(self.index)
+        self.index = index
+        self.rows = rows
+        self.capacity = capacity
+        cdef uint32_t at
+        for i in range(self.count):
+            at = <uint32_t>self.hash(rows[i].key) & (capacity * 2 - 1)
+            while index[at]:  # no two are equal
+                at = (at + 1) & (capacity * 2 - 1)
+            index[at] = i + 1
+        return 0
+
+    cdef inline uint64_t hash(self, const uint8_t *key) noexcept nogil:
+        cdef uint64_t words[3]
+        memcpy(words, key, 24)
+        cdef uint64_t hashed = ctf_mix(self.secret[0] ^ words[0], self.secret[1])
+        hashed = ctf_mix(hashed ^ words[1], self.secret[1] + 8)
+        hashed = ctf_mix(hashed ^ words[2], self.secret[1] + 16)
+        return hashed ^ (hashed >> 32)
+
+    cdef inline uint32_t place(self, const uint8_t *key, uint64_t hashed) noexcept nogil:
+        """The place of a key in the index: its own, or the empty one where it belongs."""
+        cdef uint32_t mask = self.capacity * 2 - 1
+        cdef uint32_t at = <uint32_t>hashed & mask
+        while self.index[at] and memcmp(self.rows[self.index[at] - 1].key, key, 24):
+            at = (at + 1) & mask
+        return at
+
+    cdef inline Count *of(self, const uint8_t *key) except NULL nogil:
+        """The row of a key, new with 0 where it has none. The next call may move it."""
+        return self.of_hashed(key, self.hash(key))
+
+    cdef int count_soon(self, const uint8_t *key) except -1 nogil:
+        """Add 1 to a key, after settle() at the latest.
+
+        In a large table nearly each key costs the time of the memory, unless its place
+        was asked for before.
+        """
+        cdef uint64_t hashed = self.hash(key)
+        prefetch(&self.index[<uint32_t>hashed & (self.capacity * 2 - 1)])
+        memcpy(self.waiting[self.waiting_count], key, 24)
+        self.hashes[self.waiting_count] = hashed
+        self.waiting_count += 1
+        if self.waiting_count == WAITING:
+            self.settle()
+        return 0
+
+    cdef int settle(self) except -1 nogil:
+        """Count all that waits."""
+        cdef int i
+        for i in range(self.waiting_count):
+            self.of_hashed(self.waiting[i], self.hashes[i]).count += 1
+        self.waiting_count = 0
+        return 0
+
+    cdef Count *of_hashed(self, const uint8_t *key, uint64_t hashed) except NULL nogil:
+        cdef uint32_t at = self.place(key, hashed)
+        if not self.index[at]:
+            if self.count == self.capacity:
+                self.resize(self.capacity * 2)
+                at = self.place(key, hashed)
+            memcpy(self.rows[self.count].key, key, 24)
+            self.rows[self.count].count = 0
+            self.count += 1
+            self.index[at] = self.count
+        return &self.rows[self.index[at] - 1]
+
+
+cdef struct Ranked:
+    # Rows in the order in which the largest are kept.
+    const Count *rows
+    const uint32_t *most        # what they are compared by first, or NULL
+
+
+cdef inline bint goes_before(const Ranked *of, uint32_t one, uint32_t other) noexcept nogil:
+    """Whether a row is to go before another: it is smaller, or equal and later in order."""
+    if of.most != NULL and of.most[one] != of.most[other]:
+        return of.most[one] < of.most[other]
+    if of.rows[one].count != of.rows[other].count:
+        return of.rows[one].count < of.rows[other].count
+    return memcmp(of.rows[one].key, of.rows[other].key, 24) > 0
+
+
+cdef void sift(const Ranked *of, uint32_t *heap, uint32_t count, uint32_t at) noexcept nogil:
+    cdef uint32_t row = heap[at]
+    cdef uint32_t child
+    while at * 2 + 1 < count:
+        child = at * 2 + 1
+        if child + 1 < count and goes_before(of, heap[child + 1], heap[child]):
+            child += 1
+        if not goes_before(of, heap[child], row):
+            break
+        heap[at] = heap[child]
+        at = child
+    heap[at] = row
+
+
+cdef void offer(
+    const Ranked *of, uint32_t *heap, uint32_t *count, uint32_t limit, uint32_t row
+) noexcept nogil:
+    """Put a row into a heap of the largest, which has the smallest of them at its root."""
+    cdef uint32_t at
+    if count[0] < limit:
+        heap[count[0]] = row
+        count[0] += 1
+        if count[0] == limit:
+            for at in range(limit, 0, -1):
+                sift(of, heap, limit, at - 1)
+    elif limit and goes_before(of, heap[0], row):
+        heap[0] = row
+        sift(of, heap, limit, 0)
+
+
+cdef class Translations:
+    """The twin of nat.Translations."""
+
+    cdef Plan plan
+    cdef uint64_t connections[2][256][3]        # IPv4 and IPv6, by protocol
+    cdef Counts egress          # by address, layer 3 and 4: connections
+    cdef Counts ports           # by address, port and zone of the destination, and row of egress
+    cdef bint zoned
+
+    def __cinit__(self, Plan plan not None):
+        self.plan = plan
+        self.egress = Counts()
+        self.ports = Counts()
+
+    cdef inline int add(self, const Entry *entry) except -1 nogil:
+        cdef bint snat = entry.reply_dport != entry.sport or not same(entry.reply_dst, entry.src)
+        cdef bint dnat = entry.reply_sport != entry.dport or not same(entry.reply_src, entry.dst)
+        if snat or dnat:
+            self.connections[entry.l3 == 6][entry.l4][(BOTH if dnat else SNAT) if snat else DNAT] += 1
+            if snat:
+                self.add_egress(entry)
+        return 0
+
+    cdef int add_egress(self, const Entry *entry) except -1 nogil:
+        cdef uint8_t key[24]
+        cdef uint32_t row
+        cdef Count *found
+        memset(key, 0, 24)
+        memcpy(key, entry.reply_dst, 16)
+        key[16], key[17] = entry.l3, entry.l4
+        found = self.egress.of(key)
+        found.count += 1
+        if with_ports[entry.l4] or id_of[entry.l4]:
+            row = <uint32_t>(found - self.egress.rows)
+            memcpy(key, entry.reply_src, 16)
+            key[16], key[17] = entry.reply_sport >> 8, entry.reply_sport & 255
+            key[18], key[19] = entry.reply_zone >> 8, entry.reply_zone & 255
+            memcpy(key + 20, &row, 4)
+            self.ports.count_soon(key)
+            self.zoned = self.zoned or entry.reply_zone != 0
+        return 0
+
+    cdef int put_without_zones(self, Counts merged) except -1 nogil:
+        """Of destinations that are in several zones keep the number of the fullest."""
+        cdef Count *found
+        cdef uint8_t key[24]
+        cdef uint32_t i
+        for i in range(self.ports.count):
+            memcpy(key, self.ports.rows[i].key, 24)
+            key[18] = key[19] = 0
+            found = merged.of(key)
+            found.count = max(found.count, self.ports.rows[i].count)
+        return 0
+
+    cdef inline uint32_t egress_of(self, uint32_t row) noexcept nogil:
+        """The row of the egress address of a destination."""
+        cdef uint32_t found
+        memcpy(&found, self.ports.rows[row].key + 20, 4)
+        return found
+
+    def nat(self, uint32_t limit, uint32_t destinations):
+        """See tally.Translations."""
+        cdef uint32_t count = self.egress.count
+        cdef uint32_t *most = <uint32_t *>calloc(count + 1, sizeof(uint32_t))
+        cdef uint32_t *held = <uint32_t *>calloc(count + 1, sizeof(uint32_t))  # destinations
+        cdef uint32_t *heap = <uint32_t *>calloc(count + 1, sizeof(uint32_t))
+        # Of an egress address that is kept, where its heap of destinations begins.
+        cdef size_t *start = <size_t *>calloc(count + 1, sizeof(size_t))
+        cdef uint8_t *is_kept = <uint8_t *>calloc(count + 1, 1)
+        cdef uint32_t *heaps = NULL
+        cdef uint64_t connections[256]
+        cdef uint32_t ports[256]
+        cdef uint32_t kept = 0
+        cdef uint32_t i, row, size
+        cdef size_t length = 0
+        cdef Ranked ranked
+        cdef Counts merged
+        self.ports.settle()
+        if self.zoned:
+            merged = Counts()
+            with nogil:
+                self.put_without_zones(merged)
+            self.ports, self.zoned = merged, False
+        try:
+            if most == NULL or held == NULL or heap == NULL or start == NULL or is_kept == NULL:
+                raise MemoryError
+            memset(connections, 0, sizeof(connections))
+            memset(ports, 0, sizeof(ports))
+            with nogil:
+                for i in range(self.ports.count):
+                    row = self.egress_of(i)
+                    most[row] = max(most[row], self.ports.rows[i].count)
+                    held[row] += 1
+                ranked.rows, ranked.most = self.egress.rows, most
+                for i in range(count):
+                    offer(&ranked, heap, &kept, limit if limit else count, i)
+                for i in range(kept):
+                    row = heap[i]
+                    is_kept[row] = True
+                    start[row] = length
+                    length += min(held[row], destinations)
+                    held[row] = 0
+                for i in range(count):
+                    if not is_kept[i]:
+                        row = self.egress.rows[i].key[17]
+                        connections[row] += self.egress.rows[i].count
+                        ports[row] = max(ports[row], most[i])
+            heaps = <uint32_t *>calloc(length + 1, sizeof(uint32_t))
+            if heaps == NULL:
+                raise MemoryError
+            with nogil:
+                ranked.rows, ranked.most = self.ports.rows, NULL
+                if destinations:
+                    for i in range(self.ports.count):
+                        row = self.egress_of(i)
+                        if is_kept[row]:
+                            offer(&ranked, heaps + start[row], &held[row], destinations, i)
+            rows = [
+                self.egress_row(heap[i], most[heap[i]], heaps + start[heap[i]], held[heap[i]])
+                for i in range(kept)
+            ]
+        finally:
+            free(most)
+            free(held)
+            free(heap)
+            free(start)
+            free(is_kept)
+            free(heaps)
+        rows.sort(key=_first)
+        return Nat(
+            self.counts(),
+            [shown for _, shown in rows]
+            + [
+                Egress(OTHER, self.plan.protocol_names[l4], connections[l4], ports[l4], [])
+                for l4 in range(256)
+                if connections[l4]
+            ],
+        )
+
+    cdef tuple egress_row(self, uint32_t row, uint32_t most, const uint32_t *heap, uint32_t count):
+        """What it is sorted by, and an Egress."""
+        cdef const Count *found = &self.egress.rows[row]
+        cdef const Count *destination
+        cdef uint32_t i
+        cdef uint8_t l3 = found.key[16]
+        busiest = []
+        for i in range(count):
+            destination = &self.ports.rows[heap[i]]
+            order = -<int64_t>destination.count, (<const char *>destination.key)[:18]
+            dport = destination.key[16] << 8 | destination.key[17]
+            busiest.append(
+                (order, (text_of(l3, destination.key), str(dport), destination.count))
+            )
+        busiest.sort(key=_first)
+        return (
+            (l3, (<const char *>found.key)[:16], found.key[17]),
+            Egress(
+                text_of(l3, found.key),
+                self.plan.protocol_names[found.key[17]],
+                found.count,
+                most,
+                [shown for _, shown in busiest],
+            ),
+        )
+
+    cdef dict counts(self):
+        cdef int v6, l4, kind
+        found = {}
+        for v6 in range(2):
+            for l4 in range(256):
+                for kind in range(3):
+                    if self.connections[v6][l4][kind]:
+                        name = ("both", "dnat", "snat")[kind]
+                        at = "ipv6" if v6 else "ipv4", self.plan.protocol_names[l4], name
+                        found[at] = self.connections[v6][l4][kind]
+        return found
+
+
+cdef text_of(uint8_t l3, const uint8_t *address):
+    cdef char text[50]
+    inet_ntop(AF_INET6 if l3 == 6 else AF_INET, address, text, sizeof(text))
+    return text[:strlen(text)].decode("ascii")
+
+
+def _first(pair):
+    return pair[0]
+
+
 cdef class Grouping:
     """Sums entries by group. The twin of grouping.Grouping."""
 
@@ -893,12 +1256,14 @@ cdef class Grouping:
     cdef uint64_t states[2][256][MAX_STATES]
     cdef uint64_t flags[2][256][FLAG_COUNT]
     cdef bytes first_malformed
+    cdef Translations translations              # or None
     cdef bint finished
 
     def __cinit__(self, Plan plan not None):
         self.plan = plan
         self.groups = Groups(plan)
         self.first_malformed = b""
+        self.translations = Translations(plan) if plan.nat else None
 
     cdef bint add(self, const Entry *entry, uint8_t *group) except -1 nogil:
         """Count an entry; whether it passes the filters, and its group then."""
@@ -916,6 +1281,8 @@ cdef class Grouping:
             self.states[v6][entry.l4][entry.state] += 1
         for i in range(FLAG_COUNT):
             self.flags[v6][entry.l4][i] += entry.flags >> i & 1
+        if self.translations is not None:
+            self.translations.add(entry)
         return passes
 
     cdef int add_sums(
@@ -971,6 +1338,7 @@ cdef class Grouping:
             self.uncounted,
             states,
             flags,
+            self.translations,
         )
 
 
@@ -1185,10 +1553,18 @@ cdef bint line_to_entry(const char *line, const char *end, Entry *entry) noexcep
     cdef const char *q
     cdef uint64_t value
     cdef bint sent = False, zoned = False, ported = False, received = False
-    cdef bint marked = False, flagged = False
+    cdef bint marked = False, flagged = False, sported = False, both_zoned = False
+    cdef bint reply_sported = False, reply_dported = False, reply_zoned = False
+    # What is called the source's port in either tuple. The id of ICMP stands for it.
+    cdef const char *source = b"sport="
+    cdef const char *reply_destination = b"dport="
+    cdef size_t named = 6
     memset(entry, 0, sizeof(Entry))
     if p == NULL or not head(line, p, entry):
         return False
+    if id_of[entry.l4]:
+        source = reply_destination = b"id="
+        named = 3
     q = addresses(p + 5, end, entry.l3, entry.src, entry.dst)
     if q == NULL:
         return False
@@ -1217,6 +1593,11 @@ cdef bint line_to_entry(const char *line, const char *end, Entry *entry) noexcep
             if not whole_number(p + 6, q, 5, 65535, &value):
                 return False
             entry.dport = <uint16_t>value
+        elif not zoned and not sported and begins(p, q, source, named):
+            sported = True
+            if not whole_number(p + named, q, 5, 65535, &value):
+                return False
+            entry.sport = <uint16_t>value
     q = addresses(p + 4, end, entry.l3, entry.reply_src, entry.reply_dst)
     if q == NULL:
         return False
@@ -1237,10 +1618,27 @@ cdef bint line_to_entry(const char *line, const char *end, Entry *entry) noexcep
                 return False
             entry.mark = <uint32_t>value
         elif not zoned and begins(p, q, b"zone=", 5):
-            zoned = True
+            zoned = both_zoned = True
             if not whole_number(p + 5, q, 5, 65535, &value):
                 return False
             entry.zone = <uint16_t>value
+        elif not reply_zoned and begins(p, q, b"zone-reply=", 11):
+            reply_zoned = True
+            if not whole_number(p + 11, q, 5, 65535, &value):
+                return False
+            entry.reply_zone = <uint16_t>value
+        elif not reply_sported and begins(p, q, b"sport=", 6):
+            reply_sported = True
+            if not whole_number(p + 6, q, 5, 65535, &value):
+                return False
+            entry.reply_sport = <uint16_t>value
+        elif not reply_dported and begins(p, q, reply_destination, named):
+            reply_dported = True
+            if not whole_number(p + named, q, 5, 65535, &value):
+                return False
+            entry.reply_dport = <uint16_t>value
+    if both_zoned and not reply_zoned:
+        entry.reply_zone = entry.zone
     entry.counted = sent or received
     return True
 
@@ -1317,8 +1715,10 @@ cdef class TextDecoder:
 # The messages of a ctnetlink dump: see ctnetlink.py.
 
 DEF MAX_ATTRIBUTE = 20          # the highest type that is read: CTA_TIMESTAMP
+DEF MAX_PROTOCOL = 7            # and in CTA_TUPLE_PROTO: CTA_PROTO_ICMPV6_ID
 
 assert CTA_TIMESTAMP <= MAX_ATTRIBUTE
+assert max(CTA_PROTO_DST_PORT, *uapi.ID_OF.values()) <= MAX_PROTOCOL
 
 
 cdef bint attributes(Span data, int most, Span *found) noexcept nogil:
@@ -1353,6 +1753,16 @@ cdef inline bint number_in(Span data, size_t size, uint64_t *value) noexcept nog
     value[0] = 0
     for i in range(size):
         value[0] = value[0] << 8 | data.start[i]
+    return True
+
+
+cdef inline bint short_in(Span data, uint16_t *value) noexcept nogil:
+    """Read a number of 16 bits in network order, where it is there."""
+    if data.start == NULL:
+        return True
+    if data.size != 2:
+        return False
+    value[0] = <uint16_t>data.start[0] << 8 | data.start[1]
     return True
 
 
@@ -1401,7 +1811,8 @@ cdef bint message_to_entry(Span message, Entry *entry) noexcept nogil:
     cdef Span top[MAX_ATTRIBUTE + 1]
     cdef Span original[4]
     cdef Span reply[4]
-    cdef Span protocol[4]
+    cdef Span protocol[MAX_PROTOCOL + 1]
+    cdef Span reply_protocol[MAX_PROTOCOL + 1]
     cdef Span times[3]
     cdef uint64_t value
     memset(entry, 0, sizeof(Entry))
@@ -1425,24 +1836,39 @@ cdef bint message_to_entry(Span message, Entry *entry) noexcept nogil:
         return False
     if not addresses_in(reply[CTA_TUPLE_IP], entry.l3, entry.reply_src, entry.reply_dst):
         return False
-    if original[CTA_TUPLE_PROTO].start == NULL or not attributes(original[CTA_TUPLE_PROTO], 3, protocol):
+    if original[CTA_TUPLE_PROTO].start == NULL or reply[CTA_TUPLE_PROTO].start == NULL:
+        return False
+    if not attributes(original[CTA_TUPLE_PROTO], MAX_PROTOCOL, protocol):
+        return False
+    if not attributes(reply[CTA_TUPLE_PROTO], MAX_PROTOCOL, reply_protocol):
         return False
     if not number_in(protocol[CTA_PROTO_NUM], 1, &value):
         return False
     entry.l4 = <uint8_t>value
-    # GRE sends the key of the tunnel in place of a port.
-    if with_ports[entry.l4] and protocol[CTA_PROTO_DST_PORT].start != NULL:
-        if not number_in(protocol[CTA_PROTO_DST_PORT], 2, &value):
+    # GRE sends the keys of the tunnel in place of ports.
+    if with_ports[entry.l4]:
+        if not (
+            short_in(protocol[CTA_PROTO_SRC_PORT], &entry.sport)
+            and short_in(protocol[CTA_PROTO_DST_PORT], &entry.dport)
+            and short_in(reply_protocol[CTA_PROTO_SRC_PORT], &entry.reply_sport)
+            and short_in(reply_protocol[CTA_PROTO_DST_PORT], &entry.reply_dport)
+        ):
             return False
-        entry.dport = <uint16_t>value
+    elif id_of[entry.l4]:
+        # Replies have the id of what they answer.
+        if not (
+            short_in(protocol[id_of[entry.l4]], &entry.sport)
+            and short_in(reply_protocol[id_of[entry.l4]], &entry.reply_dport)
+        ):
+            return False
     if top[CTA_ZONE].start != NULL:
         if not number_in(top[CTA_ZONE], 2, &value):
             return False
-        entry.zone = <uint16_t>value
-    if original[CTA_TUPLE_ZONE].start != NULL:
-        if not number_in(original[CTA_TUPLE_ZONE], 2, &value):
-            return False
-        entry.zone = <uint16_t>value
+        entry.zone = entry.reply_zone = <uint16_t>value
+    if not short_in(original[CTA_TUPLE_ZONE], &entry.zone):
+        return False
+    if not short_in(reply[CTA_TUPLE_ZONE], &entry.reply_zone):
+        return False
     if top[CTA_MARK].start != NULL:
         if not number_in(top[CTA_MARK], 4, &value):
             return False

@@ -39,6 +39,9 @@ _CTA_IP = {
     int(AF_INET6): (uapi.CTA_IP_V6_SRC, uapi.CTA_IP_V6_DST, 16),
 }
 
+# What stands in place of ports.
+_IDS = {uapi.IPPROTO_ICMP: "CTA_PROTO_ICMP_ID", uapi.IPPROTO_ICMPV6: "CTA_PROTO_ICMPV6_ID"}
+
 _Attributes = dict[int, bytes]
 
 
@@ -69,7 +72,7 @@ class Decoder:
             if kind == uapi.IPCTNL_MSG_CT_NEW:
                 self._add(message)
             elif kind in (uapi.NLMSG_DONE, uapi.NLMSG_ERROR):
-                _raise_error(message[uapi.NLMSG_HDRLEN :])
+                raise_error(message[uapi.NLMSG_HDRLEN :])
                 if kind == uapi.NLMSG_DONE:
                     return True
             start += _aligned(length)
@@ -98,18 +101,20 @@ def parse(message: bytes) -> Entry:
     family = message[uapi.NLMSG_HDRLEN]
     if family not in _CTA_IP:
         raise ValueError(f"its address family is {family}")
-    entry = _attributes(message[uapi.NLMSG_HDRLEN + uapi.NFGENMSG_SIZE : length])
+    entry = attributes_of(message[uapi.NLMSG_HDRLEN + uapi.NFGENMSG_SIZE : length])
     original = _nested(entry, "CTA_TUPLE_ORIG")
     reply = _nested(entry, "CTA_TUPLE_REPLY")
     src, dst = _addresses(original, family)
     reply_src, reply_dst = _addresses(reply, family)
     protocol = _nested(original, "CTA_TUPLE_PROTO")
     l4 = _number(protocol, "CTA_PROTO_NUM", 1)
-    # GRE sends the key of the tunnel in place of a port.
-    dport = _optional(protocol, "CTA_PROTO_DST_PORT", 2) if l4 in WITH_PORTS else 0
+    sport, dport = _ports(protocol, l4)
+    reply_sport, reply_dport = _ports(_nested(reply, "CTA_TUPLE_PROTO"), l4)
+    if l4 in uapi.ID_OF:  # replies have the id of what they answer
+        reply_sport, reply_dport = reply_dport, reply_sport
     zone = _optional(entry, "CTA_ZONE", 2)
     if uapi.CTA_TIMESTAMP in entry:
-        _attributes(entry[uapi.CTA_TIMESTAMP])
+        attributes_of(entry[uapi.CTA_TIMESTAMP])
     sent = _pair(entry, "CTA_COUNTERS_ORIG")
     received = _pair(entry, "CTA_COUNTERS_REPLY")
     unreplied, flag = _flags(entry)
@@ -121,12 +126,16 @@ def parse(message: bytes) -> Entry:
         dport=dport,
         reply_src=reply_src,
         reply_dst=reply_dst,
-        zone=_number(original, "CTA_TUPLE_ZONE", 2) if uapi.CTA_TUPLE_ZONE in original else zone,
+        zone=_zone(original, zone),
         mark=_optional(entry, "CTA_MARK", 4),
         counters=(*(sent or (0, 0)), *(received or (0, 0))) if sent or received else None,
         state=_state(entry, l4),
         unreplied=unreplied,
         flag=flag,
+        sport=sport,
+        reply_sport=reply_sport,
+        reply_dport=reply_dport,
+        reply_zone=_zone(reply, zone),
     )
 
 
@@ -138,8 +147,8 @@ def identity_parts(message: bytes) -> list[bytes]:
     message is one that parse() has read.
     """
     (length,) = _LENGTH.unpack_from(message)
-    entry = _attributes(message[uapi.NLMSG_HDRLEN + uapi.NFGENMSG_SIZE : length])
-    times = _attributes(entry.get(uapi.CTA_TIMESTAMP, b""))
+    entry = attributes_of(message[uapi.NLMSG_HDRLEN + uapi.NFGENMSG_SIZE : length])
+    times = attributes_of(entry.get(uapi.CTA_TIMESTAMP, b""))
     return [
         entry[uapi.CTA_TUPLE_ORIG],
         entry.get(uapi.CTA_ZONE, b""),
@@ -166,7 +175,7 @@ def _message_length(data: bytes, start: int = 0) -> int | None:
     return length if uapi.NLMSG_HDRLEN <= length <= left else None
 
 
-def _raise_error(payload: bytes) -> None:
+def raise_error(payload: bytes) -> None:
     """Raise the error that a control message begins with, if it is one."""
     number = -_ERRNO.unpack_from(payload)[0] if len(payload) >= _ERRNO.size else 0
     if number:
@@ -184,6 +193,22 @@ def _addresses(tuple_: _Attributes, family: int) -> tuple[bytes, bytes]:
     return addresses
 
 
+def _ports(protocol: _Attributes, l4: int) -> tuple[int, int]:
+    """The ports of the source and the destination; of ICMP its id and 0."""
+    if l4 in WITH_PORTS:
+        return (
+            _optional(protocol, "CTA_PROTO_SRC_PORT", 2),
+            _optional(protocol, "CTA_PROTO_DST_PORT", 2),
+        )
+    # GRE sends the keys of the tunnel in place of ports.
+    return _optional(protocol, _IDS[l4], 2) if l4 in _IDS else 0, 0
+
+
+def _zone(tuple_: _Attributes, both: int) -> int:
+    """The zone of one direction, where it is not that of both."""
+    return _number(tuple_, "CTA_TUPLE_ZONE", 2) if uapi.CTA_TUPLE_ZONE in tuple_ else both
+
+
 def _pair(entry: _Attributes, name: str) -> tuple[int, int] | None:
     """Packets and bytes, or None where the entry has no accounting."""
     if getattr(uapi, name) not in entry:
@@ -199,7 +224,7 @@ def _state(entry: _Attributes, l4: int) -> str:
     info = _nested(entry, "CTA_PROTOINFO")
     if uapi.PROTOINFO_OF[l4] not in info:
         return ""
-    state = _attributes(info[uapi.PROTOINFO_OF[l4]])
+    state = attributes_of(info[uapi.PROTOINFO_OF[l4]])
     number = _number(state, "CTA_PROTOINFO_STATE", 1)
     return STATES[l4][number] if number < len(STATES[l4]) else UNKNOWN_STATE
 
@@ -220,7 +245,7 @@ def _flags(entry: _Attributes) -> tuple[bool, str]:
     return not status & uapi.IPS_SEEN_REPLY, flag
 
 
-def _attributes(data: bytes) -> _Attributes:
+def attributes_of(data: bytes) -> _Attributes:
     """Type to payload. Raises ValueError where the lengths do not add up."""
     found: _Attributes = {}
     start = 0
@@ -238,7 +263,7 @@ def _attributes(data: bytes) -> _Attributes:
 def _nested(attributes: _Attributes, name: str) -> _Attributes:
     if getattr(uapi, name) not in attributes:
         raise ValueError(f"{name} is missing")
-    return _attributes(attributes[getattr(uapi, name)])
+    return attributes_of(attributes[getattr(uapi, name)])
 
 
 def _number(attributes: _Attributes, name: str, size: int) -> int:

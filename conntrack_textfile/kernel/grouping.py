@@ -22,6 +22,7 @@ import heapq
 from typing import TYPE_CHECKING, NamedTuple
 
 from conntrack_textfile import networks
+from conntrack_textfile.kernel.nat import Translations
 from conntrack_textfile.kernel.uapi import MAX_LINE
 from conntrack_textfile.plan import OTHER
 from conntrack_textfile.protocols import l3protocol, l4protocol
@@ -60,6 +61,12 @@ class Entry(NamedTuple):
     unreplied: bool
     flag: str  # of FLAGS; "" where it has none
 
+    # What else tells whether it is translated. The source port of ICMP is its id.
+    sport: int
+    reply_sport: int
+    reply_dport: int
+    reply_zone: int
+
 
 class _Field(NamedTuple):
     """How a label's value stands in the bytes of a group."""
@@ -85,6 +92,7 @@ class Grouping:
         self._uncounted = 0
         self._states: dict[tuple[int, int, str], int] = {}
         self._flags: dict[tuple[int, int, str], int] = {}
+        self._nat = Translations() if plan.nat else None
 
     def add(self, entry: Entry) -> bytes | None:
         """Count an entry. Gives its group, None where it is filtered out."""
@@ -102,6 +110,14 @@ class Grouping:
             if name:
                 at = entry.l3, entry.l4, name
                 counts[at] = counts.get(at, 0) + 1
+        if self._nat is not None:
+            self._nat.add(
+                entry.l3,
+                entry.l4,
+                (entry.src, entry.sport, entry.dst, entry.dport),
+                (entry.reply_src, entry.reply_sport, entry.reply_dst, entry.reply_dport),
+                entry.reply_zone,
+            )
         return group
 
     def group_of(self, entry: Entry) -> bytes | None:
@@ -144,6 +160,7 @@ class Grouping:
             self._uncounted,
             _named(self._states),
             _named(self._flags),
+            self._nat,
         )
 
 

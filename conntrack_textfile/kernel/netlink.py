@@ -22,21 +22,23 @@ _BUFFER = memoryview(bytearray(1 << 16))
 _RECEIVE_BUFFER_BYTES = 1 << 22
 SILENCE_SECONDS = 10
 
-# Both families. It changes nothing: IPCTNL_MSG_CT_GET_CTRZERO would zero the
-# counters for everybody.
 _REQUEST = struct.Struct("=IHHII4x")
-DUMP_REQUEST = _REQUEST.pack(
-    _REQUEST.size, uapi.IPCTNL_MSG_CT_GET, uapi.NLM_F_REQUEST | uapi.NLM_F_DUMP, 1, 0
-)
+
+
+def _request(kind: int) -> bytes:
+    """A message that asks for a list of both families."""
+    return _REQUEST.pack(_REQUEST.size, kind, uapi.NLM_F_REQUEST | uapi.NLM_F_DUMP, 1, 0)
+
+
+# It changes nothing: IPCTNL_MSG_CT_GET_CTRZERO would zero the counters for everybody.
+DUMP_REQUEST = _request(uapi.IPCTNL_MSG_CT_GET)
 # Connections that are out of the table, and whose DESTROY some listener in reliable
 # mode has not taken: it is sent again, to all.
-DYING_REQUEST = _REQUEST.pack(
-    _REQUEST.size, uapi.IPCTNL_MSG_CT_GET_DYING, uapi.NLM_F_REQUEST | uapi.NLM_F_DUMP, 1, 0
-)
+DYING_REQUEST = _request(uapi.IPCTNL_MSG_CT_GET_DYING)
+# What it counts of its own trouble, by CPU.
+STATISTICS_REQUEST = _request(uapi.IPCTNL_MSG_CT_GET_STATS_CPU)
 # The figures of the table, in one message.
-_STATS_REQUEST = _REQUEST.pack(
-    _REQUEST.size, uapi.IPCTNL_MSG_CT_GET_STATS, uapi.NLM_F_REQUEST, 1, 0
-)
+_SIZE_REQUEST = _REQUEST.pack(_REQUEST.size, uapi.IPCTNL_MSG_CT_GET_STATS, uapi.NLM_F_REQUEST, 1, 0)
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr
 
@@ -59,7 +61,7 @@ def size(space: Namespace) -> tuple[int | None, int | None]:
     The second is there since Linux 5.9. Raises OSError.
     """
     numbers = {}
-    with dump(_STATS_REQUEST, space) as sock:
+    with dump(_SIZE_REQUEST, space) as sock:
         answer = bytes(datagram(sock))
     length, kind, *_ = _HEADER.unpack_from(answer)
     if kind == uapi.IPCTNL_MSG_CT_GET_STATS:

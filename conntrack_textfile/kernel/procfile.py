@@ -24,7 +24,7 @@ from socket import AF_INET, AF_INET6, inet_pton
 from typing import TYPE_CHECKING
 
 from conntrack_textfile.kernel.grouping import Entry, Grouping
-from conntrack_textfile.kernel.uapi import MAX_LINE, STATES, UNKNOWN_STATE
+from conntrack_textfile.kernel.uapi import ID_OF, MAX_LINE, STATES, UNKNOWN_STATE
 
 if TYPE_CHECKING:
     from conntrack_textfile.plan import Plan
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 _HEAD = re.compile(rb"(?:ipv(4) +2|ipv(6) +10) +[^ ]+ +([0-9]{1,3})(?: |\Z)")
 _FLAGS = {b"ASSURED]": "assured", b"OFFLOAD]": "offload", b"HW_OFFLOAD]": "hw_offload"}
 _NAMES = {number: {name.encode(): name for name in names} for number, names in STATES.items()}
+# What the port of the source is called in either tuple. The id of ICMP stands for it.
+_SOURCE = [b" id=" if l4 in ID_OF else b" sport=" for l4 in range(256)]
+_REPLY_DESTINATION = [b" id=" if l4 in ID_OF else b" dport=" for l4 in range(256)]
 _COUNTERS = re.compile(rb"([0-9]{1,20}) bytes=([0-9]{1,20})(?: |\Z)")
 
 
@@ -104,26 +107,36 @@ def parse(line: bytes) -> Entry:
 
     src, _, rest = original.partition(b" dst=")
     rest, zoned, zone = rest.partition(b" zone-orig=")
+    _, sported, sport = rest.partition(_SOURCE[l4])
     dst, ported, dport = rest.partition(b" dport=")
     reply_src, _, rest = second.partition(b" dst=")
+    _, reply_sported, reply_sport = rest.partition(b" sport=")
+    _, reply_ported, reply_dport = rest.partition(_REPLY_DESTINATION[l4])
     _, marked, mark = rest.partition(b" mark=")
+    _, replied_zone, reply_zone = rest.partition(b" zone-reply=")
     if not zoned:
         _, zoned, zone = rest.partition(b" zone=")
+        if not replied_zone:
+            replied_zone, reply_zone = zoned, zone
     flag, _, _ = second.partition(b" [")[2].partition(b" ")
     return Entry(
         l3=l3,
         l4=l4,
         src=_packed(l3, src),
         dst=_packed(l3, dst.partition(b" ")[0]),
-        dport=_number(dport.partition(b" ")[0], 65535, "dport") if ported else 0,
+        dport=_short(dport, "dport") if ported else 0,
         reply_src=_packed(l3, reply_src),
         reply_dst=_packed(l3, rest.partition(b" ")[0]),
-        zone=_number(zone.partition(b" ")[0], 65535, "zone") if zoned else 0,
+        zone=_short(zone, "zone") if zoned else 0,
         mark=_number(mark.partition(b" ")[0], 0xFFFFFFFF, "mark") if marked else 0,
         counters=counters,
         state=_state(head, columns.end(), _NAMES[l4]) if l4 in _NAMES else "",
         unreplied=first.endswith(b" [UNREPLIED]"),
         flag=_FLAGS.get(flag, ""),
+        sport=_short(sport, "sport or id") if sported else 0,
+        reply_sport=_short(reply_sport, "sport") if reply_sported else 0,
+        reply_dport=_short(reply_dport, "dport or id") if reply_ported else 0,
+        reply_zone=_short(reply_zone, "zone") if replied_zone else 0,
     )
 
 
@@ -142,6 +155,11 @@ def _pair(text: bytes) -> tuple[int, int]:
     if match is None or (int(match[1]) | int(match[2])) >> 64:
         raise ValueError("its packets= and bytes= are not two numbers of 64 bits")
     return int(match[1]), int(match[2])
+
+
+def _short(text: bytes, what: str) -> int:
+    """The number of 16 bits that a text begins with."""
+    return _number(text.partition(b" ")[0], 65535, what)
 
 
 def _number(digits: bytes, most: int, what: str) -> int:

@@ -26,6 +26,7 @@ class Reading(NamedTuple):
 
     source: str  # that was used
     conntrack: Conntrack
+    statistics: dict[str, int]  # what the kernel counted of its own trouble
     timestamp: float  # Unix time, in seconds
     duration: float  # in seconds
 
@@ -74,7 +75,14 @@ class Table:
             # Twice: a dump may miss an entry, which would later look like a new one.
             self._read(engine)
         used, tally = self._read(engine)
-        self.last = Reading(used, self.conntrack(), time.time(), time.monotonic() - started)
+        counted: dict[str, int] = {}
+        if used == "netlink":
+            # Imported here: the proc file has no part in it.
+            from conntrack_textfile.kernel import statistics
+
+            counted = statistics.read(self.space)
+        duration = time.monotonic() - started
+        self.last = Reading(used, self.conntrack(), counted, time.time(), duration)
         return tally
 
     def conntrack(self) -> Conntrack:

@@ -23,6 +23,7 @@ NFNL_SUBSYS_CTNETLINK = 1
 IPCTNL_MSG_CT_NEW = NFNL_SUBSYS_CTNETLINK << 8 | 0
 IPCTNL_MSG_CT_GET = NFNL_SUBSYS_CTNETLINK << 8 | 1
 IPCTNL_MSG_CT_DELETE = NFNL_SUBSYS_CTNETLINK << 8 | 2
+IPCTNL_MSG_CT_GET_STATS_CPU = NFNL_SUBSYS_CTNETLINK << 8 | 4
 IPCTNL_MSG_CT_GET_STATS = NFNL_SUBSYS_CTNETLINK << 8 | 5
 IPCTNL_MSG_CT_GET_DYING = NFNL_SUBSYS_CTNETLINK << 8 | 6
 NFNLGRP_CONNTRACK_DESTROY = 3
@@ -56,7 +57,10 @@ CTA_IP_V6_DST = 4
 
 # enum ctattr_l4proto
 CTA_PROTO_NUM = 1
+CTA_PROTO_SRC_PORT = 2
 CTA_PROTO_DST_PORT = 3
+CTA_PROTO_ICMP_ID = 4
+CTA_PROTO_ICMPV6_ID = 7
 
 # enum ctattr_counters
 CTA_COUNTERS_PACKETS = 1
@@ -75,17 +79,37 @@ CTA_PROTOINFO_DCCP = 2
 CTA_PROTOINFO_SCTP = 3
 CTA_PROTOINFO_STATE = 1  # CTA_PROTOINFO_TCP_STATE and its like
 
+# enum ctattr_stats_cpu, of struct ip_conntrack_stat: numbers of 32 bits. Those that
+# are not here the kernel no longer counts.
+CTA_STATS = {
+    "found": 2,
+    "invalid": 4,
+    "insert": 8,
+    "insert_failed": 9,
+    "drop": 10,
+    "early_drop": 11,
+    "error": 12,
+    "search_restart": 13,
+    "clash_resolve": 14,
+    "chain_toolong": 15,
+}
+
 # enum ip_conntrack_status
 IPS_SEEN_REPLY = 1 << 1
 IPS_ASSURED = 1 << 2
 IPS_OFFLOAD = 1 << 14
 IPS_HW_OFFLOAD = 1 << 15
 
+IPPROTO_ICMP = 1
 IPPROTO_TCP = 6
 IPPROTO_UDP = 17
 IPPROTO_DCCP = 33
+IPPROTO_ICMPV6 = 58
 IPPROTO_SCTP = 132
 IPPROTO_UDPLITE = 136
+
+# Where the id of an entry stands that has one in place of ports.
+ID_OF = {IPPROTO_ICMP: CTA_PROTO_ICMP_ID, IPPROTO_ICMPV6: CTA_PROTO_ICMPV6_ID}
 
 # Protocols whose entries have a state, and the names of these in the order of
 # their numbers: tcp_conntrack_names, dccp_state_names and sctp_conntrack_names

@@ -14,7 +14,7 @@ import html
 import importlib.resources
 import time
 from string import Template
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from xml.etree import ElementTree as ET
 from xml.etree.ElementTree import Element
 
@@ -29,9 +29,19 @@ if TYPE_CHECKING:
 
     from conntrack_textfile.aggregate import Aggregate
     from conntrack_textfile.snapshot import Snapshot
+    from conntrack_textfile.tally import Egress, Nat
 
 _ROWS = 10
+PORTS = 64512  # that the kernel has for an address by default: 1024-65535
 _PROTOCOLS = 256  # all that there can be
+
+
+class NatOverview(NamedTuple):
+    """What the page keeps of translated connections, the busiest first."""
+
+    egress: list[Egress]
+    more: int  # egress addresses that are not shown
+    destinations: list[tuple[str, str, str, str, int]]  # egress, protocol, dst, dport, ports
 
 
 class Overview(NamedTuple):
@@ -40,6 +50,7 @@ class Overview(NamedTuple):
     totals: tuple[tuple[str, str], ...]  # what, and how much
     counts: tuple[tuple[str, list[tuple[str, int]]], ...]  # a title, and words with numbers
     rankings: tuple[tuple[str, Ranking], ...]  # with titles
+    nat: NatOverview | None = None  # None where nothing is translated
 
 
 def overview(live: Aggregate) -> Overview:
@@ -80,7 +91,19 @@ def overview(live: Aggregate) -> Overview:
             ("Connections by flag", _sorted(_summed(live.flags))),
         ),
         tuple((title, _cut(ranking)) for title, ranking in ranked.items() if ranking.rows),
+        _nat_overview(live.nat) if live.nat and live.nat.egress else None,
     )
+
+
+def _nat_overview(nat: Nat) -> NatOverview:
+    egress = sorted(nat.egress, key=lambda row: (-row.ports, -row.connections))
+    towards = [
+        (row.address, row.l4protocol, *destination)
+        for row in egress
+        for destination in row.destinations
+    ]
+    towards.sort(key=lambda row: -row[-1])
+    return NatOverview(egress[:_ROWS], max(0, len(egress) - _ROWS), towards[:_ROWS])
 
 
 def _cut(ranking: Ranking) -> Ranking:
@@ -103,6 +126,8 @@ def render(
     if overview is not None:
         parts += [_count_table(title, counts) for title, counts in overview.counts if counts]
         parts += [_ranking_table(title, ranking) for title, ranking in overview.rankings]
+        if overview.nat is not None:
+            parts += _nat_tables(overview.nat)
     return _fill(
         _PAGE,
         refresh=str(max(5, round(interval))),
@@ -202,6 +227,56 @@ def _ranking_table(title: str, ranking: Ranking) -> Element:
     of = f", {len(rows)} of {len(rows) + ranking.others:,}" if ranking.others else ""
     head = _element("thead", _element("tr", *heads, _element("th")))
     return _table(f"{title} by {ranking.by}{of}", head, _element("tbody", *rows))
+
+
+def _nat_tables(nat: NatOverview) -> list[Element]:
+    """Egress addresses, and the destinations that take most of their source ports."""
+    egress = [((row.address, row.l4protocol), row.connections, row.ports) for row in nat.egress]
+    destinations = [(row[:4], row[4]) for row in nat.destinations]
+    of = f", {len(egress)} of {len(egress) + nat.more:,}" if nat.more else ""
+    return [
+        _ports_table(
+            f"NAT: egress addresses by ports towards one destination{of}",
+            ("address", "l4"),
+            ("connections", "busiest"),
+            egress,
+        ),
+        *(
+            [
+                _ports_table(
+                    "NAT: busiest destinations",
+                    ("address", "l4", "destination", "port"),
+                    ("ports",),
+                    destinations,
+                )
+            ]
+            if destinations
+            else []
+        ),
+    ]
+
+
+def _ports_table(
+    title: str,
+    names: tuple[str, ...],
+    numbers: tuple[str, ...],
+    rows: Iterable[tuple[Any, ...]],
+) -> Element:
+    """Rows of texts and numbers, of which the last is source ports and has a bar."""
+    heads = [_element("th", name, scope="col") for name in names]
+    heads += [_element("th", name, scope="col", class_="n") for name in (*numbers, "of 64,512")]
+    body = [
+        _element(
+            "tr",
+            *[_element("td", text) for text in texts],
+            *[_element("td", f"{number:,}", class_="n") for number in counts],
+            _element("td", f"{counts[-1] / PORTS:.1%}", class_="n"),
+            _element("td", _bar(counts[-1], PORTS), class_="bar"),
+        )
+        for texts, *counts in rows
+    ]
+    head = _element("thead", _element("tr", *heads, _element("th")))
+    return _table(title, head, _element("tbody", *body))
 
 
 def _table(title: str, *parts: Element) -> Element:

@@ -43,7 +43,7 @@ def test_captures_sum_up_to_what_conntrack_prints(capture: Path) -> None:
 def test_where_datagrams_end_does_not_matter(capture: Path) -> None:
     dump = (capture / "ctnetlink.bin").read_bytes()
     whole, parts = count(dump), count(*tables.messages(dump))
-    assert whole[1:] == parts[1:]
+    assert tables.beside_groups(whole) == tables.beside_groups(parts)
     assert tables.sums(whole) == tables.sums(parts)
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from conntrack_textfile import networks, services
 from conntrack_textfile.errors import EngineError
+from conntrack_textfile.filters import Filter
 from conntrack_textfile.kernel import ctnetlink, procfile
 from conntrack_textfile.kernel.engine import make
 from conntrack_textfile.kernel.uapi import MAX_LINE
@@ -304,6 +305,49 @@ def test_entries_are_grouped_as_the_plan_says(draft: Draft, rand: random.Random)
             assert sum(tally.states.values()) == sum(bool(entry.entry.state) for entry in made)
             assert sum(tally.flags.values()) == sum(len(entry.entry.flags) for entry in made)
             assert tables.sums(tally) == expected
+
+
+@given(RANDOM, st.integers(0, 4), st.integers(0, 4))
+@settings(max_examples=150)
+def test_translated_entries_are_counted_as_they_are_made(
+    rand: random.Random, limit: int, destinations: int
+) -> None:
+    made = [tables.made(rand) for _ in range(rand.randrange(80))] * rand.randrange(1, 3)
+    expected = conntrack_l.translated(entry.entry for entry in made)
+    busiest, in_use = expected.busiest(), expected.in_use()
+    for decoders, blocks in (
+        (text_decoders, [entry.line for entry in made]),
+        (netlink_decoders, [entry.message for entry in made]),
+    ):
+        # Filters are for groups alone.
+        for decoder in decoders(Plan(exclude=(Filter(),))):
+            for block in blocks:
+                decoder.feed(block)
+            tally = decoder.finish()
+            assert tally.nat is not None
+            nat = tally.nat.nat(limit, destinations)
+            assert nat.connections == expected.connections
+            shown = [row for row in nat.egress if row.address != "other"]
+            others = [row for row in nat.egress if row.address == "other"]
+            assert len(shown) == min(limit or len(expected.snat), len(expected.snat))
+            sizes = {key: (busiest.get(key, 0), n) for key, n in expected.snat.items()}
+            left = dict(sizes)
+            for row in shown:
+                key = row.address, row.l4protocol
+                assert (row.ports, row.connections) == left.pop(key)
+                ports = in_use.get(key, {})
+                assert [n for *_, n in row.destinations] == sorted(ports.values(), reverse=True)[
+                    :destinations
+                ]
+                assert all(ports[dst, dport] == n for dst, dport, n in row.destinations)
+                assert len({row[:2] for row in row.destinations}) == len(row.destinations)
+            kept = [sizes[row.address, row.l4protocol] for row in shown]
+            assert not left or not kept or max(left.values()) <= min(kept)
+            sums: dict[str, tuple[int, int]] = {}
+            for (_, l4), (ports_, connections) in left.items():
+                most, total = sums.get(l4, (0, 0))
+                sums[l4] = max(most, ports_), total + connections
+            assert {row.l4protocol: (row.ports, row.connections) for row in others} == sums
 
 
 @given(RANDOM, st.integers(1, 30), MEASURES)

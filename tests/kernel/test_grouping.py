@@ -50,6 +50,10 @@ def entry(
         state=state,
         unreplied=unreplied,
         flag=flag,
+        sport=40000,
+        reply_sport=dport,
+        reply_dport=40000,
+        reply_zone=zone,
     )
 
 

@@ -35,7 +35,9 @@ def sums(*blocks: bytes) -> dict[tuple[str, ...], list[int]]:
 
 
 def same(one: Tally, other: Tally) -> bool:
-    return one[1:] == other[1:] and tables.sums(one) == tables.sums(other)
+    return tables.beside_groups(one) == tables.beside_groups(other) and (
+        tables.sums(one) == tables.sums(other)
+    )
 
 
 def test_captures_sum_up_to_what_conntrack_prints(capture: Path) -> None:

@@ -84,6 +84,9 @@ def test_there_are_the_numbers_of_the_capture() -> None:
     assert "Connections by state tcp ESTABLISHED 14 sctp CLOSED 4" in words
     assert "Top sources by bytes source connections sent reply 10.77.1.2 50 19.6 MiB" in words
     assert "Top keys by bytes, 10 of 83" in words
+    assert "10.77.2.1 tcp 4 3 0.0%" in words
+    assert "busiest destinations address l4 destination port ports of 64,512 10.77.2.1" in words
+    assert "10.77.2.1 tcp 10.77.2.2 8002 3 0.0%" in words
     assert 'role="alert"' not in text
 
 
