@@ -6,9 +6,13 @@ each event (ctnetlink_ct_stat_cpu_fill_info() in net/netfilter/nf_conntrack_netl
 
 from __future__ import annotations
 
-from conntrack_textfile.kernel import ctnetlink, netlink, uapi
+import struct
+from typing import TYPE_CHECKING
 
-_HEADER = uapi.NLMSG_HDRLEN + uapi.NFGENMSG_SIZE
+from conntrack_textfile.kernel import netlink, uapi
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def read() -> dict[str, int]:
@@ -24,21 +28,34 @@ def read() -> dict[str, int]:
         with netlink.dump(netlink.STATISTICS_REQUEST) as dump:
             while _add(bytes(netlink.datagram(dump)), sums):
                 pass
-    except (OSError, ValueError):
+    except (OSError, ValueError, struct.error):
         return {}
     return sums
 
 
 def _add(datagram: bytes, sums: dict[str, int]) -> bool:
-    """Add the numbers of a datagram; whether more follow. Raises OSError and ValueError."""
-    for kind, message in ctnetlink.messages(datagram):
+    """Add the numbers of a datagram; whether more follow."""
+    for kind, message in _parts(datagram, "=IHHII"):
+        if kind in (uapi.NLMSG_DONE, uapi.NLMSG_ERROR):
+            return False
         if kind == uapi.IPCTNL_MSG_CT_GET_STATS_CPU:
-            found = ctnetlink.attributes_of(message[_HEADER:])
+            found = dict(_parts(message[uapi.NFGENMSG_SIZE :], "=HH"))
             for event, number in uapi.CTA_STATS.items():
                 if number in found:
-                    value = int.from_bytes(found[number], "big")
+                    (value,) = struct.unpack("!I", found[number])
                     sums[event] = sums.get(event, 0) + value & 0xFFFFFFFF
-        elif kind in (uapi.NLMSG_DONE, uapi.NLMSG_ERROR):
-            ctnetlink.raise_error(message[uapi.NLMSG_HDRLEN :])
-            return False
     return True
+
+
+def _parts(data: bytes, header: str) -> Iterator[tuple[int, bytes]]:
+    """Messages, or attributes: what their headers say of the type, and what follows.
+
+    Not by ctnetlink.py: to import the pure engine takes longer than the reading of a
+    small table. Raises ValueError and struct.error where the lengths do not add up.
+    """
+    while data:
+        length, kind, *_ = struct.unpack_from(header, data)
+        if not struct.calcsize(header) <= length <= len(data):
+            raise ValueError("lengths that do not add up")
+        yield kind, data[struct.calcsize(header) : length]
+        data = data[length + 3 & ~3 :]
