@@ -144,9 +144,10 @@ def test_translated_connections_are_what_conntrack_prints(
     assert found["conntrack_nat_connections"] == expected.connections
     assert found["conntrack_snat_connections"] == expected.snat
     assert found["conntrack_snat_busiest_destination_ports"] == expected.busiest()
-    by_egress: dict[tuple[str, ...], dict[tuple[str, ...], int]] = collections.defaultdict(dict)
-    for (*egress, dst, dport), ports in found["conntrack_snat_destination_ports"].items():
-        by_egress[tuple(egress)][dst, dport] = ports
+    by_egress: dict[tuple[str, str], dict[tuple[str, str], int]] = collections.defaultdict(dict)
+    for labels, ports in found["conntrack_snat_destination_ports"].items():
+        address, l4, dst, dport = labels
+        by_egress[address, l4][dst, dport] = ports
     in_use = expected.in_use()
     assert by_egress.keys() == in_use.keys()
     for egress, shown in by_egress.items():

@@ -72,7 +72,7 @@ class Decoder:
             if kind == uapi.IPCTNL_MSG_CT_NEW:
                 self._add(message)
             elif kind in (uapi.NLMSG_DONE, uapi.NLMSG_ERROR):
-                raise_error(message[uapi.NLMSG_HDRLEN :])
+                _raise_error(message[uapi.NLMSG_HDRLEN :])
                 if kind == uapi.NLMSG_DONE:
                     return True
             start += _aligned(length)
@@ -101,7 +101,7 @@ def parse(message: bytes) -> Entry:
     family = message[uapi.NLMSG_HDRLEN]
     if family not in _CTA_IP:
         raise ValueError(f"its address family is {family}")
-    entry = attributes_of(message[uapi.NLMSG_HDRLEN + uapi.NFGENMSG_SIZE : length])
+    entry = _attributes(message[uapi.NLMSG_HDRLEN + uapi.NFGENMSG_SIZE : length])
     original = _nested(entry, "CTA_TUPLE_ORIG")
     reply = _nested(entry, "CTA_TUPLE_REPLY")
     src, dst = _addresses(original, family)
@@ -114,7 +114,7 @@ def parse(message: bytes) -> Entry:
         reply_sport, reply_dport = reply_dport, reply_sport
     zone = _optional(entry, "CTA_ZONE", 2)
     if uapi.CTA_TIMESTAMP in entry:
-        attributes_of(entry[uapi.CTA_TIMESTAMP])
+        _attributes(entry[uapi.CTA_TIMESTAMP])
     sent = _pair(entry, "CTA_COUNTERS_ORIG")
     received = _pair(entry, "CTA_COUNTERS_REPLY")
     unreplied, flag = _flags(entry)
@@ -147,8 +147,8 @@ def identity_parts(message: bytes) -> list[bytes]:
     message is one that parse() has read.
     """
     (length,) = _LENGTH.unpack_from(message)
-    entry = attributes_of(message[uapi.NLMSG_HDRLEN + uapi.NFGENMSG_SIZE : length])
-    times = attributes_of(entry.get(uapi.CTA_TIMESTAMP, b""))
+    entry = _attributes(message[uapi.NLMSG_HDRLEN + uapi.NFGENMSG_SIZE : length])
+    times = _attributes(entry.get(uapi.CTA_TIMESTAMP, b""))
     return [
         entry[uapi.CTA_TUPLE_ORIG],
         entry.get(uapi.CTA_ZONE, b""),
@@ -175,7 +175,7 @@ def _message_length(data: bytes, start: int = 0) -> int | None:
     return length if uapi.NLMSG_HDRLEN <= length <= left else None
 
 
-def raise_error(payload: bytes) -> None:
+def _raise_error(payload: bytes) -> None:
     """Raise the error that a control message begins with, if it is one."""
     number = -_ERRNO.unpack_from(payload)[0] if len(payload) >= _ERRNO.size else 0
     if number:
@@ -224,7 +224,7 @@ def _state(entry: _Attributes, l4: int) -> str:
     info = _nested(entry, "CTA_PROTOINFO")
     if uapi.PROTOINFO_OF[l4] not in info:
         return ""
-    state = attributes_of(info[uapi.PROTOINFO_OF[l4]])
+    state = _attributes(info[uapi.PROTOINFO_OF[l4]])
     number = _number(state, "CTA_PROTOINFO_STATE", 1)
     return STATES[l4][number] if number < len(STATES[l4]) else UNKNOWN_STATE
 
@@ -245,7 +245,7 @@ def _flags(entry: _Attributes) -> tuple[bool, str]:
     return not status & uapi.IPS_SEEN_REPLY, flag
 
 
-def attributes_of(data: bytes) -> _Attributes:
+def _attributes(data: bytes) -> _Attributes:
     """Type to payload. Raises ValueError where the lengths do not add up."""
     found: _Attributes = {}
     start = 0
@@ -263,7 +263,7 @@ def attributes_of(data: bytes) -> _Attributes:
 def _nested(attributes: _Attributes, name: str) -> _Attributes:
     if getattr(uapi, name) not in attributes:
         raise ValueError(f"{name} is missing")
-    return attributes_of(attributes[getattr(uapi, name)])
+    return _attributes(attributes[getattr(uapi, name)])
 
 
 def _number(attributes: _Attributes, name: str, size: int) -> int:

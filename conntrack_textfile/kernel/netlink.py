@@ -38,9 +38,7 @@ DYING_REQUEST = _request(uapi.IPCTNL_MSG_CT_GET_DYING)
 # What it counts of its own trouble, by CPU.
 STATISTICS_REQUEST = _request(uapi.IPCTNL_MSG_CT_GET_STATS_CPU)
 # The figures of the table, in one message.
-_SIZE_REQUEST = _REQUEST.pack(_REQUEST.size, uapi.IPCTNL_MSG_CT_GET_STATS, uapi.NLM_F_REQUEST, 1, 0)
-_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
-_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr
+SIZE_REQUEST = _REQUEST.pack(_REQUEST.size, uapi.IPCTNL_MSG_CT_GET_STATS, uapi.NLM_F_REQUEST, 1, 0)
 
 
 @contextlib.contextmanager
@@ -53,26 +51,6 @@ def dump(request: bytes = DUMP_REQUEST, space: Namespace = OWN) -> Iterator[sock
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
         sock.sendto(request, (0, 0))
         yield sock
-
-
-def size(space: Namespace) -> tuple[int | None, int | None]:
-    """How many entries are in a table, and how many fit; None for what is not said.
-
-    The second is there since Linux 5.9. Raises OSError.
-    """
-    numbers = {}
-    with dump(_SIZE_REQUEST, space) as sock:
-        answer = bytes(datagram(sock))
-    length, kind, *_ = _HEADER.unpack_from(answer)
-    if kind == uapi.IPCTNL_MSG_CT_GET_STATS:
-        at = uapi.NLMSG_HDRLEN + uapi.NFGENMSG_SIZE
-        while at + uapi.NLA_HDRLEN <= length:
-            size, attribute = _ATTRIBUTE.unpack_from(answer, at)
-            numbers[attribute] = int.from_bytes(answer[at + uapi.NLA_HDRLEN : at + size], "big")
-            at += max(size + 3 & ~3, uapi.NLA_HDRLEN)
-    return numbers.get(uapi.CTA_STATS_GLOBAL_ENTRIES), numbers.get(
-        uapi.CTA_STATS_GLOBAL_MAX_ENTRIES
-    )
 
 
 def datagram(sock: socket.socket, buffer: memoryview = _BUFFER) -> memoryview:

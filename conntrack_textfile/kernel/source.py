@@ -101,13 +101,13 @@ def _read_procfs(proc_root: str, engine: Engine) -> Tally:
 
 
 def _read_netlink(engine: Engine, tracker: Tracker | None, space: Namespace) -> Tally:
-    from conntrack_textfile.kernel import netlink
+    from conntrack_textfile.kernel import netlink, statistics
 
     def attempt() -> Tally:
         decoder = engine.netlink(tracker.ledger if tracker else None)
         with tracker.dump() if tracker else contextlib.nullcontext():
             # All namespaces share one hash, and each dump walks through all of it.
-            if space.path and netlink.size(space)[0] == 0:
+            if space.path and statistics.size(space)[0] == 0:
                 return decoder.finish()
             with netlink.dump(space=space) as dump:
                 done = False

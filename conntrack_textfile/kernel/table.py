@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from conntrack_textfile.errors import SourceError
-from conntrack_textfile.kernel import netlink, source, sysctl
+from conntrack_textfile.kernel import source, statistics, sysctl
 from conntrack_textfile.kernel.namespace import OWN, Namespace, stamp
 from conntrack_textfile.kernel.sysctl import Conntrack
 from conntrack_textfile.logs import LOG
@@ -77,9 +77,6 @@ class Table:
         used, tally = self._read(engine)
         counted: dict[str, int] = {}
         if used == "netlink":
-            # Imported here: the proc file has no part in it.
-            from conntrack_textfile.kernel import statistics
-
             counted = statistics.read(self.space)
         duration = time.monotonic() - started
         self.last = Reading(used, self.conntrack(), counted, time.time(), duration)
@@ -93,7 +90,7 @@ class Table:
         with contextlib.suppress(SourceError):
             found = self.space.run(lambda: sysctl.read(self._proc_root))
         with contextlib.suppress(OSError, SourceError):
-            entries, limit = netlink.size(self.space)
+            entries, limit = statistics.size(self.space)
             found = found._replace(entries=entries, entries_limit=limit or found.entries_limit)
         return found
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from conntrack_textfile.errors import SourceError
-from conntrack_textfile.kernel import events, namespace, netlink, source
+from conntrack_textfile.kernel import events, namespace, netlink, source, statistics
 from conntrack_textfile.kernel.engine import make
 from conntrack_textfile.kernel.namespace import OWN, Namespace
 from conntrack_textfile.plan import Plan
@@ -99,7 +99,7 @@ def test_what_cannot_be_entered_is_told(tmp_path: Path) -> None:
 
 
 def test_the_size_is_what_conntrack_counts(name: str) -> None:
-    entries, limit = netlink.size(Namespace(f"/run/netns/{name}"))
+    entries, limit = statistics.size(Namespace(f"/run/netns/{name}"))
     assert entries == int(check(*inside(name), "conntrack", "-C")) == 5
     with open("/proc/sys/net/netfilter/nf_conntrack_max") as file:
         assert limit == int(file.read())
