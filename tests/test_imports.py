@@ -27,7 +27,7 @@ LAYERS = [
         filters
         labels
         plan
-        aggregate
+        aggregate hosts
         options counters
         kernel.uapi kernel.procfs kernel.namespace
         kernel.sysctl kernel.netlink kernel.grouping kernel.events
