@@ -166,7 +166,7 @@ def _hosts(text: str) -> dict[bytes, Lease]:
 
 def _dnsmasq(text: str) -> dict[bytes, Lease]:
     found: dict[bytes, Lease] = {}
-    for line in _whole_lines(text):
+    for line in _lines(_whole(text)):
         words = line.split(None, 5)
         if len(words) < 5 or not _is_time(words[0]):
             continue  # also lines "duid", "vendorclass" and "agent-info"
@@ -187,7 +187,7 @@ def _kea(text: str) -> dict[bytes, Lease]:
     found: dict[bytes, Lease] = {}
     at: dict[str, int] = {}
     width = 0
-    for line in _whole_lines(text):
+    for line in _lines(_whole(text)):
         values = line.split(",", _MAX_COLUMNS)
         if line.startswith(_KEA_HEADER):
             at = {name: index for index, name in enumerate(values)}
@@ -325,9 +325,9 @@ def _lines(text: str) -> Iterator[str]:
         start = end + 1
 
 
-def _whole_lines(text: str) -> Iterator[str]:
-    """Lines that have an end: the last may be half written."""
-    return _lines(text[: text.rfind("\n") + 1])
+def _whole(text: str) -> str:
+    """A text up to the end of a line: the last may be half written."""
+    return text[: text.rfind("\n") + 1]
 
 
 def _text(file: str) -> str:
@@ -336,8 +336,8 @@ def _text(file: str) -> str:
     if text.startswith(_KEA_HEADER):
         condensed, before, moved, _ = watched(file)
         others = [condensed] if os.path.exists(condensed) else [before, moved]
-        texts = [_settled(other) for other in others if os.path.exists(other)]
-        text = "\n".join([*texts, text])
+        texts = [_whole(_settled(other)) for other in others if os.path.exists(other)]
+        text = "".join([*texts, text])
     if len(text) > _MAX_FILE_SIZE:
         raise ValueError(f"which is too large, over {_MAX_FILE_SIZE >> 20} MiB")
     return text

@@ -56,6 +56,8 @@ def test_every_option_of_all_commands_is_taken(
     monkeypatch.chdir(tmp_path)
     Path("NETWORKS").write_text("\ufeff10.0.0.0/8 office\n")
     Path("SERVICES").write_text("billing 4711/tcp\n")
+    Path("HOSTS").write_text("192.0.2.1 nas\n192.0.2.2 tv\n10.0.0.1 folded\n")
+    Path("LEASES").write_text("4102444800 02:00:00:00:00:01 192.0.2.2 laptop *\n")
     argv = [
         "--collector.source=procfs",
         "--configure.nf_conntrack_acct",
@@ -71,6 +73,8 @@ def test_every_option_of_all_commands_is_taken(
         "--aggregate.mark-mask=0xff",
         "--networks.file=NETWORKS",
         "--services.file=SERVICES",
+        "--hosts.file=HOSTS",
+        "--hosts.file=LEASES",
         "--limit.keys=0",
         "--limit.by=packets",
         "--path.procfs=/host/proc",
@@ -98,6 +102,7 @@ def test_every_option_of_all_commands_is_taken(
             dst_prefix=Prefix(16, 48),
             known_ports=True,
             networks=((4, 8, {10: "office"}),),
+            hosts={bytes([192, 0, 2, 1]): "nas", bytes([192, 0, 2, 2]): "laptop"},
             services={**SERVICES, 6: {**SERVICES[6], 4711: "billing"}},
             mark_mask=0xFF,
         ),
@@ -107,6 +112,8 @@ def test_every_option_of_all_commands_is_taken(
         families=("traffic",),
         networks_file="NETWORKS",
         services_file="SERVICES",
+        hosts_files=("HOSTS", "LEASES"),
+        names_until=4102444800,
     )
     group = grp.getgrgid(0)
     of_write = ["--file.mode=0640", f"--file.group={group.gr_name}", "out.prom"]
@@ -318,6 +325,12 @@ def test_addresses(text: str, host: str, port: int) -> None:
         ),
         (["write", "--networks.file=/"], "--networks.file: cannot read /: Is a directory"),
         (["write", "--networks.file="], "--networks.file must not be empty"),
+        (
+            ["write", "--hosts.file=/etc/hosts", "--hosts.file=/nowhere"],
+            "--hosts.file: cannot read /nowhere: No such file",
+        ),
+        (["write", "--hosts.file=/"], "--hosts.file: cannot read /: Is a directory"),
+        (["write", "--hosts.file="], "--hosts.file must not be empty"),
         (["serve", "--web.listen-address=:70000"], "--web.listen-address"),
         (["serve", "--web.listen-address=9095"], "--web.listen-address"),
         (["serve", "--web.listen-address=::1:9095"], "--web.listen-address"),
@@ -399,6 +412,8 @@ def test_a_command_is_needed(argv: list[str], named: str) -> None:
         ("networks", b"10.0.0.0/8 a\n10.0.0.1/8 b\n", "line 2: '10.0.0.1/8' has host bits set"),
         ("networks", b"10.0.0.0/8 \xff\n", "not text in UTF-8"),
         ("networks", b"#" * ((1 << 24) + 1), "too large, over 16 MiB"),
+        ("hosts", b"10.0.0.1 a\n10.0.0 b\n", "line 2: '10.0.0' is not an address"),
+        ("hosts", b"10.0.0.1 a\n" + b"x" * 1000, f"line 2: '{'x' * 200}"),
         ("services", b"\n\nweb 70000/tcp\n", "line 3: 70000 is not a port"),
         ("services", b"web 80/" + b"x" * 1000, f"line 1: '{'x' * 200}"),
     ],

@@ -110,5 +110,7 @@ def test_the_names_that_values_can_have_are_in_order() -> None:
         services=services.parse_services("aaa 4711/tcp\n"),
     )
     assert plan.address_names == ["lab", "zoo"]
+    plan = plan._replace(hosts={bytes(4): "nas", bytes(16): "lab"})
+    assert plan.address_names == ["lab", "nas", "zoo"]
     assert plan.service_names[0] == "aaa"
     assert plan.service_names == sorted({*plan.service_names, "unknown", "na"})
