@@ -14,7 +14,7 @@ from conntrack_textfile.errors import UsageError
 from conntrack_textfile.filters import Filter, Mark
 from conntrack_textfile.labels import LABELS, ROWS
 from conntrack_textfile.networks import Network, Prefix
-from conntrack_textfile.options import Address, Options, parse, usage
+from conntrack_textfile.options import Address, Options, parse, usage, watch_names
 from conntrack_textfile.plan import Plan
 from conntrack_textfile.services import SERVICES
 
@@ -446,3 +446,30 @@ def test_modes_are_octal(text: str, mode: int) -> None:
 )
 def test_masks_of_marks(text: str, mask: int) -> None:
     assert parse(["write", f"--aggregate.mark-mask={text}"]).plan.mark_mask == mask
+
+
+def test_names_end_with_their_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leases = tmp_path / "leases"
+    leases.write_text("100 02:00 192.0.2.1 laptop *\n200 02:00 192.0.2.2 tv *\n")
+    one, two = bytes([192, 0, 2, 1]), bytes([192, 0, 2, 2])
+    now = 50.0
+    monkeypatch.setattr("time.time", lambda: now)
+    plans = watch_names(parse(["serve", f"--hosts.file={leases}"]))
+    first = plans.current()
+    assert first.hosts == {one: "laptop", two: "tv"}
+    now = 99.0
+    assert plans.current() is first
+    now = 100.0
+    assert plans.current().hosts == {two: "tv"}
+    now = 200.0
+    assert plans.current().hosts == {}
+    # Renewed leases of the same names are the same plan: nothing has to begin anew.
+    leases.write_text("300 02:00 192.0.2.1 laptop *\n300 02:00 192.0.2.2 tv *\n#\n")
+    renewed = plans.current()
+    assert renewed == first
+    leases.write_text("400 02:00 192.0.2.2 tv *\n400 02:00 192.0.2.1 laptop *\n# \n")
+    assert plans.current() is renewed
+    now = 300.0
+    assert plans.current() is renewed
+    now = 400.0
+    assert plans.current().hosts == {}
