@@ -16,6 +16,7 @@ nothing to us, one without its end, and a name that cannot be shown are passed o
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import math
 import os
@@ -335,12 +336,19 @@ def _text(file: str) -> str:
     text = _settled(file)
     if text.startswith(_KEA_HEADER):
         condensed, before, moved, _ = watched(file)
-        others = [condensed] if os.path.exists(condensed) else [before, moved]
-        texts = [_whole(_settled(other)) for other in others if os.path.exists(other)]
-        text = "".join([*texts, text])
+        text = "".join([*(_present(condensed) or _present(before, moved)), text])
     if len(text) > _MAX_FILE_SIZE:
         raise ValueError(f"which is too large, over {_MAX_FILE_SIZE >> 20} MiB")
     return text
+
+
+def _present(*files: str) -> list[str]:
+    """The texts of those files that are there."""
+    texts = []
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):
+            texts.append(_whole(_settled(file)))
+    return texts
 
 
 def _settled(file: str) -> str:
