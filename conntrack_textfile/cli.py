@@ -272,7 +272,7 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
     def read_again() -> None:
         if web_config:
             web_config.reload()
-        if opts.networks_file or opts.services_file:
+        if opts.networks_file or opts.services_file or opts.hosts_files:
             names.reload()
 
     def alive() -> bool:

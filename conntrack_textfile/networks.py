@@ -45,7 +45,7 @@ Networks = tuple[tuple[int, int, dict[int, str]], ...]
 def parse(text: str) -> Network:
     """Read ADDRESS/LENGTH, or an address alone. Raises ValueError with the reason."""
     address, slash, length = text.partition("/")
-    packed = _packed(address)
+    packed = pack(address)
     if not packed:
         raise ValueError(f"{text!r} is not an address or network in CIDR notation")
     bits = len(packed) * 8
@@ -107,15 +107,22 @@ def text_of(address: bytes, length: int) -> str:
     return text if length == len(address) * 8 else f"{text}/{length}"
 
 
-def _is_length(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 3
-
-
-def _packed(text: str) -> bytes:
+def pack(text: str) -> bytes:
+    """The bytes of an address, none where it is not one."""
     try:
         return inet_pton(AF_INET6 if ":" in text else AF_INET, text)
     except (OSError, ValueError):
         return b""
+
+
+def is_like_one(name: str) -> bool:
+    """Whether a name would look like an address or a network in a label."""
+    address, slash, length = name.partition("/")
+    return bool(pack(address)) and (not slash or _is_length(length))
+
+
+def _is_length(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 3
 
 
 def _named(words: list[str]) -> tuple[Network, str]:
@@ -123,7 +130,6 @@ def _named(words: list[str]) -> tuple[Network, str]:
         raise ValueError("a line is CIDR and a name of one word")
     network, name = parse(words[0]), checked(words[1])
     # Else a series with this name could not be told from one with that address.
-    address, slash, length = name.partition("/")
-    if _packed(address) and (not slash or _is_length(length)):
+    if is_like_one(name):
         raise ValueError(f"the name {name!r} is an address")
     return network, name

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import time
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import docopt
@@ -30,7 +32,7 @@ _COMMANDS = {
         """\
   conntrack-textfile write [FILE] [options]
                      [--filter.include=EXPR]... [--filter.exclude=EXPR]...
-                     [--netns=NAME]...
+                     [--hosts.file=FILE]... [--netns=NAME]...
 """,
         """\
   write  Take one snapshot and write it to FILE, atomically, for the textfile
@@ -48,7 +50,8 @@ _COMMANDS = {
         """\
   conntrack-textfile serve [options]
                      [--filter.include=EXPR]... [--filter.exclude=EXPR]...
-                     [--netns=NAME]... [--web.listen-address=ADDR]...
+                     [--hosts.file=FILE]... [--netns=NAME]...
+                     [--web.listen-address=ADDR]...
 """,
         """\
   serve  Take a snapshot every interval and serve the last one over HTTP.
@@ -78,7 +81,7 @@ _COMMANDS = {
         """\
   conntrack-textfile top [options]
                      [--filter.include=EXPR]... [--filter.exclude=EXPR]...
-                     [--netns=NAME]...
+                     [--hosts.file=FILE]... [--netns=NAME]...
 """,
         """\
   top    Show one snapshot as a table on the terminal, largest first.
@@ -131,6 +134,9 @@ _OPTIONS = """\
   --aggregate.mark-mask=MASK       Bits of the mark to keep, decimal or 0x and
                                    hexadecimal digits [default: 0xffffffff]
   --networks.file=FILE             Names for networks: lines of CIDR and name
+  --hosts.file=FILE                Names for single addresses: as in /etc/hosts,
+                                   or leases of dnsmasq, Kea or ISC dhcpd; may
+                                   be given again, later files win
   --services.file=FILE             Names for ports, over the built-in ones:
                                    lines as in /etc/services
   --limit.keys=N                   Series of each family: the largest keys, all
@@ -204,6 +210,8 @@ class Options(NamedTuple):
     networks_file: str = ""  # "": none
     services_file: str = ""
     netns: tuple[str, ...] = ()  # none: one's own, without a label
+    hosts_files: tuple[str, ...] = ()
+    names_until: float = inf  # when a name of plan ends, in seconds since the epoch
 
     # Of write:
     file: str = "-"
@@ -252,6 +260,7 @@ def parse(argv: list[str]) -> Options:
         plan=_plan(given),
         networks_file=_optional(given, "--networks.file"),
         services_file=_optional(given, "--services.file"),
+        hosts_files=tuple(_not_empty("--hosts.file", file) for file in given["--hosts.file"]),
         limit=Limit(
             keys=_count(given, "--limit.keys"),
             by=_choice(given, "--limit.by", tuple(MEASURES)),
@@ -339,22 +348,47 @@ def with_names(options: Options) -> Options:
     if options.services_file:
         ports = _file("--services.file", options.services_file, services.parse_services)
         plan = plan._replace(services=ports)
+    if options.hosts_files:
+        # Imported here, as most runs have none.
+        from conntrack_textfile import hosts
+
+        try:
+            found = hosts.read(options.hosts_files, time.time())
+        except OSError as error:
+            reason = f"cannot read {error.filename}: {error.strerror}"
+            raise UsageError(f"--hosts.file: {reason}") from None
+        except ValueError as error:
+            raise UsageError(f"--hosts.file: {_short(error)}") from None
+        plan = plan._replace(hosts=hosts.labels(found.names, plan.networks))
+        options = options._replace(names_until=found.until)
     return options._replace(plan=plan)
 
 
 def watch_names(options: Options) -> Reloader[Plan]:
-    """The plan with the names of the files, read again when they change."""
+    """The plan with the names of the files, read again when they change or a name ends."""
     # Imported here: one snapshot reads them once.
+    from conntrack_textfile import hosts
     from conntrack_textfile.reload import Reloader, Stamps, stamp
 
     files = [file for file in (options.networks_file, options.services_file) if file]
+    stamped = [*files, *(other for file in options.hosts_files for other in hosts.watched(file))]
+    latest = options
 
     def read(before: Plan | None) -> tuple[Plan, Stamps]:
-        stamps = {file: stamp(file) for file in files}
+        nonlocal latest
+        stamps = {file: stamp(file) for file in stamped}
         # At start they have been read, and found right.
-        return options.plan if before is None else with_names(options).plan, stamps
+        if before is None:
+            return options.plan, stamps
+        latest = with_names(options)
+        # A lease that is renewed changes its file and no name.
+        return before if latest.plan == before else latest.plan, stamps
 
-    return Reloader(" and ".join(files), read)
+    return Reloader(
+        " and ".join([*files, *options.hosts_files]),
+        read,
+        lambda: time.time() >= latest.names_until,
+    )
 
 
 def _filters(given: docopt.ParsedOptions, name: str) -> tuple[Filter, ...]:
@@ -378,10 +412,13 @@ def _file(name: str, path: str, parse: Callable[[str], _Parsed]) -> _Parsed:
     try:
         return parse(text)
     except ValueError as error:
-        reason = str(error)
-        if len(reason) > _MAX_REASON_SIZE:  # it quotes a word of the file
-            reason = f"{reason[:_MAX_REASON_SIZE]}..."
-        raise UsageError(f"{name}: {path}, {reason}") from None
+        raise UsageError(f"{name}: {path}, {_short(error)}") from None
+
+
+def _short(error: ValueError) -> str:
+    """Its reason, which may quote a word of a file."""
+    reason = str(error)
+    return reason if len(reason) <= _MAX_REASON_SIZE else f"{reason[:_MAX_REASON_SIZE]}..."
 
 
 def _some_of(given: docopt.ParsedOptions, name: str, known: tuple[str, ...]) -> tuple[str, ...]:

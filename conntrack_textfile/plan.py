@@ -23,15 +23,19 @@ class Plan(NamedTuple):
     src_prefix: Prefix = WHOLE
     dst_prefix: Prefix = WHOLE
     networks: Networks = ()
+    # What is shown for packed addresses in no network with a name of its own, where
+    # they are kept whole.
+    hosts: dict[bytes, str] = {}  # noqa: RUF012 (nobody changes it)
     services: services.Services = services.SERVICES
     known_ports: bool = False  # ports without a service become "other"
     mark_mask: int = 0xFFFFFFFF  # bits of the mark that are kept
     nat: bool = True  # whether translated entries are counted
 
     @property
-    def network_names(self) -> list[str]:
-        """All names of networks, in ascending order."""
-        return sorted({name for *_, names in self.networks for name in names.values()})
+    def address_names(self) -> list[str]:
+        """All names of networks and hosts, in ascending order."""
+        names = {name for *_, names in self.networks for name in names.values()}
+        return sorted(names | set(self.hosts.values()))
 
     @property
     def service_names(self) -> list[str]:

@@ -29,14 +29,17 @@ class Reloader(Generic[_Value]):
         self,
         what: str,
         read: Callable[[_Value | None], tuple[_Value, Stamps]],
+        is_over: Callable[[], bool] = lambda: False,
     ) -> None:
         """Read the files. what they are is for the log; read() gets the value before.
 
         It gives the value and the stamps of the files, taken before they were read,
         and raises an exception that says what is wrong: here, and later into the log.
+        is_over says whether what they said then holds no more, changed or not.
         """
         self._what = what
         self._read = read
+        self._is_over = is_over
         self._value, self._stamps = read(None)
         self._last_error = ""
         self._retry_at = 0.0
@@ -47,10 +50,12 @@ class Reloader(Generic[_Value]):
         if self._lock.acquire(blocking=False):
             try:
                 stamps = {file: stamp(file) for file in self._stamps}
-                retry = self._last_error and time.monotonic() > self._retry_at
-                if stamps != self._stamps or retry:
+                late = time.monotonic() > self._retry_at if self._last_error else self._is_over()
+                if stamps != self._stamps or late:
+                    before = self._value
                     self._stamps = stamps
-                    self._reread()
+                    if self._reread() and self._value is not before:
+                        LOG.info("read %s again", self._what)
             finally:
                 self._lock.release()
         return self._value
@@ -59,9 +64,11 @@ class Reloader(Generic[_Value]):
         """Read the files again, whether they seem changed or not."""
         with self._lock:
             self._last_error = ""
-            self._reread()
+            if self._reread():
+                LOG.info("read %s again", self._what)
 
-    def _reread(self) -> None:
+    def _reread(self) -> bool:
+        """Whether that went well."""
         self._retry_at = time.monotonic() + _RETRY_SECONDS
         try:
             self._value, self._stamps = self._read(self._value)
@@ -70,9 +77,9 @@ class Reloader(Generic[_Value]):
             if str(error) != self._last_error:
                 LOG.error("%s; going on with what was read before", error)
                 self._last_error = str(error)
-            return
+            return False
         self._last_error = ""
-        LOG.info("read %s again", self._what)
+        return True
 
 
 def stamp(file: str) -> Stamp | None:

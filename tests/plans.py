@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hypothesis import strategies as st
 
-from conntrack_textfile import filters, labels, networks, services
+from conntrack_textfile import filters, hosts, labels, networks, services
 from conntrack_textfile.networks import Prefix
 from conntrack_textfile.plan import Plan
 from tests import conntrack_l
@@ -37,6 +37,7 @@ class Draft(NamedTuple):
     src_prefix: tuple[int, int] = (32, 128)
     dst_prefix: tuple[int, int] = (32, 128)
     names: tuple[tuple[Network, str], ...] = ()
+    hosts: tuple[tuple[Address, str], ...] = ()
     services: tuple[tuple[str, int, str], ...] = ()  # name, port and protocol
     known_ports: bool = False
     mark_mask: int = 0xFFFFFFFF
@@ -45,13 +46,15 @@ class Draft(NamedTuple):
 
     @property
     def plan(self) -> Plan:
+        named = networks.parse_names("".join(f"{cidr} {name}\n" for cidr, name in self.names))
         return Plan(
             include=tuple(map(_parsed, self.include)),
             exclude=tuple(map(_parsed, self.exclude)),
             labels=self.labels,
             src_prefix=Prefix(*self.src_prefix),
             dst_prefix=Prefix(*self.dst_prefix),
-            networks=networks.parse_names("".join(f"{cidr} {name}\n" for cidr, name in self.names)),
+            networks=named,
+            hosts=hosts.labels({address.packed: name for address, name in self.hosts}, named),
             services=services.parse_services(
                 "".join(f"{name} {port}/{l4}\n" for name, port, l4 in self.services)
             ),
@@ -92,12 +95,22 @@ class Draft(NamedTuple):
         if address is None:
             return ""
         holding = [(network.prefixlen, name) for network, name in self.names if address in network]
+        length = prefix[address.version == 6]
+        folded = any(network < address.max_prefixlen for network, _ in holding)
+        if not folded and length == address.max_prefixlen and address in dict(self.hosts):
+            return self._host(address)
         if holding:
             return max(holding)[1]
-        length = prefix[address.version == 6]
         if length == address.max_prefixlen:
             return str(address)
         return str(ipaddress.ip_network((address, length), strict=False))
+
+    def _host(self, address: Address) -> str:
+        name = dict(self.hosts)[address]
+        own = ipaddress.ip_network(address)
+        others = {other for network, other in self.names if network != own}
+        others |= {other for another, other in self.hosts if another != address}
+        return f"{name} ({address})" if name in others | {"other"} else name
 
     def _service(self, entry: Entry) -> str:
         if entry.l4protocol not in _NUMBERS:
@@ -190,6 +203,9 @@ DRAFTS: st.SearchStrategy[Draft] = st.builds(
     src_prefix=st.tuples(st.integers(0, 32), st.integers(0, 128)),
     dst_prefix=st.sampled_from([(32, 128), (8, 48), (0, 0), (31, 127)]),
     names=st.dictionaries(cidrs(), _NAMES, max_size=12).map(lambda names: tuple(names.items())),
+    hosts=st.dictionaries(_ALL_ADDRESSES.map(ipaddress.ip_address), _NAMES, max_size=8).map(
+        lambda names: tuple(names.items())
+    ),
     services=st.dictionaries(
         st.tuples(st.sampled_from(PORTS), st.sampled_from(sorted(_NUMBERS))), _NAMES, max_size=5
     ).map(lambda found: tuple((name, port, l4) for (port, l4), name in found.items())),
@@ -214,6 +230,12 @@ def _nested() -> tuple[tuple[Network, str], ...]:
     return tuple(found)
 
 
+def _hosts() -> tuple[tuple[Address, str], ...]:
+    """Names for every second address, some for two of them."""
+    every = [*ADDRESSES["ipv4"][::2], *ADDRESSES["ipv6"][::2]]
+    return tuple((ipaddress.ip_address(one), f"h{n % 7}") for n, one in enumerate(every))
+
+
 FIXED = [
     Draft(),
     Draft(labels=labels.DEFAULT),
@@ -223,6 +245,8 @@ FIXED = [
     Draft(labels=("egress", "backend"), names=_nested()),
     Draft(src_prefix=(24, 64), dst_prefix=(0, 0), known_ports=True),
     Draft(names=_nested(), src_prefix=(1, 127)),
+    Draft(hosts=_hosts()),
+    Draft(hosts=_hosts(), names=_nested()[3:9], src_prefix=(24, 128), dst_prefix=(32, 64)),
     Draft(
         include=({"egress": "10.77.2.1"}, {"backend": "0.0.0.0/0"}, {"mark": "0x2a/0xff"}),
         exclude=({"zone": "5"},),

@@ -27,7 +27,7 @@ LAYERS = [
         filters
         labels
         plan
-        aggregate
+        aggregate hosts
         options counters joined
         kernel.uapi kernel.procfs
         kernel.namespace

@@ -14,7 +14,7 @@ from conntrack_textfile.errors import UsageError
 from conntrack_textfile.filters import Filter, Mark
 from conntrack_textfile.labels import LABELS, ROWS
 from conntrack_textfile.networks import Network, Prefix
-from conntrack_textfile.options import Address, Options, parse, usage
+from conntrack_textfile.options import Address, Options, parse, usage, watch_names
 from conntrack_textfile.plan import Plan
 from conntrack_textfile.services import SERVICES
 
@@ -56,6 +56,8 @@ def test_every_option_of_all_commands_is_taken(
     monkeypatch.chdir(tmp_path)
     Path("NETWORKS").write_text("\ufeff10.0.0.0/8 office\n")
     Path("SERVICES").write_text("billing 4711/tcp\n")
+    Path("HOSTS").write_text("192.0.2.1 nas\n192.0.2.2 tv\n10.0.0.1 folded\n")
+    Path("LEASES").write_text("4102444800 02:00:00:00:00:01 192.0.2.2 laptop *\n")
     argv = [
         "--collector.source=netlink",
         "--configure.nf_conntrack_acct",
@@ -71,6 +73,8 @@ def test_every_option_of_all_commands_is_taken(
         "--aggregate.mark-mask=0xff",
         "--networks.file=NETWORKS",
         "--services.file=SERVICES",
+        "--hosts.file=HOSTS",
+        "--hosts.file=LEASES",
         "--limit.keys=0",
         "--limit.by=packets",
         "--netns=blue",
@@ -105,6 +109,7 @@ def test_every_option_of_all_commands_is_taken(
             dst_prefix=Prefix(16, 48),
             known_ports=True,
             networks=((4, 8, {10: "office"}),),
+            hosts={bytes([192, 0, 2, 1]): "nas", bytes([192, 0, 2, 2]): "laptop"},
             services={**SERVICES, 6: {**SERVICES[6], 4711: "billing"}},
             mark_mask=0xFF,
             nat=False,
@@ -115,6 +120,8 @@ def test_every_option_of_all_commands_is_taken(
         families=("traffic",),
         networks_file="NETWORKS",
         services_file="SERVICES",
+        hosts_files=("HOSTS", "LEASES"),
+        names_until=4102444800,
     )
     group = grp.getgrgid(0)
     of_write = ["--file.mode=0640", f"--file.group={group.gr_name}", "out.prom"]
@@ -338,6 +345,12 @@ def test_addresses(text: str, host: str, port: int) -> None:
         ),
         (["write", "--networks.file=/"], "--networks.file: cannot read /: Is a directory"),
         (["write", "--networks.file="], "--networks.file must not be empty"),
+        (
+            ["write", "--hosts.file=/etc/hosts", "--hosts.file=/nowhere"],
+            "--hosts.file: cannot read /nowhere: No such file",
+        ),
+        (["write", "--hosts.file=/"], "--hosts.file: cannot read /: Is a directory"),
+        (["write", "--hosts.file="], "--hosts.file must not be empty"),
         (["serve", "--web.listen-address=:70000"], "--web.listen-address"),
         (["serve", "--web.listen-address=9095"], "--web.listen-address"),
         (["serve", "--web.listen-address=::1:9095"], "--web.listen-address"),
@@ -428,6 +441,8 @@ def test_a_command_is_needed(argv: list[str], named: str) -> None:
         ("networks", b"10.0.0.0/8 a\n10.0.0.1/8 b\n", "line 2: '10.0.0.1/8' has host bits set"),
         ("networks", b"10.0.0.0/8 \xff\n", "not text in UTF-8"),
         ("networks", b"#" * ((1 << 24) + 1), "too large, over 16 MiB"),
+        ("hosts", b"10.0.0.1 a\n10.0.0 b\n", "line 2: '10.0.0' is not an address"),
+        ("hosts", b"10.0.0.1 a\n" + b"x" * 1000, f"line 2: '{'x' * 200}"),
         ("services", b"\n\nweb 70000/tcp\n", "line 3: 70000 is not a port"),
         ("services", b"web 80/" + b"x" * 1000, f"line 1: '{'x' * 200}"),
     ],
@@ -460,3 +475,30 @@ def test_modes_are_octal(text: str, mode: int) -> None:
 )
 def test_masks_of_marks(text: str, mask: int) -> None:
     assert parse(["write", f"--aggregate.mark-mask={text}"]).plan.mark_mask == mask
+
+
+def test_names_end_with_their_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leases = tmp_path / "leases"
+    leases.write_text("100 02:00 192.0.2.1 laptop *\n200 02:00 192.0.2.2 tv *\n")
+    one, two = bytes([192, 0, 2, 1]), bytes([192, 0, 2, 2])
+    now = 50.0
+    monkeypatch.setattr("time.time", lambda: now)
+    plans = watch_names(parse(["serve", f"--hosts.file={leases}"]))
+    first = plans.current()
+    assert first.hosts == {one: "laptop", two: "tv"}
+    now = 99.0
+    assert plans.current() is first
+    now = 100.0
+    assert plans.current().hosts == {two: "tv"}
+    now = 200.0
+    assert plans.current().hosts == {}
+    # Renewed leases of the same names are the same plan: nothing has to begin anew.
+    leases.write_text("300 02:00 192.0.2.1 laptop *\n300 02:00 192.0.2.2 tv *\n#\n")
+    renewed = plans.current()
+    assert renewed == first
+    leases.write_text("400 02:00 192.0.2.2 tv *\n400 02:00 192.0.2.1 laptop *\n# \n")
+    assert plans.current() is renewed
+    now = 300.0
+    assert plans.current() is renewed
+    now = 400.0
+    assert plans.current().hosts == {}

@@ -109,6 +109,8 @@ def test_the_names_that_values_can_have_are_in_order() -> None:
         networks=networks.parse_names("10.0.0.0/8 zoo\n10.1.0.0/16 lab\n::/0 zoo\n"),
         services=services.parse_services("aaa 4711/tcp\n"),
     )
-    assert plan.network_names == ["lab", "zoo"]
+    assert plan.address_names == ["lab", "zoo"]
+    plan = plan._replace(hosts={bytes(4): "nas", bytes(16): "lab"})
+    assert plan.address_names == ["lab", "nas", "zoo"]
     assert plan.service_names[0] == "aaa"
     assert plan.service_names == sorted({*plan.service_names, "unknown", "na"})

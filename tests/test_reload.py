@@ -78,6 +78,32 @@ def test_what_goes_wrong_later_is_said_once_and_the_value_stays(
     assert number.watched.current() == 7
 
 
+def test_what_holds_no_more_is_read_again_though_nothing_changed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "number"
+    path.write_text("5")
+    values = ["a", "a", "b"]
+    over = False
+    watched = Reloader("it", lambda _: (values[0], {str(path): stamp(str(path))}), lambda: over)
+    caplog.set_level(logging.INFO)
+    assert (watched.current(), caplog.text) == ("a", "")
+    over = True
+    assert values.pop(0) == watched.current() == "a"
+    assert caplog.text == ""  # read, and no other
+    values.pop(0)
+    assert watched.current() == "b"
+    assert "read it again" in caplog.text
+    # What is wrong then is tried again after a while, and not each time.
+    values.clear()
+    assert [watched.current() for _ in range(3)] == ["b"] * 3
+    assert [record.levelno for record in caplog.records].count(logging.ERROR) == 1
+    monkeypatch.setattr(reload, "_RETRY_SECONDS", -1.0)
+    values.append("c")
+    watched.reload()
+    assert watched.current() == "c"
+
+
 def test_reload_reads_what_seems_unchanged(number: Number) -> None:
     number.watched.reload()
     assert (number.watched.current(), number.readings) == (5, 2)

@@ -164,6 +164,39 @@ def test_the_file_can_be_for_node_exporter_alone(machine: Machine) -> None:
     assert value(text, "node_textfile_scrape_error") == 0
 
 
+def test_leases_of_a_group_name_hosts(machine: Machine) -> None:
+    file = "/var/lib/kea/kea-leases4.csv"
+    machine.run("groupadd", "--system", "_kea")
+    machine.run("mkdir", "/var/lib/kea")
+    machine.write(
+        file,
+        "address,hwaddr,client_id,valid_lifetime,expire,subnet_id,fqdn_fwd,fqdn_rev,hostname,state\n"
+        "127.0.0.1,02:00:00:00:00:01,,4294967295,0,1,0,0,laptop,0\n",
+    )
+    machine.run("chown", "-R", ":_kea", "/var/lib/kea")
+    machine.run("chmod", "0640", file)
+    machine.run("chmod", "0750", "/var/lib/kea")
+    machine.write("/etc/default/conntrack-textfile", f'ARGS="--hosts.file={file}"\n')
+    machine.fails("systemctl", "start", "conntrack-textfile.service")
+    said = machine.journal("conntrack-textfile.service")
+    assert f"cannot read {file}: Permission denied" in said, said
+    machine.dropin("conntrack-textfile.service", "[Service]\nSupplementaryGroups=_kea\n")
+    traffic(machine, 7050)
+    machine.systemctl("start", "conntrack-textfile.service")
+    assert 'src="laptop",dst="laptop"' in machine.run("cat", f"{STATE}/conntrack.prom")
+    # And what root alone may read, handed over by systemd for each run.
+    machine.run("chmod", "0600", file)
+    machine.run("sed", "-i", "s/laptop/desktop/", file)
+    machine.fails("systemctl", "start", "conntrack-textfile.service")
+    machine.dropin("conntrack-textfile.service", f"[Service]\nLoadCredential=leases:{file}\n")
+    handed = "/run/credentials/conntrack-textfile.service/leases"
+    machine.write("/etc/default/conntrack-textfile", f'ARGS="--hosts.file={handed}"\n')
+    for name in ("desktop", "tower"):
+        machine.run("sed", "-i", f"s/desktop/{name}/", file)
+        machine.systemctl("start", "conntrack-textfile.service")
+        assert f'src="{name}"' in machine.run("cat", f"{STATE}/conntrack.prom")
+
+
 def link(machine: Machine) -> None:
     """What the README asks for by hand, since tmpfiles.d cannot do it in that directory."""
     machine.run("ln", "-s", f"{STATE}/conntrack.prom", TEXTFILES)

@@ -230,3 +230,13 @@ def test_watch_ends_when_nobody_reads_any_more() -> None:
         process.stdout.readline()
         process.stdout.close()
         assert process.wait(10) == 0
+
+
+def test_hosts_have_their_names(tmp_path: Path) -> None:
+    file = tmp_path / "hosts"
+    file.write_text("10.77.1.2 laptop\nfd77:1::2 laptop\n")
+    done = run("top", SAMPLE, f"--hosts.file={file}", "--aggregate.by=src")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {"laptop (10.77.1.2)", "laptop (fd77:1::2)"} <= {
+        line.partition("  ")[0] for line in done.stdout.splitlines()
+    }

@@ -242,8 +242,8 @@ cdef struct Condition:
 
 
 cdef struct Slot:
-    # Of the hash of named networks. length is 0 where it is empty.
-    uint8_t length              # of the prefix, plus 1
+    # Of the hash of named networks and hosts. length is 0 where it is empty.
+    uint8_t length              # of the prefix, plus 1; or HOST
     uint8_t l3
     uint8_t prefix[16]
     uint32_t index              # of the name
@@ -283,6 +283,7 @@ cdef dict KINDS = {
 cdef uint8_t[10] SIZES = [17, 17, 1, 1, 3, 3, 2, 4, 17, 17]
 
 DEF MAX_FIELDS = 10
+DEF HOST = 255                  # in place of the length of a prefix
 DEF MAX_GROUP = 88              # bytes, a multiple of 8
 DEF OTHER_PORT = 65536
 DEF NONE = 0                    # what the first byte of an address says
@@ -348,17 +349,18 @@ cdef class Plan:
     cdef Condition *excluded
     cdef int included_count
     cdef int excluded_count
-    cdef Slot *slots            # named networks: open addressing, at most half full
+    cdef Slot *slots            # named networks and hosts: open addressing, at most half full
     cdef uint32_t slot_mask
     cdef uint8_t lengths[2][129]            # of prefixes with names, longest first
     cdef int length_count[2]
+    cdef bint has_hosts[2]
     cdef uint32_t *services[256]            # by port, NULL for protocols without ports
     cdef uint32_t no_ports
     cdef uint32_t unknown
     cdef bint known_ports
     cdef uint32_t mark_mask
     cdef bint nat
-    cdef list network_names
+    cdef list address_names
     cdef list service_names
     cdef list protocol_names
 
@@ -435,9 +437,9 @@ cdef class Plan:
     cdef fill_networks(self, plan):
         cdef Slot slot
         cdef uint32_t at
-        self.network_names = plan.network_names
-        index = {name: i for i, name in enumerate(self.network_names)}
-        count = sum(len(names) for *_, names in plan.networks)
+        self.address_names = plan.address_names
+        index = {name: i for i, name in enumerate(self.address_names)}
+        count = len(plan.hosts) + sum(len(names) for *_, names in plan.networks)
         self.slot_mask = max(1, (1 << (2 * count).bit_length()) - 1)
         self.slots = <Slot *>calloc(<size_t>self.slot_mask + 1, sizeof(Slot))
         if self.slots == NULL:
@@ -455,9 +457,18 @@ cdef class Plan:
                 slot.index = index[name]
                 at = self.find_slot(&slot)
                 self.slots[at] = slot
+        for packed, name in plan.hosts.items():
+            memset(&slot, 0, sizeof(slot))
+            slot.length = HOST
+            slot.l3 = 4 if len(packed) == 4 else 6
+            self.has_hosts[slot.l3 == 6] = True
+            memcpy(slot.prefix, <const char *>packed, len(packed))
+            slot.index = index[name]
+            at = self.find_slot(&slot)
+            self.slots[at] = slot
 
     cdef inline uint32_t find_slot(self, const Slot *wanted) noexcept nogil:
-        """The slot of a named network, or the empty one where it belongs."""
+        """The slot of a named network or host, or the empty one where it belongs."""
         cdef uint64_t words[2]
         memcpy(words, wanted.prefix, 16)
         cdef uint64_t hashed = ctf_mix(words[0] ^ 0x9E3779B97F4A7C15u, words[1] ^ 0xBF58476D1CE4E5B9u)
@@ -473,16 +484,23 @@ cdef class Plan:
             at = (at + 1) & self.slot_mask
         return at
 
-    cdef inline int name_of(self, uint8_t l3, const uint8_t *address) noexcept nogil:
-        """The index of the name of the smallest network that holds an address, or -1.
+    cdef inline int name_of(self, uint8_t l3, const uint8_t *address, bint whole) noexcept nogil:
+        """The index of a host's name, or of that of the smallest network that holds it, or -1.
 
-        One probe for each length of prefix that has names, however many these are.
+        One probe for hosts, where the address is kept whole, and one for each length of
+        prefix that has names, however many these are.
         """
         cdef Slot wanted
         cdef int v6 = l3 == 6
         cdef int i
         cdef uint32_t at
         wanted.l3 = l3
+        if whole and self.has_hosts[v6]:
+            wanted.length = HOST
+            copy_masked(wanted.prefix, address, masks[128 if v6 else 32])
+            at = self.find_slot(&wanted)
+            if self.slots[at].length:
+                return self.slots[at].index
         for i in range(self.length_count[v6]):
             wanted.length = self.lengths[v6][i] + 1
             copy_masked(wanted.prefix, address, masks[self.lengths[v6][i]])
@@ -524,8 +542,9 @@ cdef class Plan:
         self, uint8_t *at, const Field *field, uint8_t l3, const uint8_t *address
     ) noexcept nogil:
         cdef int name
-        if self.length_count[l3 == 6]:
-            name = self.name_of(l3, address)
+        cdef bint whole = field.prefix6 == 128 if l3 == 6 else field.prefix4 == 32
+        if self.length_count[l3 == 6] or (whole and self.has_hosts[l3 == 6]):
+            name = self.name_of(l3, address, whole)
             if name >= 0:
                 at[0] = NAMED
                 at[1], at[2], at[3], at[4] = name >> 24 & 255, name >> 16 & 255, name >> 8 & 255, name & 255
@@ -581,7 +600,7 @@ cdef class Plan:
         if at[0] == NONE:
             return ""
         if at[0] == NAMED:
-            return self.network_names[at[1] << 24 | at[2] << 16 | at[3] << 8 | at[4]]
+            return self.address_names[at[1] << 24 | at[2] << 16 | at[3] << 8 | at[4]]
         inet_ntop(AF_INET6 if at[0] == IPV6 else AF_INET, at + 1, text, sizeof(text))
         length = field.prefix6 if at[0] == IPV6 else field.prefix4
         whole = 128 if at[0] == IPV6 else 32

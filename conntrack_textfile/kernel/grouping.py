@@ -5,7 +5,7 @@ other in the order of the labels, so that groups are compared and sorted as byte
 and zeros up to a multiple of 8 bytes:
 
     src, dst, egress, backend  17 bytes: 0 for none, or 1 and an IPv4 address, 2 and an
-                               IPv6 address, 3 and the index of a network's name
+                               IPv6 address, 3 and the index of a network's or host's name
     l3protocol                 1 byte: 4 or 6
     l4protocol                 1 byte
     l7protocol                 3 bytes: the index of a service's name
@@ -336,16 +336,22 @@ def _number(size: int, value: Callable[[Entry], int], names: dict[int, str]) -> 
 def _address(
     plan: Plan, value: Callable[[Entry], bytes], prefix: Prefix = networks.WHOLE
 ) -> _Field:
-    names = plan.network_names
-    indexes = {name: index for index, name in enumerate(names)}
+    names = plan.address_names
+    keys = {
+        name: bytes([_NAMED]) + index.to_bytes(4, "big") + bytes(12)
+        for index, name in enumerate(names)
+    }
+
+    def is_whole(packed: bytes) -> bool:
+        return prefix[len(packed) == 16] == len(packed) * 8
 
     @functools.lru_cache(_MAX_CACHED)
     def encode(packed: bytes) -> bytes:
         if not packed:
             return bytes(17)
-        name = networks.name(plan.networks, packed)
+        name = _name_of(plan, packed, whole=is_whole(packed))
         if name is not None:
-            return bytes([_NAMED]) + indexes[name].to_bytes(4, "big") + bytes(12)
+            return keys[name]
         v6 = len(packed) == 16
         kept = networks.masked(packed, prefix[v6])
         return bytes([_IPV6 if v6 else _IPV4]) + kept.ljust(16, b"\0")
@@ -354,17 +360,23 @@ def _address(
         return _address_text(data, names, prefix)
 
     def parse(text: str) -> bytes:
-        if text in indexes:
-            return bytes([_NAMED]) + indexes[text].to_bytes(4, "big") + bytes(12)
-        if not text:
-            return bytes(17)
+        if text in keys or not text:
+            return keys.get(text, bytes(17))
         packed = networks.parse(text).packed
         key = bytes([_IPV6 if len(packed) == 16 else _IPV4]) + packed.ljust(16, b"\0")
         if decode(key) != text:
             raise ValueError("a prefix of another length")
+        if is_whole(packed) and encode(packed) != key:
+            raise ValueError("an address that has a name now")
         return key
 
     return _Field(17, lambda entry: encode(value(entry)), decode, parse)
+
+
+def _name_of(plan: Plan, packed: bytes, *, whole: bool) -> str | None:
+    """The name of an address: of the host where it is kept whole, else of its network."""
+    name = plan.hosts.get(packed) if whole else None
+    return networks.name(plan.networks, packed) if name is None else name
 
 
 def _address_text(data: bytes, names: list[str], prefix: Prefix) -> str:

@@ -153,6 +153,24 @@ def test_names_go_before_prefixes_and_the_smallest_network_counts() -> None:
     assert groups(plan, entry("2001:db8::1", "2001:db9::1")) == [("lab", "world6")]
 
 
+def test_names_of_hosts_are_of_addresses_that_are_kept_whole() -> None:
+    laptop = ipaddress.ip_address("10.1.2.3").packed
+    phone = ipaddress.ip_address("2001:db8::7").packed
+    plan = Plan(
+        labels=("src", "dst", "egress", "backend"), hosts={laptop: "laptop", phone: "phone"}
+    )
+    assert groups(plan, entry("10.1.2.3", "10.1.2.4", egress="10.1.2.4", backend="10.1.2.3")) == [
+        ("laptop", "10.1.2.4", "10.1.2.4", "laptop")
+    ]
+    assert groups(plan, entry("2001:db8::7", "2001:db8::7")) == [("phone", "phone", "", "")]
+    cut = plan._replace(src_prefix=Prefix(24, 128), dst_prefix=Prefix(32, 64))
+    assert groups(cut, entry("10.1.2.3", "10.1.2.3")) == [("10.1.2.0/24", "laptop", "", "")]
+    assert groups(cut, entry("2001:db8::7", "2001:db8::7")) == [("phone", "2001:db8::/64", "", "")]
+    # The network's name stays where the host's does not apply.
+    both = cut._replace(networks=parse_names("10.1.2.3 printer\n"))
+    assert groups(both, entry("10.1.2.3", "10.1.2.3")) == [("printer", "laptop", "", "")]
+
+
 def test_networks_of_one_name_are_one_group() -> None:
     named = parse_names("10.0.0.0/8 us\n192.168.0.0/16 us\n2001:db8::/32 us\n")
     sources = (entry("10.0.0.1"), entry("192.168.1.1"), entry("2001:db8::1", "::"))

@@ -24,6 +24,10 @@ PLANS = {
     "all labels": Plan(labels=tuple(LABELS)),
     "none": Plan(labels=()),
     "prefixes": Plan(labels=("src", "dst"), src_prefix=Prefix(24, 64), dst_prefix=Prefix(0, 0)),
+    "hosts": Plan(
+        labels=("src", "dst"),
+        hosts={bytes([10, 0, 0, 1]): "z (10.0.0.1)", bytes(15) + b"\1": "a"},
+    ),
     "names": Plan(labels=("src", "dst"), networks=parse_names("10.0.0.0/30 a\nfd00::/8 b\n")),
     "ports": Plan(labels=("l7protocol", "dport"), known_ports=True),
     "zones": Plan(labels=("zone", "mark", "l4protocol")),
@@ -173,6 +177,21 @@ def test_names_that_are_gone_have_no_key_and_stay_apart() -> None:
     named = Plan(labels=("src",), networks=parse_names("10.0.0.1 laptop\n"))
     assert key_parser(named)(("laptop",)) is not None
     assert key_parser(Plan(labels=("src",)))(("laptop",)) is None
+
+
+def test_an_address_that_has_a_name_has_no_key_of_its_own() -> None:
+    """So its series ends when that of the name begins, and the other way round."""
+    address = bytes([10, 0, 0, 1])
+    named = Plan(labels=("src", "dst"), hosts={address: "laptop"}, dst_prefix=Prefix(24, 64))
+    key_of = key_parser(named)
+    assert key_of(("laptop", "10.0.0.0/24")) is not None
+    assert key_of(("10.0.0.2", "10.0.0.0/24")) is not None
+    assert key_of(("10.0.0.1", "10.0.0.0/24")) is None
+    assert key_of(("10.0.0.2", "laptop")) is not None  # it has none such, and is idle
+    assert key_parser(named._replace(hosts={}))(("laptop", "10.0.0.0/24")) is None
+    network = Plan(labels=("src",), networks=parse_names("10.0.0.0/8 lan\n"))
+    assert key_parser(network)(("10.0.0.1",)) is None
+    assert key_parser(network)(("11.0.0.1",)) is not None
 
 
 def test_each_protocol_has_a_key_of_its_own() -> None:

@@ -149,6 +149,34 @@ def test_files_of_names_are_read_again(tmp_path: Path) -> None:
         wait_for(b'{src="home",l7protocol="chess"}')
 
 
+def test_names_of_hosts_are_read_again(tmp_path: Path) -> None:
+    leases = tmp_path / "leases"
+    leases.write_text("0 02:00:00:00:00:01 10.77.1.2 laptop *\n")
+    with serving(
+        SAMPLE,
+        f"--hosts.file={leases}",
+        "--collector.interval=0.1",
+        "--aggregate.by=src",
+    ) as program:
+
+        def wait_for(text: bytes, path: str = "/metrics") -> None:
+            end = time.monotonic() + 20
+            while text not in get(f"{program.url}{path}")[1]:
+                assert time.monotonic() < end, text
+
+        wait_for(b'{src="laptop"}')
+        wait_for(b"laptop", "/")
+        leases.write_text("0 02:00:00:00:00:01 10.77.1.2 desktop *\n")
+        wait_for(b'{src="desktop"}')
+        assert b"laptop" not in get(f"{program.url}/metrics")[1]
+        leases.unlink()
+        program.wait_for_log("cannot read .*; going on with what was read before")
+        assert b'{src="desktop"}' in get(f"{program.url}/metrics")[1]
+        leases.write_text("0 02:00:00:00:00:01 10.77.1.2 * *\n")
+        program.process.send_signal(signal.SIGHUP)
+        wait_for(b'{src="10.77.1.2"}')
+
+
 def test_a_hangup_without_files_changes_nothing() -> None:
     with serving(SAMPLE) as program:
         program.process.send_signal(signal.SIGHUP)
