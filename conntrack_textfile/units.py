@@ -11,3 +11,19 @@ def binary(number: float) -> str:
         del units[0]
     whole = units[0] == "B" or number >= 99.95
     return f"{number:.0f} {units[0]}" if whole else f"{number:.1f} {units[0]}"
+
+
+def decimal(number: float, unit: str) -> str:
+    """A number of a unit with a decimal prefix, as 1.5 Mbit/s."""
+    prefixes = ["", "k", "M", "G", "T", "P", "E"]
+    while number >= 999.5 and len(prefixes) > 1:
+        number /= 1000
+        del prefixes[0]
+    whole = not prefixes[0] or number >= 99.95
+    return f"{number:.0f} {prefixes[0]}{unit}" if whole else f"{number:.1f} {prefixes[0]}{unit}"
+
+
+def per_second(number: float) -> str:
+    """How often something is, as 0.25/s or 1,200/s."""
+    digits = 2 if 0 < number < 9.995 else 1 if 0 < number < 99.95 else 0
+    return f"{number:,.{digits}f}/s"

@@ -6,10 +6,11 @@ import ipaddress
 from typing import TYPE_CHECKING, NamedTuple
 
 from conntrack_textfile import aggregate
+from conntrack_textfile.counters import TOTALS
 from conntrack_textfile.kernel.engine import make
 from conntrack_textfile.kernel.sysctl import Conntrack
-from conntrack_textfile.snapshot import Snapshot
-from conntrack_textfile.tally import Sums
+from conntrack_textfile.snapshot import Snapshot, Traffic
+from conntrack_textfile.tally import Rows, Sums
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -92,6 +93,23 @@ def aggregated(rows: Series, *labels: str) -> Aggregate:
         states={},
         flags={},
         nat=None,
+    )
+
+
+def counted(rows: Series, *labels: str) -> Traffic:
+    """Counters with these series, all of them TCP."""
+    columns = tuple([row[field] for row in rows.values()] for field in range(5))
+    protocols = Rows([("ipv4", "tcp")], tuple([sum(column)] for column in columns))
+    return Traffic(
+        labels=labels,
+        groups=Rows(list(rows), columns),
+        protocols=protocols,
+        totals=dict.fromkeys(TOTALS, 0),
+        lost=0,
+        started=1700000000.0,
+        tracked=len(rows),
+        listening=True,
+        buffer=None,
     )
 
 

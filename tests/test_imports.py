@@ -43,8 +43,10 @@ LAYERS = [
         snapshot
         families collector
         exposition top
-        web.body web.sockets web.page web.limiter web.request web.notify web.checkqueue web.yamlfile
-        web.metrics
+        web.body web.sockets web.limiter web.request web.notify web.checkqueue web.yamlfile
+        web.metrics web.markup web.history web.query
+        web.picture
+        web.page
         web.tls web.passwords
         web.config web.refresh web.process
         web.application

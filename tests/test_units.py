@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from conntrack_textfile.units import binary
+from conntrack_textfile.units import binary, decimal, per_second
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,37 @@ from conntrack_textfile.units import binary
 )
 def test_bytes_are_told_in_units(number: float, text: str) -> None:
     assert binary(number) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0 bit/s"),
+        (999, "999 bit/s"),
+        (1000, "1.0 kbit/s"),
+        (99949, "99.9 kbit/s"),
+        (99950, "100 kbit/s"),
+        (999499, "999 kbit/s"),
+        (999500, "1.0 Mbit/s"),
+        (45.3e6, "45.3 Mbit/s"),
+        (10**15 - 1, "1.0 Pbit/s"),
+        (1e24, "1000000 Ebit/s"),
+    ],
+)
+def test_rates_have_decimal_prefixes(number: float, text: str) -> None:
+    assert decimal(number, "bit/s") == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0/s"),
+        (0.25, "0.25/s"),
+        (9.994, "9.99/s"),
+        (9.996, "10.0/s"),
+        (99.96, "100/s"),
+        (1234.5, "1,234/s"),
+    ],
+)
+def test_how_often_something_is(number: float, text: str) -> None:
+    assert per_second(number) == text

@@ -13,6 +13,7 @@ import prometheus_client
 from conntrack_textfile.web.body import EMPTY
 from conntrack_textfile.web.limiter import Limiter
 from conntrack_textfile.web.metrics import Metrics
+from conntrack_textfile.web.query import QueryError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -39,7 +40,7 @@ class Served(Protocol):
     """What there is to serve. See refresh.Refresher."""
 
     def current(self) -> tuple[bytes, Body] | None: ...  # noqa: D102
-    def html(self, telemetry_path: str) -> tuple[bytes, str]: ...  # noqa: D102
+    def html(self, telemetry_path: str, asked: str) -> tuple[bytes, str]: ...  # noqa: D102
     def ready(self) -> bool: ...  # noqa: D102
 
 
@@ -120,7 +121,10 @@ class Application:
         if path == self._telemetry_path:
             return self._scrape(environ, start)
         if path == "/":
-            page, policy = self._served.html(self._telemetry_path)
+            try:
+                page, policy = self._served.html(self._telemetry_path, environ["QUERY_STRING"])
+            except QueryError as error:
+                return _text(start, "400 Bad Request", str(error))
             headers = [("Content-Security-Policy", policy), ("Referrer-Policy", "no-referrer")]
             return _answer(start, "200 OK", "text/html; charset=utf-8", [page], *headers)
         return _text(start, "404 Not Found", f"see {self._telemetry_path}")

@@ -11,10 +11,12 @@ import time
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from conntrack_textfile import exposition
+from conntrack_textfile.labels import LABELS
 from conntrack_textfile.logs import LOG
 from conntrack_textfile.snapshot import resolved
-from conntrack_textfile.web import page
+from conntrack_textfile.web import page, query
 from conntrack_textfile.web.body import EMPTY, Body
+from conntrack_textfile.web.history import History
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,6 +64,7 @@ class Refresher:
         self._failures = 0
         self._cause = ""
         self._warnings: dict[str, str] = {}
+        self._history = History()
         self._thread = threading.Thread(target=self._run, name="refresh", daemon=True)
         self._due = time.monotonic()
         """When the next reading begins, or when the one under way began."""
@@ -85,20 +88,21 @@ class Refresher:
             return exposition.render_status(state.snapshot.failed), EMPTY
         return exposition.render_status(state.snapshot), state.body
 
-    def html(self, telemetry_path: str) -> tuple[bytes, str]:
-        """The page for people, and the Content-Security-Policy that it keeps."""
+    def html(self, telemetry_path: str, asked: str) -> tuple[bytes, str]:
+        """The page for people by a query, and the Content-Security-Policy that it keeps.
+
+        Raises QueryError.
+        """
         state = self._state
-        expired = state is not None and time.monotonic() > state.expires
+        overview = state.overview if state else None
+        view = query.parse(asked, overview.labels if overview else LABELS)
+        now = time.monotonic()
+        fresh = state is not None and now <= state.expires
         snapshot = state.snapshot if state else None
-        if snapshot is not None and expired:
+        if snapshot is not None and not fresh:
             snapshot = snapshot.failed
-        text = page.render(
-            snapshot,
-            state.overview if state and not expired else None,
-            cause=self._cause,
-            interval=self._interval,
-            telemetry_path=telemetry_path,
-        )
+        readings = page.State(now, fresh, self._interval, self._cause)
+        text = page.render(snapshot, overview, view, readings, telemetry_path)
         return text, page.CONTENT_SECURITY_POLICY
 
     def ready(self) -> bool:
@@ -141,10 +145,11 @@ class Refresher:
         assert snapshot.live is not None
         assert snapshot.duration is not None
         text = Body(exposition.render_connections(snapshot))
-        overview = page.overview(snapshot.live)
+        now = time.monotonic()
+        overview = page.overview(snapshot, self._history.add(snapshot, now))
         # A reading that takes longer than the interval is not stale for that.
         lifetime = _MAX_AGE_INTERVALS * max(self._interval, snapshot.duration)
-        expires = time.monotonic() + lifetime
+        expires = now + lifetime
         self._state = _State(snapshot._replace(live=None, traffic=None), text, overview, expires)
         if self._failures:
             LOG.info("reading the table works again, after %d failures", self._failures)

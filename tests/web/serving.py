@@ -7,9 +7,11 @@ import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, NamedTuple
 
+from conntrack_textfile.labels import LABELS
 from conntrack_textfile.options import Address
 from conntrack_textfile.web import http, sockets
 from conntrack_textfile.web.application import Application
+from conntrack_textfile.web.query import parse
 from tests.conftest import DATA
 
 if TYPE_CHECKING:
@@ -48,7 +50,8 @@ class Fixed(NamedTuple):
 
     current: Callable[[], tuple[bytes, Body] | None]
 
-    def html(self, telemetry_path: str) -> tuple[bytes, str]:
+    def html(self, telemetry_path: str, asked: str) -> tuple[bytes, str]:
+        parse(asked, LABELS)
         return f"<a href={telemetry_path}>".encode(), "default-src 'none'"
 
     def ready(self) -> bool:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import html
 import re
+import time
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
@@ -9,27 +11,69 @@ import pytest
 
 from conntrack_textfile.collector import Collector
 from conntrack_textfile.kernel.engine import make
+from conntrack_textfile.labels import DEFAULT
 from conntrack_textfile.options import parse
 from conntrack_textfile.web import page
+from conntrack_textfile.web.application import Application
+from conntrack_textfile.web.history import History
+from conntrack_textfile.web.query import Query
+from conntrack_textfile.web.refresh import Refresher
 from tests.browser import browsing
-from tests.builders import CONNTRACK, aggregated, proc_root, taken
+from tests.builders import CONNTRACK, Flow, aggregated, counted, proc_root, table, taken
 from tests.conftest import DATA, need
 from tests.program import serving
-from tests.web.serving import get
+from tests.web.serving import get, listening
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from conntrack_textfile.aggregate import Aggregate
     from conntrack_textfile.snapshot import Snapshot
     from tests.browser import Browser
+    from tests.builders import Series
 
 EMPTY = taken(None)
+NOW = 10000.0
+KEYS = ("src", "dst", "l4protocol", "l7protocol")
 
 
-def render(shown: Snapshot | None, overview: page.Overview | None = None, **more: Any) -> str:
-    settings = {"cause": "", "interval": 60.0, "telemetry_path": "/metrics", **more}
-    return page.render(shown, overview, **settings).decode()
+def render(
+    shown: Snapshot | None,
+    overview: page.Overview | None = None,
+    query: Query | None = None,
+    telemetry_path: str = "/metrics",
+    **more: Any,
+) -> str:
+    state = page.State(**{"now": NOW, "fresh": True, "interval": 60.0, "cause": "", **more})
+    return page.render(shown, overview, query or Query(), state, telemetry_path).decode()
+
+
+def overview(live: Aggregate) -> page.Overview:
+    """What there is to show of live connections alone."""
+    return after(taken(live))
+
+
+def after(*snapshots: Snapshot) -> page.Overview:
+    """What there is to show after snapshots that were a minute apart, the last one now."""
+    made = History()
+    for n, snapshot in enumerate(snapshots, 1 - len(snapshots)):
+        past = made.add(snapshot, NOW + 60 * n)
+    return page.overview(snapshots[-1], past)
+
+
+def snapshots(*steps: Series, labels: tuple[str, ...] = KEYS) -> list[Snapshot]:
+    """Snapshots with these counters, and live connections that carried the same."""
+    return [
+        taken(aggregated(rows, *labels))._replace(traffic=counted(rows, *labels)) for rows in steps
+    ]
+
+
+def words(text: str) -> str:
+    """What a reader sees."""
+    plain = re.sub(r"<title>[^<]*</title>", " ", text.partition("</head>")[2])
+    plain = re.sub(r'<span class="u">[^<]*</span>', " ", plain)
+    return " ".join(html.unescape(re.sub(r"<[^>]*>+", " ", plain)).split())
 
 
 class Outline(HTMLParser):
@@ -54,12 +98,14 @@ class Outline(HTMLParser):
 HOSTILE = '<script>alert("1")</script>&\'<img src=x onerror=y>'
 
 
-def test_every_value_is_escaped() -> None:
-    shown = aggregated({(HOSTILE, HOSTILE): (1, 1, 1, 1, 1)}, "src", "dport")
-    shown = shown._replace(states={(HOSTILE,) * 3: 1}, flags={(HOSTILE,) * 3: 1})
+@pytest.mark.parametrize("only", [(), (("src", HOSTILE),)])
+def test_every_value_is_escaped(only: tuple[tuple[str, str], ...]) -> None:
+    live = aggregated({(HOSTILE, HOSTILE): (1, 1, 1, 1, 1)}, "src", "dport")
+    live = live._replace(states={(HOSTILE,) * 3: 1}, flags={(HOSTILE,) * 3: 1})
     text = render(
         EMPTY._replace(success=False, source=HOSTILE),
-        page.overview(shown),
+        overview(live),
+        Query(only=only),
         cause=HOSTILE,
         telemetry_path="/" + HOSTILE,
     )
@@ -68,26 +114,186 @@ def test_every_value_is_escaped() -> None:
     assert not outline.left
     assert not outline.tags & {"script", "img"}
     assert not outline.attributes & {"onerror", "style"}
-    assert html.unescape(text).count(HOSTILE) >= 7
+    assert html.unescape(text).count(HOSTILE) >= 5
 
 
 def test_there_are_the_numbers_of_the_capture() -> None:
     options = parse(["serve", f"--path.procfs={DATA / 'kernel-6.18'}"])
     shown = Collector(options, make(options.plan)).take()
     assert shown.live is not None
-    text = render(shown, page.overview(shown.live))
-    plain = re.sub(r"<[^>]*>+", " ", text.partition("</head>")[2])
-    words = " ".join(plain.split())
-    assert "Table 91 of 262,144 (0.0%)" in words
-    assert "Connections 91 Sent 38.9 MiB Reply 38.3 MiB Keys 83 Uncounted 3" in words
-    assert "Connections by protocol tcp 32 sctp 20 udp 16" in words
-    assert "Connections by state tcp ESTABLISHED 14 sctp CLOSED 4" in words
-    assert "Top sources by bytes source connections sent reply 10.77.1.2 50 19.6 MiB" in words
-    assert "Top keys by bytes, 10 of 83" in words
-    assert "10.77.2.1 tcp 4 3 0.0%" in words
-    assert "busiest destinations address l4 destination port ports of 64,512 10.77.2.1" in words
-    assert "10.77.2.1 tcp 10.77.2.2 8002 3 0.0%" in words
+    text = render(shown, overview(shown.live))
+    found = words(text)
+    assert "Table 91 of 262,144 (0.0%)" in found
+    assert "Connections 91 Sent 38.9 MiB Reply 38.3 MiB Keys 83 Uncounted 3" in found
+    assert "Connections by protocol tcp 32 sctp 20 udp 16" in found
+    assert "Connections by state tcp ESTABLISHED 14 sctp CLOSED 4" in found
+    assert "Sources by bytes source sent reply connections 10.77.1.2 19.6 MiB 19.1 MiB 50" in found
+    assert "Keys by bytes, 10 of 83" in found
+    assert "There are no rates, as nothing is counted" in found
+    assert "address l4 connections ports used 10.77.2.1 tcp 4 3 0.0%" in found
+    assert "address l4 destination port ports used 10.77.2.1 tcp 10.77.2.2 8002 3 0.0%" in found
     assert 'role="alert"' not in text
+
+
+ONE: Series = {
+    ("a", "x", "tcp", "http"): (10, 10, 10, 10, 10),
+    ("b", "x", "udp", "ntp"): (1, 1, 1, 1, 1),
+}
+TWO: Series = {
+    ("a", "x", "tcp", "http"): (16, 310, 7510, 610, 750_010),
+    ("b", "x", "udp", "ntp"): (601, 1, 1, 1, 1),
+}
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        (Query(), "Sources by bytes source sent reply new a 1.0 kbit/s 100 kbit/s 0.10/s b"),
+        (Query("rate", "packets"), "source sent reply new a 5.00/s 10.0/s 0.10/s b 0/s 0/s 10.0/s"),
+        (Query("rate", "connections"), "source new sent reply b 10.0/s 0 bit/s 0 bit/s a 0.10/s"),
+        (Query("hour"), "source mean rate sent reply new a 101 kbit/s 7.3 KiB 732 KiB 6 b"),
+        (Query("hour", "connections"), "source mean rate new sent reply b 10.0/s 600 0 B 0 B a"),
+        (Query("live"), "source sent reply connections a 7.3 KiB 732 KiB 16 b 1 B 1 B 601"),
+        (Query("live", "packets"), "source sent reply connections a 310 610 16 b 1 1 601"),
+    ],
+)
+def test_tables_are_by_what_the_query_says(query: Query, expected: str) -> None:
+    shown = snapshots(ONE, TWO)
+    assert expected in words(render(shown[-1], after(*shown), query))
+
+
+def test_a_value_has_a_view_of_its_own() -> None:
+    shown = snapshots(ONE, TWO)
+    made = after(*shown)
+    whole = render(shown[-1], made, Query("rate", "packets"))
+    assert 'href="?by=rate&amp;sort=packets&amp;src=a"' in whole
+    assert 'href="?by=rate&amp;sort=packets&amp;l7protocol=ntp"' in whole
+    text = render(shown[-1], made, Query("rate", "packets").at("src", "a"))
+    found = words(text)
+    assert "source a all sent 5.00/s reply 10.0/s new 0.10/s" in found
+    assert "Services by packets service sent reply new http" in found
+    assert "ntp" not in found
+    assert "Sources by" not in found
+    assert 'href="?by=rate&amp;sort=packets&amp;src=a&amp;dst=x"' in text
+    assert 'title="every src">all</a>' in text
+    gone = words(render(shown[-1], made, Query("hour").at("src", "nobody")))
+    assert "source nobody all Nothing of it is known in the last hour." in gone
+
+
+def test_the_pictures_are_of_what_was_counted() -> None:
+    shown = snapshots(ONE, TWO)
+    text = render(shown[-1], after(*shown))
+    labels = re.findall(r'aria-label="([^"]*)"', text)
+    assert labels == [
+        "Traffic over the last 60 s: sent 1.0 kbit/s, reply 100 kbit/s, at most 100 kbit/s",
+        "New connections over the last 60 s: 10.1/s, at most 10.1/s",
+        "Live connections over the last 60 s: 617, at most 617",
+        "Table fill over the last 60 s: 25.0%, at most 25.0%",
+    ]
+
+
+def test_without_counters_it_says_why_there_are_no_rates() -> None:
+    (first,) = snapshots(ONE)
+    live = first._replace(traffic=None)
+    second = render(first, after(first), Query("rate"))
+    assert "Rates are known from the second snapshot on. These are of live connections." in second
+    never = render(live, after(live), Query("rate"))
+    assert "There are no rates, as nothing is counted: --collector.families=live,traffic" in never
+    assert ">rate now</a>" not in never
+    assert "<h2>Traffic" not in never
+    other = live._replace(uncountable=True)
+    found = words(render(other, after(other)))
+    assert "The proc file has no identity of connections" in found
+    assert "There are no rates now. These are of live connections." in found
+    # Counters that there were before: the hour still has what they counted.
+    before = render(other, after(*snapshots(ONE, TWO), other), Query("rate"))
+    assert "There are no rates now. These are of the last hour." in before
+    for text in (second, never, found, before):
+        assert "Sources by bytes" in text
+
+
+def test_live_connections_that_are_not_collected_are_not_shown_as_none() -> None:
+    shown = snapshots(ONE, TWO)
+    assert shown[-1].live is not None
+    empty = shown[-1].live._replace(groups=(), columns=((),) * 5)
+    shown[-1] = shown[-1]._replace(live=empty)
+    found = words(render(shown[-1], after(*shown), Query("live")))
+    assert "Live connections by key are not collected" in found
+    assert "Sources by bytes source sent reply new a" in words(render(shown[-1], after(*shown)))
+
+
+def test_of_old_numbers_there_is_the_past_alone() -> None:
+    shown = snapshots(ONE, TWO)
+    old = shown[-1]._replace(success=False)
+    text = render(old, after(*shown), fresh=False, now=NOW + 200, cause="it is gone")
+    assert "Stale: there is no snapshot that is fresh enough. it is gone." in text
+    assert "Traffic over the last 4 min: sent unknown, reply unknown, at most 100 kbit/s" in text
+    assert "Sources by" not in text
+    assert "617" not in words(text)
+
+
+def test_without_accounting_bytes_are_not_shown_as_none() -> None:
+    shown = snapshots(
+        {("a", "x", "tcp", "http"): (5, 0, 0, 0, 0)}, {("a", "x", "tcp", "http"): (65, 0, 0, 0, 0)}
+    )
+    off = shown[-1]._replace(conntrack=CONNTRACK._replace(accounting=False))
+    text = render(off, after(*shown))
+    assert "Sources by connections source new a 1.00/s" in words(text)
+    assert "bit/s" not in text
+
+
+def test_what_there_is_is_counted_and_not_what_is_left() -> None:
+    rows: Series = {(f"s{n}", "x", "tcp", "http"): (1, 1, 99 - n, 1, 1) for n in range(12)}
+    rows["other", "other", "tcp", "other"] = (9846, 1, 1, 1, 1)
+    live = aggregated(rows, *KEYS)._replace(keys=9857, exported=12)
+    found = words(render(EMPTY, overview(live)))
+    assert "Keys by bytes, 10 of 9,857 source" in found
+    assert "Sources by bytes, 10 of at least 12 source" in found
+    rows.pop(("other", "other", "tcp", "other"))
+    found = words(render(EMPTY, overview(aggregated(rows, *KEYS))))
+    assert "Keys by bytes, 10 of 12 source" in found
+    assert "Sources by bytes, 10 of 12 source" in found
+    assert "Destinations by bytes destination" in found
+
+
+def test_the_rest_has_no_view_of_its_own() -> None:
+    rows: Series = {
+        ("other", "other", "tcp", "other"): (1,) * 5,
+        ("a", "b", "tcp", "http"): (2,) * 5,
+    }
+    text = render(EMPTY, overview(aggregated(rows, *KEYS)))
+    assert "src=a" in text
+    assert "=other" not in text
+
+
+def test_an_empty_card_is_left_out() -> None:
+    live = aggregated({("a",): (1, 1, 1, 1, 1)}, "src")
+    live = live._replace(flags={("ipv4", "tcp", "offload"): 0}, states={("ipv4", "tcp", "NONE"): 1})
+    text = render(EMPTY, overview(live))
+    assert "Connections by state" in text
+    assert "Connections by flag" not in text
+    assert "Connections by protocol" not in text  # that label is not kept
+
+
+@pytest.mark.parametrize(
+    ("age", "success", "interval", "seconds"),
+    [
+        (0, True, 60.0, 60),
+        (50, True, 60.0, 11),
+        (59.9, True, 60.0, 1),
+        (90, True, 60.0, 60),
+        (0, False, 60.0, 5),
+        (0, True, 0.2, 1),
+        (0, False, 1.0, 1),
+        (0, True, 3600.0, 3600),
+    ],
+)
+def test_it_is_renewed_when_the_next_snapshot_is_there(
+    monkeypatch: pytest.MonkeyPatch, age: float, success: bool, interval: float, seconds: int
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1700000000.25 + age)
+    text = render(EMPTY._replace(success=success), interval=interval)
+    assert f'<meta http-equiv="refresh" content="{seconds}">' in text
 
 
 @pytest.mark.parametrize(
@@ -105,12 +311,12 @@ def test_a_banner_says_what_is_wrong(shown: Snapshot | None, banner: str) -> Non
 def test_folded_and_filtered_are_shown() -> None:
     shown = aggregated({("a",): (1, 0, 0, 0, 0)}, "src")
     shown = shown._replace(keys=1234, filtered=5678, malformed=9)
-    text = render(EMPTY, page.overview(shown))
+    text = render(EMPTY, overview(shown))
     assert "1,234, 1,233 folded" in text
     assert "<dt>Filtered</dt><dd>5,678</dd>" in text
     assert "<dt>Malformed</dt><dd>9</dd>" in text
-    assert "Top sources by connections" in text
-    assert "Top services" not in text  # that label is not kept
+    assert "Sources by connections" in text
+    assert "Services" not in text  # that label is not kept
 
 
 def test_what_is_not_known_is_left_out() -> None:
@@ -145,9 +351,154 @@ def test_a_browser_shows_it_light_and_dark_on_phone_and_desk(
         back = browser.evaluate("getComputedStyle(document.body).backgroundColor")
         assert back == ("rgb(18, 22, 28)" if dark else "rgb(245, 246, 248)")
         widths = browser.evaluate(
-            "[...document.querySelectorAll('rect.part')].map(e => e.getBoundingClientRect().width)"
+            "[...document.querySelectorAll('.counts section:first-child rect.part')]"
+            ".map(e => e.getBoundingClientRect().width)"
         )
-        assert widths[1] == max(widths[1:14]) > 3 * widths[4] > 0  # tcp, and gre
+        assert widths[0] == max(widths) > 3 * widths[3] > 0  # tcp, and gre
+
+
+# What is wider than the room it has, by tags and classes; and what leaves its card.
+CUT = """
+[...document.querySelectorAll("html, body, body *")].filter(e =>
+    e.scrollWidth > e.clientWidth && e.clientWidth && getComputedStyle(e).display != "inline"
+    || e.closest(".card, section, dl") && e.getBoundingClientRect().right
+        > e.closest(".card, section, dl").getBoundingClientRect().right + 0.5
+).map(e => `${e.tagName} ${e.getAttribute("class")} ${e.scrollWidth} > ${e.clientWidth}`)
+"""
+WIDTHS = (360, 400, 800, 1200, 2560)
+LONGEST = "2001:1db8:1111:2222:3333:4444:5555:"  # and four digits: 39 characters
+NAME = "A-name-of-thirty-characters-"  # and two digits
+
+
+def test_nothing_is_cut_at_any_width(browser: Browser, tmp_path: Path) -> None:
+    flows = {
+        Flow(f"{LONGEST}a{n:03}", f"{LONGEST}b{n % 11:03}", dport=30000 + n): (
+            1,
+            *(10**14 + n,) * 4,
+        )
+        for n in range(15)
+    }
+    flows |= {Flow("10.0.0.1", f"10.0.{n}.1"): (1, 5, 5, 5, 5) for n in range(3)}
+    names = tmp_path / "networks"
+    names.write_text("".join(f"10.0.{n}.1/32 {NAME}0{n}\n" for n in range(3)))
+    root = tmp_path / "proc"
+    root.mkdir()
+    proc_root(root, table(flows))
+    with serving(f"--path.procfs={root}", f"--networks.file={names}") as program:
+        get(f"{program.url}/metrics")
+        for width in WIDTHS:
+            browser.open(f"{program.url}/", width=width)
+            assert f"{LONGEST}a014" in browser.evaluate("document.body.innerText")
+            assert browser.evaluate(CUT) == [], width
+
+
+@contextlib.contextmanager
+def crowded(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of a page with an hour of the longest names and numbers of 15 digits."""
+    groups = [
+        (*(f"{LONGEST}a{n:03}", f"{NAME}{n % 11:02}"), "ipv6", "tcp", f"{NAME}9{n % 3}", "65535")
+        for n in range(15)
+    ]
+    steps = iter(range(61))
+
+    def take() -> Snapshot:
+        step = next(steps)
+        rows: Series = {group: (step * (10**14 - n),) * 5 for n, group in enumerate(groups)}
+        shown = snapshots(rows, labels=DEFAULT)[0]
+        conntrack = CONNTRACK._replace(entries=10**14, entries_limit=10**15 - 1)
+        return shown._replace(timestamp=time.time(), conntrack=conntrack)
+
+    made = Refresher(take, lambda last: last or EMPTY, 60.0)
+    now = time.monotonic()
+    for minute in range(61):
+        with monkeypatch.context() as patched:
+            patched.setattr(time, "monotonic", lambda minute=minute: now - 60 * (60 - minute))
+            made.refresh()
+    app = Application(
+        made, telemetry_path="/metrics", max_requests=4, exporter_metrics=False, access=None
+    )
+    with listening(app) as port:
+        yield f"http://127.0.0.1:{port}/"
+
+
+def test_nothing_is_cut_of_rates_and_history(
+    browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views = ("", "?by=hour", "?by=live&sort=packets", "?sort=packets&dst=" + NAME + "00")
+    with crowded(monkeypatch) as url:
+        for width in WIDTHS:
+            for view in views:
+                browser.open(url + view, width=width)
+                text = browser.evaluate("document.body.innerText")
+                assert f"{LONGEST}a000" in text
+                assert browser.evaluate(CUT) == [], (width, view)
+                # A number is on one line.
+                high = browser.evaluate(
+                    "[...document.querySelectorAll('td.n, dd')].filter(e => {"
+                    " const r = document.createRange(); r.selectNodeContents(e);"
+                    " const t = [...r.getClientRects()].map(c => c.top);"
+                    " return /^[0-9,]+$/.test(e.lastChild.textContent)"
+                    " && Math.max(...t) - Math.min(...t) > 12; }).map(e => e.innerText)"
+                )
+                assert high == [], (width, view)
+        assert browser.complaints() == []
+
+
+def test_it_renews_itself_and_keeps_its_place(browser: Browser) -> None:
+    sample = f"--path.procfs={DATA / 'kernel-6.18'}"
+    with serving(sample, "--collector.interval=1") as program:
+        get(f"{program.url}/metrics")
+        browser.open(f"{program.url}/?by=live&sort=packets", width=400)
+        browser.evaluate("scrollTo(0, 700); window.first = true")
+        assert browser.evaluate("scrollY") == 700
+        end = time.monotonic() + 30
+        renewed = "!window.first && document.readyState == 'complete' && scrollY"
+        while browser.evaluate(renewed) != 700:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        assert browser.evaluate("location.search") == "?by=live&sort=packets"
+
+
+def test_a_page_that_is_not_renewed_says_that_it_is_old(browser: Browser) -> None:
+    seen = (
+        "document.querySelector('.aging').setCurrentTime(%d), "
+        "getComputedStyle(document.querySelector('.aging text')).visibility"
+    )
+    with serving(f"--path.procfs={DATA / 'kernel-6.18'}", "--collector.interval=60") as program:
+        get(f"{program.url}/metrics")
+        browser.open(f"{program.url}/")
+        assert browser.evaluate(seen % 100) == "hidden"
+        assert browser.evaluate(seen % 181) == "visible"
+
+
+def test_links_lead_from_view_to_view(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    with crowded(monkeypatch) as url:
+        browser.open(url)
+        for click, search in (
+            ("nav a:not([aria-current])", "?by=hour"),
+            (".ranking .name a", "?by=hour&src="),
+            (".ranking .name a", "?by=hour&src="),
+            ("dl dd a", "?by=hour&dst="),
+        ):
+            target = browser.evaluate(f"document.querySelector({click!r}).href")
+            assert search in target
+            assert get(target)[0] == 200
+            browser.open(target)
+            assert "Keys by bytes" in browser.evaluate("document.body.innerText")
+        assert get(f"{url}?src={NAME}")[0] == 200
+        for query in (
+            "?by=day",
+            "?x=1",
+            "?src=a&src=b",
+            "?zone=1",
+            "?src=%FF",
+            "?by=" + "x" * 5000,
+        ):
+            status, body, headers = get(url + query)
+            assert status == 400, query
+            assert headers["Content-Type"].startswith("text/plain")
+            assert body.startswith(b"Bad Request: ")
+            assert body.count(b"\n") == 1
 
 
 def test_a_browser_shows_what_is_wrong(browser: Browser, tmp_path: Path) -> None:

@@ -268,7 +268,7 @@ def test_it_is_ready_from_the_first_good_snapshot_on() -> None:
 
 def test_the_page_shows_the_last_snapshot_and_then_that_it_is_stale(clock: list[float]) -> None:
     def shown() -> str:
-        text, policy = made.html("/m")
+        text, policy = made.html("/m", "")
         assert policy.startswith("default-src 'none'; style-src 'sha256-")
         return text.decode()
 

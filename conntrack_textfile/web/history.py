@@ -1,0 +1,207 @@
+"""The last hour in memory, for the page: totals over time, and traffic by group.
+
+Nothing of it is written to a disk: it begins with the process. Traffic is the
+growth of counters, so the first snapshot has none.
+"""
+
+from __future__ import annotations
+
+import heapq
+from array import array
+from typing import TYPE_CHECKING, NamedTuple
+
+from conntrack_textfile.aggregate import MEASURES, PROTOCOLS, growth, other_group
+from conntrack_textfile.tally import Rows, Sums, add
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from conntrack_textfile.aggregate import Aggregate
+    from conntrack_textfile.snapshot import Snapshot, Traffic
+    from conntrack_textfile.tally import Group
+
+SECONDS = 3600
+
+# Snapshots within so many seconds are one point. Two points in a row span more, so
+# that there are 720 at most: 6 KiB a series.
+_POINT_SECONDS = 10
+
+# Traffic by group leaves the hour by such parts, or by snapshots that are further apart.
+_PART_SECONDS = 300
+
+# Groups in each part: the default of --limit.keys and what is beyond it. There are more
+# only where the limit is higher, or 0.
+_GROUPS = 11000
+
+
+class Points(NamedTuple):
+    """Totals over time, oldest first."""
+
+    times: Sequence[float]  # of the end of each point, by the clock of History.add()
+    seconds: Sequence[float]  # that its traffic is of; 0 where none is known
+    sent_bytes: Sequence[float]
+    reply_bytes: Sequence[float]
+    opened: Sequence[float]  # connections that began
+    live: Sequence[float]  # connections: the most in that time
+    entries: Sequence[float]  # of the whole table: the most in that time
+    entries_limit: Sequence[float]  # 0 where it is not known
+
+
+class Carried(NamedTuple):
+    """Traffic by group over some time. A group may be in several of the parts."""
+
+    parts: tuple[Rows, ...]
+    seconds: float
+
+    @property
+    def rows(self) -> Rows:
+        """The parts added up."""
+        if len(self.parts) == 1:
+            return self.parts[0]
+        sums: dict[Group, list[int]] = {}
+        for part in self.parts:
+            for group, row in zip(part.groups, zip(*part.columns, strict=True), strict=True):
+                add(sums, group, row)
+        return _rows(sums)
+
+
+class Past(NamedTuple):
+    """What is known of the past at one snapshot. It does not change."""
+
+    points: Points
+    interval: Carried | None  # since the snapshot before; None where there is none
+    hour: Carried | None
+    counted: bool  # whether there are counters
+
+
+class History:
+    """Takes one snapshot after the other."""
+
+    def __init__(self) -> None:
+        self._points = Points(*[array("d") for _ in Points._fields])
+        self._point_began = 0.0
+        self._before: Traffic | None = None
+        self._at = 0.0  # when that was
+        self._parts: list[tuple[float, float, Rows]] = []  # when each began and ended
+        self._part_began = 0.0  # the one that goes on
+        self._sums: dict[Group, list[int]] = {}  # its traffic so far
+
+    def add(self, snapshot: Snapshot, now: float) -> Past:
+        """Take a good snapshot, at so many seconds of a clock that is never set."""
+        traffic, before = snapshot.traffic, self._before
+        interval = None
+        totals = Sums(0, 0, 0, 0, 0)
+        if traffic is None or before is None:
+            self._end_part()
+            self._part_began = now
+        elif now > self._at:
+            columns = growth(before.protocols, traffic.protocols).columns
+            totals = Sums(*map(sum, columns))
+            rows = bounded(traffic.labels, _moved(growth(before.groups, traffic.groups)))
+            interval = Carried((rows,), now - self._at)
+            for group, row in zip(rows.groups, zip(*rows.columns, strict=True), strict=True):
+                add(self._sums, group, row)
+        else:  # no time has passed: what came since is of the next interval
+            traffic = before
+        self._add_point(snapshot, totals, interval.seconds if interval else 0.0, now)
+        self._at = now
+        self._before = traffic and traffic._replace(groups=_packed(traffic.groups))
+        if self._before and now - self._part_began >= _PART_SECONDS:
+            self._end_part()
+            self._part_began = now
+        self._parts = [part for part in self._parts if part[1] > now - SECONDS]
+        points = Points(*[array("d", series) for series in self._points])
+        return Past(points, interval, self._hour(), counted=traffic is not None)
+
+    def _end_part(self) -> None:
+        if self._at > self._part_began and self._before:
+            self._parts.append((self._part_began, self._at, _rows(self._sums)))
+        self._sums = {}
+
+    def _hour(self) -> Carried | None:
+        parts = list(self._parts)
+        if self._at > self._part_began and self._before:
+            parts.append((self._part_began, self._at, _rows(self._sums)))
+        if not parts:
+            return None
+        return Carried(
+            tuple([rows for _, _, rows in parts]), sum(end - began for began, end, _ in parts)
+        )
+
+    def _add_point(self, snapshot: Snapshot, totals: Sums, seconds: float, now: float) -> None:
+        series: Iterable[array[float]] = self._points  # type: ignore[assignment]
+        times, *more = series
+        conntrack = snapshot.conntrack
+        flows = seconds, totals.sent_bytes, totals.reply_bytes, totals.connections
+        levels = (
+            snapshot.live.totals.connections if snapshot.live else 0,
+            conntrack.entries or 0,
+            conntrack.entries_limit or 0,
+        )
+        if times and now - self._point_began <= _POINT_SECONDS:
+            times[-1] = now
+            for n, (kept, value) in enumerate(zip(more, (*flows, *levels), strict=True)):
+                kept[-1] = kept[-1] + value if n < len(flows) else max(kept[-1], value)
+        else:
+            self._point_began = times[-1] if times else now
+            for kept, value in zip((times, *more), (now, *flows, *levels), strict=True):
+                kept.append(value)
+        gone = sum(time < now - SECONDS for time in times)
+        for kept in (times, *more):
+            del kept[:gone]
+
+
+def bounded(labels: Sequence[str], rows: Rows) -> Rows:
+    """Rows of the largest groups, with one for each protocol of all that are not among them."""
+    if len(rows.groups) <= _GROUPS:
+        return rows
+    numbered = enumerate(zip(*rows.columns, strict=True))
+    largest = {n for n, _ in heapq.nlargest(_GROUPS, numbered, key=lambda pair: _size(pair[1]))}
+    at = [labels.index(label) for label in PROTOCOLS if label in labels]
+    sums: dict[Group, list[int]] = {}
+    pairs = zip(rows.groups, zip(*rows.columns, strict=True), strict=True)
+    for n, (group, row) in enumerate(pairs):
+        protocol = tuple([group[index] for index in at])
+        add(sums, group if n in largest else other_group(tuple(labels), protocol), row)
+    return _rows(sums)
+
+
+def _size(row: Sequence[int]) -> tuple[int, ...]:
+    """By bytes, and of as many by packets, and by connections."""
+    return tuple([size(row) for size in MEASURES.values()])
+
+
+def compact(live: Aggregate, traffic: Traffic | None) -> Rows:
+    """The live groups, kept in little memory: of equal texts one, that of the counters first."""
+    rows = bounded(live.labels, Rows(live.groups, live.columns))
+    known = {group: group for group in traffic.groups.groups} if traffic else {}
+    texts: dict[str, str] = {}
+    groups = [
+        known.get(group) or tuple([texts.setdefault(text, text) for text in group])
+        for group in rows.groups
+    ]
+    return _packed(Rows(groups, rows.columns))
+
+
+def _moved(rows: Rows) -> Rows:
+    """Those that are not all 0."""
+    pairs = zip(rows.groups, zip(*rows.columns, strict=True), strict=True)
+    return _rows({group: row for group, row in pairs if any(row)})
+
+
+def _rows(sums: dict[Group, list[int]] | dict[Group, tuple[int, ...]]) -> Rows:
+    columns = tuple(zip(*sums.values(), strict=True)) or ((),) * len(Sums._fields)
+    return _packed(Rows(list(sums), columns))
+
+
+def _packed(rows: Rows) -> Rows:
+    """The same with columns of no more bytes than their largest number needs."""
+    return Rows(rows.groups, tuple(map(_column, rows.columns)))
+
+
+def _column(values: Sequence[int]) -> Sequence[int]:
+    largest = max(values, default=0)
+    for code in "BHIQ":
+        if largest < 1 << 8 * array(code).itemsize:
+            return array(code, values)
+    return tuple(values)  # made up, by whoever may write to the table
