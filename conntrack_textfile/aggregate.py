@@ -56,6 +56,14 @@ class Aggregate(NamedTuple):
         return self.keys - self.exported
 
 
+class Talker(NamedTuple):
+    """A group as it is in the table, and what it carried since the reading before."""
+
+    group: Group
+    live: Sums
+    traffic: Sums
+
+
 class Ranking(NamedTuple):
     """The top groups by some of the labels."""
 
@@ -67,28 +75,50 @@ class Ranking(NamedTuple):
 
 def fold(tally: Tally, labels: tuple[str, ...], limit: Limit) -> Aggregate:
     """A tally under a limit: the largest groups, and for each protocol one of all the others."""
-    totals = Sums(*map(sum, zip(Sums(0, 0, 0, 0, 0), *tally.protocols.values(), strict=True)))
-    keys = exported = len(tally.groups)
+    folded = without_groups(tally, labels)
     # By protocols alone there are few groups, and to fold them would change nothing.
-    if 0 < limit.keys < keys and set(labels) - set(PROTOCOLS):
-        exported = limit.keys
-        rows = tally.groups.rows(exported, measure(limit.by, totals))
+    if 0 < limit.keys < folded.keys and set(labels) - set(PROTOCOLS):
+        rows = tally.groups.rows(limit.keys, measure(limit.by, folded.totals))
         groups, columns = _with_others(rows, tally.protocols, labels)
-    else:
-        groups, columns = tally.groups.rows(0, limit.by)
+        return folded._replace(groups=groups, columns=columns, exported=limit.keys)
+    groups, columns = tally.groups.rows(0, limit.by)
+    return folded._replace(groups=groups, columns=columns)
+
+
+def without_groups(tally: Tally, labels: tuple[str, ...]) -> Aggregate:
+    """What a tally holds besides its groups, of which none is beyond a limit."""
     return Aggregate(
         labels=labels,
-        groups=groups,
-        columns=columns,
-        totals=totals,
-        keys=keys,
-        exported=exported,
+        groups=(),
+        columns=((),) * len(Sums._fields),
+        totals=totals(tally),
+        keys=len(tally.groups),
+        exported=len(tally.groups),
         filtered=tally.filtered,
         malformed=tally.malformed,
         uncounted=tally.uncounted,
         states=tally.states,
         flags=tally.flags,
     )
+
+
+def totals(tally: Tally) -> Sums:
+    """The sums over all groups."""
+    return Sums(*map(sum, zip(Sums(0, 0, 0, 0, 0), *tally.protocols.values(), strict=True)))
+
+
+def talkers(live: Tally, traffic: Tally | None, count: int) -> list[Talker]:
+    """The so many largest groups by each measure, of the live connections and of the traffic."""
+    both = [tally.groups for tally in (live, traffic) if tally is not None]
+    keys = sorted(
+        {key for groups in both for by in MEASURES for key, _ in groups.largest(count, by)}
+    )
+    nothing = Sums(0, 0, 0, 0, 0)
+    carried = traffic.groups.get(keys) if traffic is not None else [None] * len(keys)
+    return [
+        Talker(live.groups.labels(key), now or nothing, since or nothing)
+        for key, now, since in zip(keys, live.groups.get(keys), carried, strict=True)
+    ]
 
 
 def measure(by: str, totals: Sums) -> str:

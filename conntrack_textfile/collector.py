@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING
 from conntrack_textfile import aggregate
 from conntrack_textfile.kernel import source, sysctl
 from conntrack_textfile.kernel.engine import make
-from conntrack_textfile.snapshot import Snapshot, Traffic
+from conntrack_textfile.snapshot import Snapshot, Talkers, Traffic
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from conntrack_textfile.counters import Counters
     from conntrack_textfile.kernel.engine import Engine
-    from conntrack_textfile.kernel.tracker import Tracker
+    from conntrack_textfile.kernel.tracker import Reading, Tracker
     from conntrack_textfile.options import Options
     from conntrack_textfile.plan import Plan
-    from conntrack_textfile.reload import Reloader
     from conntrack_textfile.state import State
-    from conntrack_textfile.tally import Groups
+    from conntrack_textfile.tally import Groups, Tally
 
 
 # Lost events are warned of once, until none was lost for so long.
@@ -37,12 +37,22 @@ class Collector:
     """Takes snapshots, with live figures alone until counting is begun."""
 
     def __init__(
-        self, options: Options, engine: Engine, plans: Reloader[Plan] | None = None
+        self,
+        options: Options,
+        engine: Engine,
+        plans: Callable[[], Plan] | None = None,
+        ranked: int = 0,
     ) -> None:
+        """Of the options, whose plan is the engine's. plans() gives the one to go on with.
+
+        So many groups are ranked by each measure, in place of series by group.
+        """
         self._options = options
         self._engine = engine
         self._plans = plans
         self._plan = options.plan
+        self._ranked = ranked
+        self._measured_at: float | None = None
         self._tracker: Tracker | None = None
         self._counters: Counters | None = None
         self._lock = threading.Lock()
@@ -105,24 +115,32 @@ class Collector:
         """Read the table that the options name. Raises SourceError."""
         options = self._options
         started = time.monotonic()
-        if self._plans is not None and self._plans.current() is not self._plan:
-            self._replan(self._plans.current())
+        if self._plans is not None:
+            plan = self._plans()
+            if plan != self._plan:
+                self._replan(plan)
         if self._tracker and self._tracker.ledger.baseline:
             # Twice: a dump may miss an entry, which would later look like a new one.
             source.read(options.source, options.proc_root, self._engine, self._tracker)
         used, tally = source.read(options.source, options.proc_root, self._engine, self._tracker)
         conntrack = sysctl.read(options.proc_root)
-        traffic = None
+        reading = traffic = talkers = None
         if used == "netlink":
             listening = (
                 self._tracker is not None
                 and self._tracker.socket is not None
                 and conntrack.events is not False
             )
-            traffic = self._count(tally.groups, listening=listening)
-        live = aggregate.fold(tally, options.plan.labels, options.limit)
-        if "live" not in options.families:
-            live = live._replace(groups=(), columns=((),) * 5)
+            reading = self._count(tally.groups, listening=listening)
+            traffic = self._traffic(reading, listening=listening) if reading else None
+        labels = self._plan.labels
+        if self._ranked:
+            live = aggregate.without_groups(tally, labels)
+            talkers = self._talkers(tally, reading)
+        else:
+            live = aggregate.fold(tally, labels, options.limit)
+            if "live" not in options.families:
+                live = live._replace(groups=(), columns=((),) * 5)
         return Snapshot(
             success=True,
             source=used,
@@ -132,25 +150,36 @@ class Collector:
             duration=time.monotonic() - started,
             live=live,
             traffic=traffic,
+            talkers=talkers,
             uncountable=self._tracker is not None and traffic is None,
         )
 
     def _replan(self, plan: Plan) -> None:
-        """Go on with another plan. Series of names that are gone end."""
+        """Go on with another plan. Series of names that are gone end.
+
+        Other labels are other series, and what passes other filters was not in the
+        ledger: there all of counting begins anew.
+        """
         engine = make(plan)
         if self._tracker and self._counters:
+            from conntrack_textfile.counters import Counters
             from conntrack_textfile.kernel import namespace
             from conntrack_textfile.kernel.grouping import key_parser
 
+            anew = _kept(plan) != _kept(self._plan)
             with self._lock:
-                reading = self._tracker.replace(engine.ledger)
-                self._counters.update(reading.traffic, None, namespace.seconds())
-                self._counters.add_totals(reading.statistics)
-                self._counters.published = False
-                self._counters.rekey(key_parser(plan))
+                reading = self._tracker.replace(engine.ledger, anew=anew)
+                if anew:
+                    self._counters = Counters(plan.labels, self._options.limit)
+                else:
+                    self._counters.update(reading.traffic, None, namespace.seconds())
+                    self._counters.add_totals(reading.statistics)
+                    self._counters.published = False
+                    self._counters.rekey(key_parser(plan))
         self._engine, self._plan = engine, plan
+        self._measured_at = None
 
-    def _count(self, live: Groups | None, *, listening: bool) -> Traffic | None:
+    def _count(self, live: Groups | None, *, listening: bool) -> Reading | None:
         """Add the traffic since the last time to the counters, and save them.
 
         live are the groups of a snapshot; without them it is the last time.
@@ -168,8 +197,13 @@ class Collector:
             if path:
                 self._save(path, reading.ledger, published=live is not None)
             self._counters.published = live is not None
+        return reading
+
+    def _traffic(self, reading: Reading, *, listening: bool) -> Traffic:
+        """The counters, after a reading was added to them."""
+        assert self._counters is not None
         return Traffic(
-            labels=self._options.plan.labels,
+            labels=self._plan.labels,
             groups=self._counters.groups(),
             protocols=self._counters.by_protocol(),
             totals=dict(self._counters.totals),
@@ -178,6 +212,22 @@ class Collector:
             tracked=reading.tracked,
             listening=listening,
             buffer=reading.buffer,
+        )
+
+    def _talkers(self, live: Tally, reading: Reading | None) -> Talkers:
+        """The largest groups of a reading: by its own traffic, so that no slot is needed."""
+        now = time.monotonic()
+        # The first reading has the baseline, and ends it: there is no traffic yet.
+        since = self._measured_at
+        traffic = reading.traffic if reading and since is not None else None
+        if reading:
+            self._measured_at = now
+        return Talkers(
+            labels=self._plan.labels,
+            rows=aggregate.talkers(live, traffic, self._ranked),
+            totals=aggregate.totals(traffic) if traffic else None,
+            seconds=now - since if since is not None else 0.0,
+            ended_unseen=reading.statistics["ended_unseen"] if reading else 0,
         )
 
     def _lately_lost(self, lost: int) -> int:
@@ -193,7 +243,7 @@ class Collector:
     @property
     def _filters(self) -> str:
         """What is compared with a saved ledger's: it has what passed the filters alone."""
-        return repr((self._options.plan.include, self._options.plan.exclude))
+        return repr((self._plan.include, self._plan.exclude))
 
     def _save(self, path: str, ledger: bytes, *, published: bool) -> None:
         from conntrack_textfile import state
@@ -229,10 +279,20 @@ class Collector:
         if self._tracker and self._tracker.socket:
             self._tracker.start()
 
+    def close(self) -> None:
+        """Read no more events, and close their socket."""
+        if self._tracker:
+            self._tracker.close()
+
     def stop(self) -> None:
         """Save what came since the last snapshot. Nothing is read after it. Raises OutputError."""
         if self._tracker and self._options.state_file and not self._tracker.ledger.baseline:
             self._count(None, listening=self._tracker.socket is not None)
+
+
+def _kept(plan: Plan) -> tuple[object, ...]:
+    """What cannot change without all of counting beginning anew."""
+    return plan.labels, plan.include, plan.exclude
 
 
 def _inode(sock: socket.socket | None) -> int:

@@ -43,3 +43,6 @@ ROWS = (
 BY_NAME = {row.name: row for row in ROWS}
 LABELS = tuple(BY_NAME)
 DEFAULT = tuple(row.name for row in ROWS if row.default)
+
+# What reads the value of each condition of a filter.
+CONDITIONS = {row.name: row.filter for row in ROWS if row.filter}

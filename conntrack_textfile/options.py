@@ -341,9 +341,8 @@ def watch_names(options: Options) -> Reloader[Plan]:
 
 
 def _filters(given: docopt.ParsedOptions, name: str) -> tuple[Filter, ...]:
-    conditions = {row.name: row.filter for row in labels.ROWS if row.filter}
     try:
-        return tuple(filters.parse(text, conditions) for text in given[name])
+        return tuple(filters.parse(text, labels.CONDITIONS) for text in given[name])
     except ValueError as error:
         raise UsageError(f"{name}: {error}") from None
 

@@ -39,7 +39,8 @@ LAYERS = [
         kernel.source
         snapshot
         families collector
-        exposition top
+        exposition columns terminal
+        top
         web.body web.sockets web.page web.limiter web.request web.notify web.checkqueue web.yamlfile
         web.metrics
         web.tls web.passwords

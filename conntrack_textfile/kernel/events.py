@@ -14,6 +14,9 @@ from typing import NamedTuple
 
 from conntrack_textfile.kernel import namespace, uapi
 
+BUFFER_BYTES = 1 << 25
+"""What serve asks for by default: some 50,000 events, as the kernel doubles it."""
+
 _DESTROY_MASK = 1 << (uapi.NFNLGRP_CONNTRACK_DESTROY - 1)
 
 # include/uapi/asm-generic/socket.h and linux/sock_diag.h
