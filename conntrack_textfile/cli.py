@@ -178,7 +178,8 @@ def _top(opts: Options, engine: Engine) -> None:
         if terminal.is_usable():
             _view(opts, engine)
             return
-    collector = Collector(opts, engine, options.watch_names(opts).current, opts.rows)
+    rows = top.ROWS if opts.rows is None else opts.rows
+    collector = Collector(opts, engine, options.watch_names(opts).current, max(1, rows))
     with contextlib.closing(collector):
         if opts.watch:
             _measure(opts, collector)
@@ -191,7 +192,7 @@ def _top(opts: Options, engine: Engine) -> None:
                 if note not in known:
                     _log(opts).warning("%s", note)
             known.update(notes)
-            lines = top.plain(snapshot, opts.limit.by, opts.rows, watched=opts.watch)
+            lines = top.plain(snapshot, opts.limit.by, rows, watched=opts.watch)
             read = textfile.stream([("\n".join(lines) + "\n").encode()])
             if not opts.watch or not read:
                 return
@@ -205,7 +206,7 @@ def _view(opts: Options, engine: Engine) -> None:
     from conntrack_textfile import logs, terminal, top
 
     names = options.watch_names(opts)
-    view = top.View(opts.limit.by, opts.plan.labels)
+    view = top.View(opts.limit.by, opts.plan.labels, rows=opts.rows)
 
     def plan() -> Plan:
         named = names.current()

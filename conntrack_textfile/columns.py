@@ -63,7 +63,7 @@ def cut_address(text: str, room: int) -> str:
             kept = separator.join([*parts[:head], CUT, *parts[len(parts) - tail :]])
             more = head >= tail if "/" in text else tail >= head
             if head + tail and width(kept) <= room:
-                found.append((head + tail, -abs(head - tail), more, kept))
+                found.append((width(kept), -abs(head - tail), more, kept))
     return max(found)[-1] if found else cut(CUT, room)
 
 

@@ -81,8 +81,10 @@ _COMMANDS = {
   top    Show one snapshot as a table on the terminal, largest first.
 """,
         """\
-  -n N                             Rows [default: 20]
-  --watch                          Repeat it, with rates between snapshots
+  -n N                             Rows: if not given 20, or as many as fit into
+                                   the view of --watch
+  --watch                          Repeat it, with rates between snapshots: on
+                                   a terminal as a view with keys (? shows them)
   --collector.interval=SECONDS     Time from snapshot to snapshot [default: 2]
 """,
     ),
@@ -213,7 +215,7 @@ class Options(NamedTuple):
     systemd_socket: bool = False
 
     # Of top:
-    rows: int = 0
+    rows: int | None = None  # None: as many as there is room for, or 20
     watch: bool = False
 
 
@@ -292,7 +294,7 @@ def _serve(options: Options, given: docopt.ParsedOptions) -> Options:
 def _top(options: Options, given: docopt.ParsedOptions) -> Options:
     return options._replace(
         interval=_seconds(given, "--collector.interval"),
-        rows=_count(given, "-n"),
+        rows=None if given["-n"] is None else _count(given, "-n"),
         watch=given["--watch"],
     )
 

@@ -108,7 +108,7 @@ class Terminal:
 
     def draw(self, lines: list[str]) -> bool:
         """Write lines over those before, with what is below cleared. Whether anybody reads."""
-        text = "\r\n".join(f"{line}\x1b[K" for line in lines)
+        text = "\n".join(f"{line}\x1b[K" for line in lines)
         return textfile.stream([f"\x1b[H{text}\x1b[J".encode()])
 
     def keys(self, seconds: float) -> list[str] | None:

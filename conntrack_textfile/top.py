@@ -5,6 +5,7 @@ All of it is pure: a snapshot and a view give lines, a view and a key another vi
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 import time
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 
     from conntrack_textfile.aggregate import Talker
     from conntrack_textfile.snapshot import Snapshot, Talkers
+
+    _Text = Callable[[int], str]
+    _Measured = tuple[str, tuple[int, int], _Text, Callable[[float], str], bool]
+
+ROWS = 20
+"""How many are shown where nobody says, and there is no screen."""
 
 RANKED = 500
 """How many groups by each measure a snapshot for a view is to have: more than a screen shows."""
@@ -55,6 +62,7 @@ class View(NamedTuple):
 
     by: str  # of MEASURES
     labels: tuple[str, ...]
+    rows: int | None = None  # None: as many as fit
     include: tuple[Filter, ...] | None = None  # in place of those of the command line
     filter: str = ""  # the same as it was typed
     typed: str | None = None  # of a filter that is being typed
@@ -142,15 +150,14 @@ def plain(snapshot: Snapshot, by: str, count: int, *, watched: bool = False) -> 
 
 
 def screen(
-    snapshot: Snapshot, view: View, size: tuple[int, int], every: float, notes: list[str]
+    snapshot: Snapshot, view: View, size: tuple[int, int], every: float, messages: list[str]
 ) -> list[str]:
     """The lines of a screen of so many columns and lines, none wider and not more."""
     width, height = size
     # In the last column a terminal waits for what comes next, and wraps it.
     width -= 1
     if view.help:
-        lines = [line for text in _help(view) for line in _wrapped(text, width)]
-        return lines[:height]
+        return [*_help(view, width)[: max(0, height - 1)], columns.cut("Any key goes back.", width)]
     state = [f"by {view.by}", f"every {every:g} s"]
     if view.filter:
         state.append(f"filter {columns.printable(view.filter)}")
@@ -158,14 +165,15 @@ def screen(
         state.append("PAUSED")
     first, *rest = _summary(snapshot)
     above = _flow([first, *state, *rest], width)
-    for note in [*notes, *notes(snapshot)]:
+    for note in [*messages, *notes(snapshot)]:
         above += _wrapped(columns.printable(note), width)
     below = _foot(view, width)
     if height < len(above) + len(below) + 4:  # a head, and three rows
         above = above[: max(1, height - 4)]
         below = below if view.typed is not None else []
     room = height - len(above) - len(below) - 2  # the head, and how many more there are
-    lines = [*above, *table(snapshot, view.by, max(1, room), width)]
+    rows = max(1, room) if view.rows is None else min(view.rows, max(1, room))
+    lines = [*above, *table(snapshot, view.by, rows, width)]
     lines = lines[: max(1, height - len(below))]
     lines += [""] * (height - len(lines) - len(below))
     return [columns.cut(line, width) for line in [*lines, *below]][:height]
@@ -183,12 +191,12 @@ def _foot(view: View, width: int) -> list[str]:
     return [*_wrapped(columns.printable(hint), width), typed]
 
 
-def _help(view: View) -> list[str]:
+def _help(view: View, width: int) -> list[str]:
     kept = [
-        f"  {key}  {'[x]' if label in view.labels else '[ ]'} {label}"
+        f"{key} [{'x' if label in view.labels else ' '}] {label}"
         for key, label in LABEL_KEYS.items()
     ]
-    return [
+    above = [
         "b p c  sort by bytes, packets or connections: by rates, once there are some",
         "space  pause, and go on",
         "/      filter, as --filter.include takes it (src=10.0.0.0/8,dport=443), in place of "
@@ -197,13 +205,18 @@ def _help(view: View) -> list[str]:
         "q      quit",
         "",
         "Labels to keep; rates begin anew after a change:",
-        *kept,
+    ]
+    below = [
         "",
         "LIVE are live connections, NEW/s the new ones. SENT goes from the source, REPLY comes "
         "back to it. /s is of all traffic since the last snapshot, that of ended connections too.",
         f"{_UNKNOWN} is unknown: the connection has no packet and byte counters.",
-        "",
-        "Any key goes back.",
+    ]
+    texts = [line for text in above for line in _wrapped(text, width)]
+    return [
+        *texts,
+        *_flow(kept, width),
+        *(line for text in below for line in _wrapped(text, width)),
     ]
 
 
@@ -289,36 +302,35 @@ def _columns(talkers: Talkers, by: str) -> list[_Column]:
         )
         for at, row in enumerate(labels.BY_NAME[name] for name in talkers.labels)
     ]
-    rates = talkers.totals is not None
+    rates, seconds = talkers.totals is not None, talkers.seconds
     counts = by == "connections"
-    head = "LIVE" if rates else "CONNECTIONS"
-    connections_out = 0 if counts else 5 if rates else 2
-    found.append(_Column(head, lambda talker: str(talker.live.connections), connections_out))
-    if rates:
-        found.append(
-            _Column(
-                "NEW/s",
-                lambda talker: _rate(talker.traffic.connections / talkers.seconds),
-                0 if counts else 4,
-            )
+    found.append(
+        _Column(
+            "LIVE" if rates else "CONNECTIONS",
+            lambda talker: str(talker.live.connections),
+            0 if counts else 6 if rates else 2,
         )
-    # Of what is shown, the last is kept longest: the measure, and of it the rates.
-    measured = [("", 2, 4, binary)]
+    )
+    if rates:
+        new = _Column("NEW/s", lambda talker: _rate(talker.traffic.connections / seconds))
+        found.append(new._replace(left_out=0 if counts else 5))
+    # What stands behind SENT and REPLY, their fields, how totals and rates are shown, and
+    # whether they are the measure.
+    measured: list[_Measured] = [("", (2, 4), binary, binary, by == "bytes")]
     if by == "packets":
-        measured.insert(0, (" PKT", 1, 3, str))
-    for unit, sent, reply, text in measured:
-        for name, field in (("SENT", sent), ("REPLY", reply)):
-            least = rates or counts or (by == "packets" and not unit)
-            found.append(_Column(f"{name}{unit}", _total(field, text), 2 if least else 4))
-    for unit, sent, reply, text in measured if rates else ():
-        for name, field in (("SENT", sent), ("REPLY", reply)):
-            cell = _speed(field, talkers.seconds, _rate if unit else text)
-            least = counts or (by == "packets" and not unit)
-            found.append(_Column(f"{name}{unit}/s", cell, 4 if least else 0))
+        measured.insert(0, (" PKT", (1, 3), str, _rate, True))
+    for unit, fields, text, _, wanted in measured:
+        left_out = 2 if rates else 0 if wanted else 4
+        for name, field in zip(("SENT", "REPLY"), fields, strict=True):
+            found.append(_Column(f"{name}{unit}", _total(field, text), left_out))
+    for unit, fields, _, text, wanted in measured if rates else ():
+        for name, field in zip(("SENT", "REPLY"), fields, strict=True):
+            cell = _speed(field, seconds, text)
+            found.append(_Column(f"{name}{unit}/s", cell, 0 if wanted else 4))
     return found
 
 
-def _total(field: int, text: Callable[[int], str]) -> Callable[[Talker], str]:
+def _total(field: int, text: _Text) -> Callable[[Talker], str]:
     return lambda talker: _UNKNOWN if _is_unknown(talker.live) else text(talker.live[field])
 
 
@@ -345,12 +357,12 @@ def _fitted(
     kept: list[_Column], cells: list[list[str]], width: int
 ) -> tuple[list[_Column], list[list[str]]]:
     """Columns with less in them, where they would be wider: half a number would be a wrong one."""
-    for column in sorted(filter(lambda c: c.left_out, kept), key=lambda c: c.left_out):
+    for left_out in sorted({column.left_out for column in kept} - {0}):
         if _excess(cells, width) <= 0:
             return kept, cells
-        at = kept.index(column)
-        kept = kept[:at] + kept[at + 1 :]
-        cells = [line[:at] + line[at + 1 :] for line in cells]
+        left = [column.left_out != left_out for column in kept]
+        kept = list(itertools.compress(kept, left))
+        cells = [list(itertools.compress(line, left)) for line in cells]
     excess = _excess(cells, width)
     # What is still too wide the addresses give up, the longest first.
     widths = _widths(cells)
