@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -103,14 +103,14 @@ def test_rates_are_exact_and_the_largest_are_seen_beyond_the_limit(
     argv = [sys.executable, "-W", "error", "-c", PROGRAM, "--limit.keys=2"]
     with talking(table, 5) as talk, running(table, *argv) as watch:
 
-        def take(what: str = "") -> list[object]:
+        def take(what: str = "") -> list[Any]:
             say(watch, what)
-            found: list[object] = json.loads(said(watch))
+            found: list[Any] = json.loads(said(watch))
             return found
 
         first, totals, _ = take()
         assert totals is None  # of one snapshot there are none
-        assert len(first) == 3  # type: ignore[arg-type]
+        assert len(first) == 3
         before = table.truth()
         take()
         say(talk)
@@ -121,7 +121,7 @@ def test_rates_are_exact_and_the_largest_are_seen_beyond_the_limit(
             frames.append(take())
         for found, *_ in frames:
             # The scan sends less in a second than each of the idle ones had sent at once.
-            assert found[:2] == [["127.0.0.2", "8001"], ["127.0.0.3", "8002"]]  # type: ignore[index]
+            assert found[:2] == [["127.0.0.2", "8001"], ["127.0.0.3", "8002"]]
         downloads, scans = map(int, said(talk).split())
         assert min(downloads, scans) > 4
         # What is under way is in a later one.
@@ -129,13 +129,13 @@ def test_rates_are_exact_and_the_largest_are_seen_beyond_the_limit(
         while True:
             frames.append(take())
             truth = table.truth()
-            carried = [sum(column) for column in zip(*[f[1] for f in frames], strict=True)]  # type: ignore[misc]
+            carried = [sum(column) for column in zip(*[f[1] for f in frames], strict=True)]
             if carried[1:] == [now - then for now, then in zip(truth, before, strict=True)]:
                 break
             assert time.monotonic() < end, (carried, truth, before)
             time.sleep(0.2)
         assert carried[0] == downloads + scans
-        rows = [frame[2].get("127.0.0.2|8001", [0] * 5) for frame in frames]  # type: ignore[attr-defined]
+        rows = [frame[2].get("127.0.0.2|8001", [0] * 5) for frame in frames]
         assert sum(row[0] for row in rows) == downloads
         # Of each the answer, and its headers.
         assert 1 < sum(row[4] for row in rows) / (downloads * talkers.PIECE) < 1.1
@@ -157,6 +157,7 @@ def rates(frame: list[str], source: str) -> dict[str, str]:
 def test_the_view_shows_who_downloads_and_who_scans(table: Table) -> None:
     table.sysctl(tcp_timeout_time_wait=120)  # many that were there before
     top = [*inside(table.namespace), *COMMAND, "top", "--watch", "--aggregate.by=src"]
+    top.append("--collector.interval=1")
     with talking(table, 300) as talk:
         say(talk)
         time.sleep(2)
