@@ -32,6 +32,8 @@ _LEAVE = b"\x1b[?25h\x1b[?1049l"
 _KEY = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.)|.", re.DOTALL)
 _BEGINNING = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|O)$")  # of what an arrow key sends
 
+_USUAL = 80, 24
+
 _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -84,6 +86,7 @@ class Terminal:
     def __init__(self) -> None:
         self._keys = STDIN if os.isatty(STDIN) else None
         self._mode = termios.tcgetattr(STDIN) if self._keys is not None else None
+        self._entered = self._stopped = False
         self._partly = b""
         self._woken, waker = socket.socketpair()
         self._waker = waker
@@ -98,16 +101,21 @@ class Terminal:
             **dict.fromkeys(_ENDING, self._end),
             signal.SIGWINCH: lambda *_: None,
             signal.SIGTSTP: self._stop,
-            signal.SIGCONT: lambda *_: self.enter(),
+            signal.SIGCONT: self._continue,
         }
 
     def size(self) -> tuple[int, int]:
-        """Columns and lines."""
-        size = os.get_terminal_size(STDOUT)
-        return size.columns or 80, size.lines or 24
+        """Columns and lines: of a terminal that does not know them, or is gone, the usual."""
+        try:
+            size = os.get_terminal_size(STDOUT)
+        except OSError:
+            return _USUAL
+        return size.columns or _USUAL[0], size.lines or _USUAL[1]
 
     def draw(self, lines: list[str]) -> bool:
         """Write lines over those before, with what is below cleared. Whether anybody reads."""
+        if self._stopped:
+            self.enter()
         text = "\n".join(f"{line}\x1b[K" for line in lines)
         return textfile.stream([f"\x1b[H{text}\x1b[J".encode()])
 
@@ -144,16 +152,24 @@ class Terminal:
         return [key for key in keys if len(key) == 1]
 
     def enter(self) -> None:
-        """Take the screen, and keys as they are pressed."""
+        """Take the screen, and keys as they are pressed.
+
+        In the background the kernel stops us here (SIGTTOU) until we have the terminal.
+        """
+        self._stopped = False
         if self._mode is not None:
             mode = [*self._mode[:6], [*self._mode[6]]]
             mode[3] &= ~(termios.ICANON | termios.ECHO)
             mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
             _set(mode)
+        self._entered = True
         textfile.stream([_ENTER])
 
     def leave(self) -> None:
-        """Give the terminal back as it was. It may be gone."""
+        """Give the terminal back as it was, unless that was done. It may be gone."""
+        if not self._entered:  # as where we end while stopped: the shell has it
+            return
+        self._entered = False
         with contextlib.suppress(Exception):
             textfile.stream([_LEAVE])
         if self._mode is not None:
@@ -171,12 +187,16 @@ class Terminal:
         raise _Ended(number)
 
     def _stop(self, number: int, _: FrameType | None) -> None:
-        """Stop as without us, with the terminal as it was; SIGCONT takes it again."""
+        """Stop as without us, with the terminal as it was."""
         self.leave()
         ours = signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
         signal.signal(number, ours)
-        self.enter()
+        self._stopped = True
+
+    def _continue(self, *_: object) -> None:
+        """Take the terminal with the next frame, not here: what comes next may end us."""
+        self._stopped = True
 
 
 def _set(mode: list[Any]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from conntrack_textfile import columns, filters, labels, networks
 from conntrack_textfile.aggregate import MEASURES, measure
 from conntrack_textfile.filters import Filter
+from conntrack_textfile.tally import Sums
 from conntrack_textfile.units import binary
 
 if TYPE_CHECKING:
@@ -229,8 +230,9 @@ def _summary(snapshot: Snapshot) -> list[str]:
     totals = live.totals
     known = not _is_unknown(totals)
     if talkers.totals is not None:
+        rates_known = known or any(talkers.totals[1:])
         sent, reply = (
-            f"{binary(talkers.totals[field] / talkers.seconds)}/s" if known else _UNKNOWN
+            f"{binary(talkers.totals[field] / talkers.seconds)}/s" if rates_known else _UNKNOWN
             for field in (2, 4)
         )
         parts.append(f"{sent} sent, {reply} reply")
@@ -270,7 +272,9 @@ def table(snapshot: Snapshot, by: str, count: int, width: int | None = None) -> 
     live, talkers = snapshot.live, snapshot.talkers
     assert live is not None
     assert talkers is not None
-    shown = ranked(talkers, measure(by, live.totals))[:count]
+    # What is live may be nothing, and all that was carried have ended.
+    known = live.totals if talkers.totals is None else Sums(*map(max, live.totals, talkers.totals))
+    shown = ranked(talkers, measure(by, known))[:count]
     kept = _columns(talkers, by)
     cells = [[column.head for column in kept]]
     cells += [[column.cell(talker) for column in kept] for talker in shown]

@@ -14,6 +14,7 @@ import pytest
 
 from conntrack_textfile import columns
 from conntrack_textfile.terminal import Terminal
+from conntrack_textfile.top import LABEL_KEYS
 from tests.builders import Flow, proc_root, table
 from tests.conftest import DATA
 from tests.program import COMMAND
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 SAMPLE = f"--path.procfs={DATA / 'kernel-6.18'}"
 TOP = [*COMMAND, "top", "--watch", "--collector.interval=0.2", SAMPLE]
+
+KEY = {label: key for key, label in LABEL_KEYS.items()}
 
 ENTERED, LEFT = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 
@@ -38,12 +41,12 @@ def test_keys_sort_and_choose_labels() -> None:
         assert "by bytes" in " ".join(shown.wait_for(lambda frame: "SOURCE" in head(frame)))
         shown.type("c")
         shown.wait_for(lambda frame: "by connections" in " ".join(frame))
-        shown.type("12")
+        shown.type(KEY["src"] + KEY["dst"])
         frame = shown.wait_for(lambda frame: head(frame) and head(frame)[0] == "L3")
         assert head(frame)[:4] == ["L3", "L4", "SERVICE", "PORT"]
         row = frame[frame.index(next(line for line in frame if line.startswith("L3 "))) + 1]
         assert row.split()[0] in ("ipv4", "ipv6")
-        shown.type("1")
+        shown.type(KEY["src"])
         shown.wait_for(lambda frame: head(frame) and head(frame)[0] == "SOURCE")
         # What arrow and function keys send is none of these keys.
         shown.type("\x1b[A\x1b[1;5C\x1bOP\x1b[15~")
@@ -178,6 +181,30 @@ def test_it_can_be_stopped_and_goes_on() -> None:
         shown.type("q")
         assert shown.wait_for_status(at) == 0
         assert shown.mode() == before
+
+
+def test_it_can_be_ended_while_it_is_stopped() -> None:
+    with screen(TOP) as shown:
+        before, pid = shown.mode(), shown.pid()
+        shown.wait_for(lambda frame: "SOURCE" in head(frame))
+        shown.type("\x1a")
+        assert shown.wait_for_status() == 148
+        at = shown.wait_for_text("status=148")
+        # As a shell's kill does. It must not ask for the terminal, which is the shell's.
+        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGCONT)
+        end = time.monotonic() + SECONDS
+        while f"({pid}) Z" not in state(pid):
+            assert time.monotonic() < end, state(pid)
+            time.sleep(0.05)
+        assert shown.mode() == before
+        assert ENTERED not in shown.text[at:]
+
+
+def state(pid: int) -> str:
+    """A process and its state, as "(pid) S"; a zombie until its shell looks."""
+    with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+        return f"({pid}) {file.read().rpartition(') ')[2][0]}"
 
 
 def test_it_goes_on_after_a_stop_that_nobody_sees_coming() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from conntrack_textfile import columns, top
 from conntrack_textfile.filters import Filter
-from conntrack_textfile.labels import DEFAULT, LABELS
+from conntrack_textfile.labels import DEFAULT, LABELS, ROWS
 from conntrack_textfile.networks import parse as network
 from conntrack_textfile.top import View, press
 from tests.builders import CONNTRACK, proc_root, watched
@@ -109,6 +109,13 @@ def test_what_has_no_counters_is_unknown_and_not_nothing() -> None:
     assert [cells(row)[0] for row in rows] == ["off", "more"]
 
 
+def test_what_has_all_ended_is_ranked_by_its_bytes() -> None:
+    traffic: Series = {("many",): (9, 9, 9, 9, 9), ("large",): (1, 9, 1 << 30, 9, 9)}
+    first, _, *rows = top.plain(watched({}, traffic, "src"), "bytes", 9)
+    assert [cells(row)[0] for row in rows] == ["large", "many"]
+    assert "   512 MiB/s sent, 9 B/s reply   " in first
+
+
 def test_the_last_line_says_how_many_more_are_live() -> None:
     rows: Series = {(f"10.0.0.{n}", "53"): (1, 1, n, 1, n) for n in range(5)}
     lines = top.plain(shown(rows), "bytes", 2)
@@ -119,14 +126,11 @@ def test_the_last_line_says_how_many_more_are_live() -> None:
 
 
 def test_every_label_has_a_column_and_a_key() -> None:
-    values = ("a", "b", "ipv4", "tcp", "dns", "53", "7", "42", "192.0.2.1", "")[: len(LABELS)]
+    values = tuple(f"value-of-{label}" for label in LABELS)
     snapshot = watched({values: (1, 1, 1, 0, 1)}, None, *LABELS)
     _, head, row = top.plain(snapshot, "bytes", 9)
-    assert cells(head)[: len(LABELS)] == [
-        *("SOURCE", "DESTINATION", "L3", "L4", "SERVICE", "PORT", "ZONE", "MARK", "EGRESS"),
-        "BACKEND",
-    ]
-    assert row.split()[:9] == list(values[:9])
+    assert cells(head)[: len(LABELS)] == [row.title.upper() for row in ROWS]
+    assert cells(row)[: len(LABELS)] == list(values)
     assert tuple(top.LABEL_KEYS.values()) == LABELS
 
 
@@ -200,8 +204,8 @@ def test_nothing_is_left_out_that_fits() -> None:
     row = top.table(few, "bytes", 9, 56)[1]
     assert cells(row)[0] == LONG[0]
     row = top.table(few, "bytes", 9, 55)[1]
-    assert cells(row)[0] == "2001:db8:1111:2222:…:4444:5555:8a2e"
-    assert len(row) == 56 - 3
+    assert cells(row)[0] == "2001:…:1111:2222:3333:4444:5555:8a2e"
+    assert len(row) == 54
 
 
 VIEW = View("bytes", DEFAULT)
@@ -215,11 +219,14 @@ def pressed(keys: str, view: View = VIEW) -> View:
 
 def test_keys_choose_the_measure_and_the_labels() -> None:
     assert [pressed(key).by for key in "bpc"] == ["bytes", "packets", "connections"]
-    assert pressed("3").labels == ("src", "dst", "l4protocol", "l7protocol", "dport")
-    assert pressed("33") == VIEW
+    key = {label: key for key, label in top.LABEL_KEYS.items()}
+    fewer = ("src", "dst", "l4protocol", "l7protocol", "dport")
+    assert pressed(key["l3protocol"]).labels == fewer
+    assert pressed(key["l3protocol"] * 2) == VIEW
     # In the order of the labels, whatever was pressed first.
-    assert pressed("1234591").labels == ("src", "dport", "egress")
-    assert pressed("123456").labels == ()
+    few = View("bytes", ("dport",))
+    assert pressed(key["egress"] + key["src"], few).labels == ("src", "dport", "egress")
+    assert pressed(key["dport"], few).labels == ()
 
 
 def test_keys_pause_help_and_quit() -> None:

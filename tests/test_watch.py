@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from conntrack_textfile.top import LABEL_KEYS
 from tests import talkers
 from tests.conftest import need
 from tests.netns import inside, namespaces
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 IDLE = 40
+KEY = {label: key for key, label in LABEL_KEYS.items()}
 
 # Snapshots as top takes them, each after a line on standard input, "l" with other labels.
 # Each is printed: its first three rows as shown, its totals, and the traffic of all rows.
@@ -164,7 +166,7 @@ def test_the_view_shows_who_downloads_and_who_scans(table: Table) -> None:
         with screen(top, (80, 24)) as shown:
             frame = shown.wait_for(lambda frame: "127.0.0.2" in " ".join(frame))
             assert "/s" not in " ".join(frame[:-1])  # at once, with what is live
-            for keys in ("", "4", "/127.0.0.2 127.0.0.3\n", "/\x15\n"):
+            for keys in ("", KEY["l4protocol"], "/127.0.0.2 127.0.0.3\n", "/\x15\n"):
                 shown.type(keys)
                 if keys:
                     shown.wait_for(lambda frame: not rates(frame, "127.0.0.2"))
