@@ -52,6 +52,8 @@ class Collector:
         self._plans = plans
         self._plan = options.plan
         self._ranked = ranked
+        # Ranked groups have no series, and so need no slots.
+        self._limit = options.limit._replace(keys=1) if ranked else options.limit
         self._measured_at: float | None = None
         self._tracker: Tracker | None = None
         self._counters: Counters | None = None
@@ -77,7 +79,7 @@ class Collector:
         from conntrack_textfile.logs import LOG
 
         plan = self._plan
-        counters = Counters(plan.labels, self._options.limit)
+        counters = Counters(plan.labels, self._limit)
         ledger = None
         same_socket = False
         others_at = None
@@ -97,7 +99,7 @@ class Collector:
                     drops = int(saved.numbers["drops"])
             except (KeyError, TypeError, ValueError) as error:
                 LOG.warning("the state is of no use (%s): counting from 0", error)
-                counters, ledger = Counters(plan.labels, self._options.limit), None
+                counters, ledger = Counters(plan.labels, self._limit), None
         if ledger is None:
             # Also for other filters: what passes them now was not in the ledger.
             ledger = self._engine.ledger(b"")
@@ -138,7 +140,7 @@ class Collector:
             live = aggregate.without_groups(tally, labels)
             talkers = self._talkers(tally, reading)
         else:
-            live = aggregate.fold(tally, labels, options.limit)
+            live = aggregate.fold(tally, labels, self._limit)
             if "live" not in options.families:
                 live = live._replace(groups=(), columns=((),) * 5)
         return Snapshot(
@@ -170,7 +172,7 @@ class Collector:
             with self._lock:
                 reading = self._tracker.replace(engine.ledger, anew=anew)
                 if anew:
-                    self._counters = Counters(plan.labels, self._options.limit)
+                    self._counters = Counters(plan.labels, self._limit)
                 else:
                     self._counters.update(reading.traffic, None, namespace.seconds())
                     self._counters.add_totals(reading.statistics)
