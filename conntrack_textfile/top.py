@@ -35,6 +35,8 @@ RANKED = 500
 LABEL_KEYS = dict(zip("1234567890-=", labels.LABELS, strict=False))
 _SORT_KEYS = {by[0]: by for by in MEASURES}
 ENTER, ESCAPE, BACKSPACE, CLEAR = "\n", "\x1b", "\x7f", "\x15"
+# The line at the foot; a narrow screen has the first of them.
+_KEYS = ["q quit", "? help", "bpc sort", "/ filter", "1-9 labels", "space pause"]
 _MAX_TYPED = 500  # characters
 
 _GAP = "  "  # between columns
@@ -183,8 +185,7 @@ def screen(
 def _foot(view: View, width: int) -> list[str]:
     """What can be done, or what is being typed."""
     if view.typed is None:
-        keys = ["b p c sort", "1-9 labels", "/ filter", "space pause", "? help", "q quit"]
-        return _flow(keys, width)[:1]
+        return _flow(_KEYS, width, _GAP)[:1]
     hint = view.error or "Enter uses it, Esc leaves it as it was"
     typed = f"/{view.typed}_"
     while columns.width(typed) > width:  # the end is where one types
@@ -361,12 +362,21 @@ def _fitted(
     kept: list[_Column], cells: list[list[str]], width: int
 ) -> tuple[list[_Column], list[list[str]]]:
     """Columns with less in them, where they would be wider: half a number would be a wrong one."""
-    for left_out in sorted({column.left_out for column in kept} - {0}):
+    # First labels that no row has, as egress without NAT: nothing is lost with them.
+    empty = [
+        column.label and cells[1:] and not any(line[at] for line in cells[1:])
+        for at, column in enumerate(kept)
+    ]
+    levels = [
+        -1 if of_none else column.left_out for column, of_none in zip(kept, empty, strict=True)
+    ]
+    for level in sorted({*levels} - {0}):
         if _excess(cells, width) <= 0:
             return kept, cells
-        left = [column.left_out != left_out for column in kept]
+        left = [other != level for other in levels]
         kept = list(itertools.compress(kept, left))
         cells = [list(itertools.compress(line, left)) for line in cells]
+        levels = list(itertools.compress(levels, left))
     excess = _excess(cells, width)
     # What is still too wide the addresses give up, the longest first.
     widths = _widths(cells)
@@ -404,11 +414,11 @@ def _wrapped(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, max(1, width), subsequent_indent=" " * 2) or [""]
 
 
-def _flow(parts: list[str], width: int) -> list[str]:
+def _flow(parts: list[str], width: int, between: str = _BETWEEN) -> list[str]:
     """Parts of a line, in as many lines as they need: none is cut that would fit into one."""
     lines = [""]
     for part in parts:
-        joined = f"{lines[-1]}{_BETWEEN}{part}" if lines[-1] else part
+        joined = f"{lines[-1]}{between}{part}" if lines[-1] else part
         if lines[-1] and columns.width(joined) > width:
             lines.append(part)
         else:

@@ -129,7 +129,7 @@ def test_the_terminal_is_left_as_it_was(way: str, keys: str) -> None:
         assert shown.mode() != before
         if keys:
             shown.type(keys)
-            last = "src=_" if keys == "/src=" else "Any key" if keys == "?" else "b p c"
+            last = "src=_" if keys == "/src=" else "Any key" if keys == "?" else "bpc sort"
             shown.wait_for(lambda frame: last in " ".join(frame[-3:]))
         if len(way) == 1:
             shown.type(way)

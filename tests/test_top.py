@@ -208,6 +208,18 @@ def test_nothing_is_left_out_that_fits() -> None:
     assert len(row) == 54
 
 
+def test_of_labels_first_goes_what_no_row_has() -> None:
+    names = ("src", "l4protocol", "egress", "backend")
+    rows: Series = {
+        ("10.0.0.1", "tcp", "", ""): (1, 1, 1 << 20, 0, 9),
+        ("10.0.0.2", "tcp", "192.0.2.1", ""): (1, 1, 1 << 20, 0, 8),
+    }
+    snapshot = watched(rows, None, *names)
+    head = top.table(snapshot, "bytes", 9, 59)[0]
+    assert cells(head) == ["SOURCE", "L4", "EGRESS", "CONNECTIONS", "SENT", "REPLY"]
+    assert "BACKEND" in top.table(snapshot, "bytes", 9, 80)[0]
+
+
 VIEW = View("bytes", DEFAULT)
 
 
@@ -308,7 +320,7 @@ def test_a_screen_says_how_it_is_made_and_no_part_of_it_is_cut() -> None:
             "table 50 of 200 (25.0%)",
         ):
             assert part in text
-        assert lines[-1].startswith("b p c sort   1-9 labels   / filter")
+        assert lines[-1] == "q quit  ? help  bpc sort  / filter  1-9 labels  space pause"
 
 
 def test_a_screen_is_filled_but_not_beyond_the_rows_asked_for() -> None:
