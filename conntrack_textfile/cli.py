@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from conntrack_textfile.kernel.engine import Engine
     from conntrack_textfile.kernel.table import Table
     from conntrack_textfile.options import Options
+    from conntrack_textfile.plan import Plan
+
+# From the first frame of a view to that with rates, at most.
+_FIRST_SECONDS = 1.0
 
 
 def main(argv: list[str]) -> int:
@@ -198,29 +202,85 @@ def _top(opts: Options, engine: Engine) -> None:
 
     gc.enable()
     _configure_accounting(opts)
-    screen = opts.watch and os.isatty(textfile.STDOUT)
-    collector = Collector(opts, engine, options.watch_names(opts))
-    before, then = None, 0.0
-    while True:
-        snapshot = collector.take()
-        assert snapshot.live is not None
-        now = time.monotonic()
-        warnings = list(snapshot.warnings.values())
-        if screen:
-            size = os.get_terminal_size(textfile.STDOUT)
-            height, width = size.lines or 24, size.columns or 80
-            rows = max(1, min(opts.rows, height - len(warnings) - 5))
-            lines = [*warnings, *top.table(snapshot, rows, width - 1, before, now - then)]
-            lines = top.frame(lines, height, width)
-        else:
-            lines = list(top.table(snapshot, opts.rows, None, before, now - then))
-            for warning in warnings if before is None else ():
-                _log(opts).warning("%s", warning)
-        read = textfile.stream([("\n".join(lines) + "\n").encode()])
-        if not opts.watch or not read:
+    if opts.watch:
+        from conntrack_textfile import terminal
+
+        if terminal.is_usable():
+            _view(opts, engine)
             return
-        before, then = top.byte_counts(snapshot.live), now
-        time.sleep(max(0.0, now + opts.interval - time.monotonic()))
+    rows = top.ROWS if opts.rows is None else opts.rows
+    collector = Collector(opts, engine, options.watch_names(opts).current, ranked=max(1, rows))
+    with contextlib.closing(collector):
+        if opts.watch:
+            _measure(opts, collector)
+        known: set[str] = set()
+        while True:
+            began = time.monotonic()
+            snapshot = collector.take()
+            notes = top.notes(snapshot) if opts.watch else list(snapshot.warnings.values())
+            for note in notes:
+                if note not in known:
+                    _log(opts).warning("%s", note)
+            known.update(notes)
+            lines = top.plain(snapshot, opts.limit.by, rows, watched=opts.watch)
+            read = textfile.stream([("\n".join(lines) + "\n").encode()])
+            if not opts.watch or not read:
+                return
+            time.sleep(max(0.0, began + opts.interval - time.monotonic()))
+
+
+def _view(opts: Options, engine: Engine) -> None:
+    """Show snapshots on the terminal, until a key or a signal ends it."""
+    import time
+
+    from conntrack_textfile import logs, terminal, top
+
+    names = options.watch_names(opts)
+    view = top.View(opts.limit.by, opts.plan.labels, rows=opts.rows)
+
+    def plan() -> Plan:
+        named = names.current()
+        include = named.include if view.include is None else view.include
+        return named._replace(labels=view.labels, include=include)
+
+    collector = Collector(opts, engine, plan, ranked=top.RANKED)
+    with contextlib.closing(collector):
+        _measure(opts, collector)
+        snapshot = shown = collector.take()
+        # The first rates are not waited for so long.
+        due = time.monotonic() + min(opts.interval, _FIRST_SECONDS)
+        with logs.held(_log(opts)) as held, terminal.opened() as screen:
+            while not view.ended:
+                if not view.paused:
+                    shown = snapshot
+                lines = top.screen(shown, view, screen.size(), opts.interval, held)
+                keys = screen.keys(due - time.monotonic()) if screen.draw(lines) else None
+                if keys is None:
+                    return
+                kept = view.labels, view.include
+                for key in keys:
+                    view = top.press(view, key)
+                if (view.labels, view.include) != kept or time.monotonic() >= due:
+                    due = time.monotonic() + opts.interval
+                    held.clear()
+                    try:
+                        snapshot = collector.take()
+                    except SourceError as error:
+                        held.append(str(error))
+
+
+def _measure(opts: Options, collector: Collector) -> None:
+    """Begin to count in top, for rates: with the events of sockets of its own."""
+    from conntrack_textfile.kernel import events
+
+    def listen(table: Table) -> tuple[socket.socket | None, bool]:
+        with contextlib.suppress(OSError, SourceError):  # the view says what is missing
+            return table.space.run(lambda: events.listen(events.BUFFER_BYTES)), False
+        return None, False
+
+    if opts.netns or may_be_netlink(opts.source, opts.proc_root):
+        collector.count(listen, None, interrupted=0)
+        collector.drain()
 
 
 def _serve(opts: Options, engine: Engine) -> NoReturn:
@@ -247,7 +307,7 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
     process.block_signals()
 
     names = options.watch_names(opts)
-    collector = Collector(opts, engine, names, handed.dumps)
+    collector = Collector(opts, engine, names.current, handed=handed.dumps)
     stack = contextlib.ExitStack()
     if "traffic" in opts.families:
         _count(opts, collector, handed, stack)

@@ -21,7 +21,7 @@ from conntrack_textfile.kernel.namespace import OWN
 from conntrack_textfile.kernel.sysctl import Conntrack
 from conntrack_textfile.kernel.table import Table
 from conntrack_textfile.labels import NETNS
-from conntrack_textfile.snapshot import Snapshot, Traffic
+from conntrack_textfile.snapshot import Snapshot, Talkers, Traffic
 from conntrack_textfile.tally import Rows
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from conntrack_textfile.kernel.engine import Engine
     from conntrack_textfile.options import Options
     from conntrack_textfile.plan import Plan
-    from conntrack_textfile.reload import Reloader
     from conntrack_textfile.state import State
     from conntrack_textfile.tally import Group, Groups, Tally
 
@@ -68,18 +67,26 @@ class Collector:
         self,
         options: Options,
         engine: Engine,
-        plans: Reloader[Plan] | None = None,
+        plans: Callable[[], Plan] | None = None,
+        *,
+        ranked: int = 0,
         handed: Mapping[str, Iterable[socket.socket]] | None = None,
     ) -> None:
-        """Sockets for dumps may have been made in network namespaces, by the names of these."""
+        """Of the options, whose plan is the engine's. plans() gives the one to go on with.
+
+        So many groups are ranked by each measure, in place of series by group.
+        Sockets for dumps may have been made in network namespaces, by the names of these.
+        """
         self._options = options
         self._engine = engine
         self._plans = plans
         self._handed = dict(handed or {})
         self._plan = options.plan
-        self._labels = options.plan.labels
-        if options.netns:
-            self._labels = (NETNS.name, *self._labels)
+        self._ranked = ranked
+        # Ranked groups have no series, and so need no slots.
+        self._limit = options.limit._replace(keys=1) if ranked else options.limit
+        self._measured_at: float | None = None
+        self._labels = self._labels_of(options.plan)
         # By the names of their namespaces; "" where there is but one and none is shown.
         self._tables: dict[str, Table] = {}
         self._given_up: dict[str, tracker.Reading] = {}
@@ -103,7 +110,7 @@ class Collector:
         from conntrack_textfile.counters import Counters
         from conntrack_textfile.logs import LOG
 
-        counters = Counters(self._labels, self._options.limit)
+        counters = Counters(self._labels, self._limit)
         if saved is not None and not self._is_ours(saved):
             LOG.info("the state is of another boot or network namespace: counting from 0")
             saved = None
@@ -113,7 +120,7 @@ class Collector:
                 self._saved = _ledgers(saved)
             except (AttributeError, KeyError, TypeError, ValueError) as error:
                 LOG.warning("the state is of no use (%s): counting from 0", error)
-                counters = Counters(self._labels, self._options.limit)
+                counters = Counters(self._labels, self._limit)
         if interrupted > counters.totals["interrupted"]:
             counters.totals["interrupted"] = interrupted
             counters.published = False  # nobody knows
@@ -126,8 +133,10 @@ class Collector:
     def take(self) -> Snapshot:
         """Read the tables that the options name. Raises SourceError where none can be read."""
         started = time.monotonic()
-        if self._plans is not None and self._plans.current() is not self._plan:
-            self._replan(self._plans.current())
+        if self._plans is not None:
+            plan = self._plans()
+            if plan != self._plan:
+                self._replan(plan)
         tallies: dict[str, Tally] = {}
         errors: dict[str, SourceError] = {}
         for name, table in self._follow().items():
@@ -158,7 +167,12 @@ class Collector:
         summaries = {name: aggregate.summary(of, self._labels) for name, of in tallies.items()}
         tally = self._joined(tallies)
         count = self._count(tally.groups, errors)
-        live = aggregate.fold(tally, self._labels, options.limit)
+        talkers = None
+        if self._ranked:
+            live = aggregate.summary(tally, self._labels)
+            talkers = self._talkers(tally, count)
+        else:
+            live = aggregate.fold(tally, self._labels, self._limit)
         if isinstance(tally.groups, JoinedGroups):
             found = {name: of.nat for name, of in tallies.items() if of.nat}
             nats = aggregate.nats(found, options.limit)
@@ -179,6 +193,7 @@ class Collector:
             duration=time.monotonic() - started,
             live=live,
             traffic=count.traffic if count else None,
+            talkers=talkers,
             statistics=read[0].statistics if read and read[0] and not netns else {},
             uncountable=self._counters is not None and "procfs" in used,
             parts=parts,
@@ -300,6 +315,9 @@ class Collector:
         if self._drain is not None and sock is not None:
             self._drain.add(table.tracker)
 
+    def _labels_of(self, plan: Plan) -> tuple[str, ...]:
+        return (NETNS.name, *plan.labels) if self._options.netns else plan.labels
+
     def _joined(self, tallies: Mapping[str, Tally]) -> Tally:
         return join(tallies) if self._options.netns else tallies[""]
 
@@ -310,20 +328,31 @@ class Collector:
         return joined.key_parser(parse) if self._options.netns else parse
 
     def _replan(self, plan: Plan) -> None:
-        """Go on with another plan. Series of names that are gone end."""
+        """Go on with another plan. Series of names that are gone end.
+
+        Other labels are other series, and what passes other filters was not in the
+        ledger: there all of counting begins anew.
+        """
         engine = make(plan)
         if self._counters:
+            from conntrack_textfile.counters import Counters
+
+            anew = _kept(plan) != _kept(self._plan)
             with self._lock:
                 readings = {
-                    name: table.tracker.replace(engine.ledger)
+                    name: table.tracker.replace(engine.ledger, anew=anew)
                     for name, table in self._tables.items()
                     if table.tracker
                 }
-                if readings:
-                    self._update(readings, None)
-                    self._counters.published = False
-                self._counters.rekey(self._key_parser(plan))
-        self._engine, self._plan = engine, plan
+                if anew:
+                    self._counters = Counters(self._labels_of(plan), self._limit)
+                else:
+                    if readings:
+                        self._update(readings, None)
+                        self._counters.published = False
+                    self._counters.rekey(self._key_parser(plan))
+        self._engine, self._plan, self._labels = engine, plan, self._labels_of(plan)
+        self._measured_at = None
 
     def _update(
         self,
@@ -392,6 +421,25 @@ class Collector:
             buffer=only.buffer if only else None,
         )
 
+    def _talkers(self, live: Tally, count: _Count | None) -> Talkers:
+        """The largest groups of a snapshot: by its own traffic, so that no slot is needed."""
+        now = time.monotonic()
+        readings = count.readings if count else {}
+        # The first reading has the baseline, and ends it: there is no traffic yet.
+        since = self._measured_at
+        traffic = None
+        if readings:
+            if since is not None:
+                traffic = self._joined({name: of.traffic for name, of in readings.items()})
+            self._measured_at = now
+        return Talkers(
+            labels=self._labels,
+            rows=aggregate.talkers(live, traffic, self._ranked),
+            totals=aggregate.totals(traffic) if traffic else None,
+            seconds=now - since if since is not None else 0.0,
+            ended_unseen=sum(of.statistics["ended_unseen"] for of in readings.values()),
+        )
+
     def _lately_lost(self, lost: int) -> int:
         """Events that were lost until none was for a minute."""
         now = time.monotonic()
@@ -405,7 +453,7 @@ class Collector:
     @property
     def _filters(self) -> str:
         """What is compared with a saved ledger's: it has what passed the filters alone."""
-        return repr((self._options.plan.include, self._options.plan.exclude))
+        return repr((self._plan.include, self._plan.exclude))
 
     def _is_ours(self, saved: State) -> bool:
         """Whether a state is of the same boot, and where there is but one of the same table."""
@@ -479,6 +527,12 @@ class Collector:
             if table.tracker and table.tracker.socket:
                 self._drain.add(table.tracker)
 
+    def close(self) -> None:
+        """Read no more, and close the sockets."""
+        with self._lock:
+            for table in self._tables.values():
+                table.close()
+
     def stop(self) -> None:
         """Save what came since the last snapshot. Nothing is read after it. Raises OutputError."""
         begun = [
@@ -528,6 +582,11 @@ def _by_first_label(rows: Rows) -> dict[str, Rows]:
         first: Rows(groups, tuple(zip(*numbers, strict=True)))
         for first, (groups, numbers) in found.items()
     }
+
+
+def _kept(plan: Plan) -> tuple[object, ...]:
+    """What cannot change without all of counting beginning anew."""
+    return plan.labels, plan.include, plan.exclude
 
 
 def _inode(sock: socket.socket | None) -> int:

@@ -138,8 +138,9 @@ class JoinedGroups:
     def labels(self, key: bytes) -> Group:
         """See tally.Groups."""
         prefix, rest = _split(key)
-        name, groups = self._parts[prefix]
-        return (name, *groups.labels(rest))
+        # Any will do: a key may be of a namespace that is not there any more.
+        _, groups = self._parts.get(prefix) or next(iter(self._parts.values()))
+        return (prefix[:-1].decode(), *groups.labels(rest))
 
     def _by_part(self, keys: Iterable[bytes]) -> dict[bytes, list[bytes]]:
         """Keys without the prefixes that they have, by these."""

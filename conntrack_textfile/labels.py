@@ -46,3 +46,6 @@ NETNS = Label("netns", "netns", default=False)
 BY_NAME = {row.name: row for row in (NETNS, *ROWS)}
 LABELS = tuple(row.name for row in ROWS)
 DEFAULT = tuple(row.name for row in ROWS if row.default)
+
+# What reads the value of each condition of a filter.
+CONDITIONS = {row.name: row.filter for row in ROWS if row.filter}

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
+from collections import deque
+from typing import TYPE_CHECKING
 
 from conntrack_textfile.errors import tell
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 LOG = logging.getLogger("conntrack_textfile")
 
@@ -17,6 +23,10 @@ _LEVELS = {
     "error": logging.ERROR,
 }
 
+# Lines that are held back, and those of them that a screen has room for.
+_MAX_HELD = 100
+_MAX_SHOWN = 3
+
 
 def configure(level: str, form: str) -> logging.Logger:
     """Send what is at least of this level to standard error, as "logfmt" or "json"."""
@@ -26,6 +36,34 @@ def configure(level: str, form: str) -> logging.Logger:
     LOG.setLevel(_LEVELS[level])
     LOG.propagate = False
     return LOG
+
+
+@contextlib.contextmanager
+def held(log: logging.Logger) -> Iterator[list[str]]:
+    """Lines of a log are held back while they would spoil a screen, and written at the end.
+
+    Gives the last messages, for whoever shows them, and clears them.
+    """
+    holder = _Holder()
+    handlers, log.handlers = log.handlers, [holder]
+    try:
+        yield holder.messages
+    finally:
+        log.handlers = handlers
+        for record in holder.records:
+            log.handle(record)
+
+
+class _Holder(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: deque[logging.LogRecord] = deque(maxlen=_MAX_HELD)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+        self.messages.append(record.getMessage())
+        del self.messages[:-_MAX_SHOWN]
 
 
 class _Handler(logging.Handler):

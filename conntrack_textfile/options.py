@@ -87,8 +87,10 @@ _COMMANDS = {
   top    Show one snapshot as a table on the terminal, largest first.
 """,
         """\
-  -n N                             Rows [default: 20]
-  --watch                          Repeat it, with rates between snapshots
+  -n N                             Rows: if not given 20, or as many as fit into
+                                   the view of --watch
+  --watch                          Repeat it, with rates between snapshots: on
+                                   a terminal as a view with keys (? shows them)
   --collector.interval=SECONDS     Time from snapshot to snapshot [default: 2]
 """,
     ),
@@ -234,7 +236,7 @@ class Options(NamedTuple):
     systemd_socket: bool = False
 
     # Of top:
-    rows: int = 0
+    rows: int | None = None  # None: as many as there is room for, or 20
     watch: bool = False
 
 
@@ -317,7 +319,7 @@ def _serve(options: Options, given: docopt.ParsedOptions) -> Options:
 def _top(options: Options, given: docopt.ParsedOptions) -> Options:
     return options._replace(
         interval=_seconds(given, "--collector.interval"),
-        rows=_count(given, "-n"),
+        rows=None if given["-n"] is None else _count(given, "-n"),
         watch=given["--watch"],
     )
 
@@ -392,9 +394,8 @@ def watch_names(options: Options) -> Reloader[Plan]:
 
 
 def _filters(given: docopt.ParsedOptions, name: str) -> tuple[Filter, ...]:
-    conditions = {row.name: row.filter for row in labels.ROWS if row.filter}
     try:
-        return tuple(filters.parse(text, conditions) for text in given[name])
+        return tuple(filters.parse(text, labels.CONDITIONS) for text in given[name])
     except ValueError as error:
         raise UsageError(f"{name}: {error}") from None
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from conntrack_textfile.aggregate import Aggregate
+    from conntrack_textfile.aggregate import Aggregate, Talker
     from conntrack_textfile.kernel.events import Buffer
     from conntrack_textfile.kernel.sysctl import Conntrack
-    from conntrack_textfile.tally import Rows
+    from conntrack_textfile.tally import Rows, Sums
 
 _ACCOUNTING_OFF = (
     "accounting is off, so packets and bytes are not counted: set "
@@ -56,6 +56,16 @@ class Traffic(NamedTuple):
     buffer: Buffer | None  # of the event socket, None without one
 
 
+class Talkers(NamedTuple):
+    """The largest groups by each measure: what a view needs to sort by any."""
+
+    labels: tuple[str, ...]
+    rows: list[Talker]
+    totals: Sums | None  # carried since the snapshot before; None where it is not known
+    seconds: float  # since then
+    ended_unseen: int  # connections of which the last traffic is missing
+
+
 class Snapshot(NamedTuple):
     """One picture of the table, or of the failure to take one."""
 
@@ -77,6 +87,9 @@ class Snapshot(NamedTuple):
 
     statistics: Mapping[str, int] = MappingProxyType({})
     """What the kernel counted of its own trouble, by name. Empty where it cannot be read."""
+
+    talkers: Talkers | None = None
+    """None where they are not asked for."""
 
     uncountable: bool = False
     """Counters are asked for, and the source has none."""

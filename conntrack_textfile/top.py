@@ -1,135 +1,435 @@
-"""The terminal view: one snapshot as a table, largest first, and rates between two."""
+"""The terminal view: a snapshot as a table, largest first, and what keys make of it.
+
+All of it is pure: a snapshot and a view give lines, a view and a key another view.
+"""
 
 from __future__ import annotations
 
+import itertools
+import textwrap
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from conntrack_textfile.aggregate import measure, rank
-from conntrack_textfile.labels import BY_NAME, ROWS
-from conntrack_textfile.tally import Rows
+from conntrack_textfile import columns, filters, labels, networks
+from conntrack_textfile.aggregate import MEASURES, measure
+from conntrack_textfile.filters import Filter
+from conntrack_textfile.tally import Sums
 from conntrack_textfile.units import binary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
-    from conntrack_textfile.aggregate import Aggregate
-    from conntrack_textfile.snapshot import Snapshot
+    from conntrack_textfile.aggregate import Talker
+    from conntrack_textfile.snapshot import Snapshot, Talkers
 
-_HEADS = {name: row.title.upper() for name, row in BY_NAME.items()}
-# What is left out first where the screen is narrow; the totals only beside rates.
-_LEFT_OUT = sorted(
-    [(2, "CONNECTIONS"), (4, "SENT"), (5, "REPLY")]
-    + [(row.left_out, _HEADS[row.name]) for row in ROWS if row.left_out]
-)
-_ADDRESSES = {_HEADS[name] for name in ("src", "dst", "egress", "backend")}
-_RIGHT = {"CONNECTIONS", "SENT", "REPLY", "SENT/s", "REPLY/s"} | {
-    _HEADS[row.name] for row in ROWS if row.number
-}
+    _Text = Callable[[int], str]
+    _Measured = tuple[str, tuple[int, int], _Text, Callable[[float], str], bool]
+
+ROWS = 20
+"""How many are shown where nobody says, and there is no screen."""
+
+RANKED = 500
+"""How many groups by each measure a snapshot for a view is to have: more than a screen shows."""
+
+# The key of each label, in the order of labels.LABELS.
+LABEL_KEYS = dict(zip("1234567890-=", labels.LABELS, strict=False))
+_SORT_KEYS = {by[0]: by for by in MEASURES}
+ENTER, ESCAPE, BACKSPACE, CLEAR = "\n", "\x1b", "\x7f", "\x15"
+# The line at the foot; a narrow screen has the first of them.
+_KEYS = ["q quit", "? help", "bpc sort", "/ filter", "1-9 labels", "space pause"]
+_MAX_TYPED = 500  # characters
+
+_GAP = "  "  # between columns
+_BETWEEN = "   "  # between what a line of the summary says
 _SHORTEST = 8  # columns of an address
+_UNKNOWN = "?"
+# What rates miss, in short for the summary, and what to do.
+_NO_RATES = (
+    "live connections only: no rates",
+    "no rates: the proc file has no identity of connections (--collector.source=netlink has it)",
+)
+_NO_EVENTS = (
+    "rates of live connections only",
+    "rates are of live connections only, without the last traffic of ended ones: the kernel "
+    "sends no events (they need CAP_NET_ADMIN and net.netfilter.nf_conntrack_events)",
+)
+_ENDED_UNSEEN = (
+    "{} ended unseen",
+    "connections ended without an event, and their last traffic is missing "
+    "(with net.netfilter.nf_conntrack_events=2 those from before the start send none)",
+)
 
-Bytes = dict[tuple[str, ...], tuple[int, int]]  # sent and reply, by the values of the labels
+
+class View(NamedTuple):
+    """What is asked to be shown, and how."""
+
+    by: str  # of MEASURES
+    labels: tuple[str, ...]
+    rows: int | None = None  # None: as many as fit
+    include: tuple[Filter, ...] | None = None  # in place of those of the command line
+    filter: str = ""  # the same as it was typed
+    typed: str | None = None  # of a filter that is being typed
+    error: str = ""  # what is wrong with it
+    paused: bool = False
+    help: bool = False
+    ended: bool = False
 
 
-def byte_counts(connections: Aggregate) -> Bytes:
-    """The bytes of every series, to be compared with those of the next snapshot."""
-    _, _, sent, _, reply = connections.columns
-    return dict(zip(connections.groups, zip(sent, reply, strict=True), strict=True))
+def press(view: View, key: str) -> View:
+    """The view after a key."""
+    if view.typed is not None:
+        return _type(view, view.typed, key)
+    if view.help:
+        return view._replace(help=False, ended=key == "q")
+    if key in LABEL_KEYS:
+        changed = {LABEL_KEYS[key]}.symmetric_difference(view.labels)
+        return view._replace(labels=tuple(x for x in labels.LABELS if x in changed), paused=False)
+    if key == "/":
+        return view._replace(typed=view.filter)
+    return view._replace(
+        by=_SORT_KEYS.get(key, view.by),
+        paused=view.paused ^ (key == " "),
+        help=key == "?",
+        ended=key == "q",
+    )
 
 
-def table(
-    snapshot: Snapshot,
-    count: int,
-    width: int | None = None,
-    before: Bytes | None = None,
-    seconds: float = 0,
-) -> Iterator[str]:
-    """Lines: what the table holds, a head, and the largest rows, aligned, and how many more.
+def _type(view: View, typed: str, key: str) -> View:
+    if key == ESCAPE:
+        return view._replace(typed=None, error="")
+    if key == ENTER:
+        try:
+            include = parse_filter(typed)
+        except ValueError as error:
+            return view._replace(error=str(error))
+        return view._replace(
+            include=include, filter=typed.strip(), typed=None, error="", paused=False
+        )
+    if key in (BACKSPACE, "\b"):
+        typed = typed[:-1]
+    elif key == CLEAR:
+        typed = ""
+    elif key.isprintable():
+        typed = (typed + key)[:_MAX_TYPED]
+    return view._replace(typed=typed, error="")
 
-    With the bytes of a snapshot so many seconds before also the rates. They are
-    of live connections: what ended in between is not in them, and where more
-    ended than came, or a series is new, there is no rate.
+
+def parse_filter(text: str) -> tuple[Filter, ...] | None:
+    """Read what any is to describe: words, as --filter.include takes them. None for no word.
+
+    An address or a network alone is that of the source or of the destination, and a
+    number alone a port. Raises ValueError.
     """
-    connections = snapshot.live
-    assert connections is not None
-    yield _summary(snapshot, connections)
-    labels, live = connections.labels, Rows(connections.groups, connections.columns)
-    (ranking,) = rank(labels, live, [labels], measure("bytes", connections.totals), count)
-    heads = [_HEADS[label] for label in ranking.labels] + ["CONNECTIONS", "SENT", "REPLY"]
-    rows = []
-    for values, sums in ranking.rows:
-        row = [*map(_printable, values), str(sums.connections)]
-        row += [binary(sums.sent_bytes), binary(sums.reply_bytes)]
-        if before is not None:
-            old = before.get(values)
-            for i, now in enumerate((sums.sent_bytes, sums.reply_bytes)):
-                grown = -1 if old is None else now - old[i]
-                row.append("-" if grown < 0 else binary(grown / seconds))
-        rows.append(row)
-    if before is not None:
-        heads += ["SENT/s", "REPLY/s"]
-    lines = [heads, *rows]
-    if width is not None:
-        lines = _fitted(lines, width)
-    widths = _widths(lines)
-    for line in lines:
-        yield "  ".join(
-            cell.rjust(room) if head in _RIGHT else cell.ljust(room)
-            for cell, room, head in zip(line, widths, lines[0], strict=True)
-        ).rstrip()
-    if ranking.others:
-        yield f"and {ranking.others} more"
+    found: list[Filter] = []
+    for word in text.split():
+        if word.isdigit():
+            found.append(Filter(dport=filters.parse_ports(word)))
+        elif "=" not in word and (":" in word or "." in word):
+            network = networks.parse(word)
+            found += [Filter(src=network), Filter(dst=network)]
+        else:
+            found.append(filters.parse(word, labels.CONDITIONS))
+    return tuple(found) or None
 
 
-def _widths(lines: list[list[str]]) -> list[int]:
-    return [max(map(len, column)) for column in zip(*lines, strict=True)]
+class _Column(NamedTuple):
+    """A column of the table."""
+
+    head: str
+    cell: Callable[[Talker], str]
+    left_out: int = 0  # a narrow screen leaves out 1 first; 0 never
+    number: bool = True  # aligned to the right
+    address: bool = False
+    label: bool = False
 
 
-def _fitted(lines: list[list[str]], width: int) -> list[list[str]]:
-    """Lines with less in them, where they would be wider: half a number would be a wrong one."""
-    for _, head in _LEFT_OUT:
-        excess = sum(_widths(lines)) + 2 * (len(lines[0]) - 1) - width
-        if excess <= 0:
-            return lines
-        if head in lines[0] and (head not in ("SENT", "REPLY") or f"{head}/s" in lines[0]):
-            at = lines[0].index(head)
-            lines = [line[:at] + line[at + 1 :] for line in lines]
-    widths = _widths(lines)
-    excess = sum(widths) + 2 * (len(lines[0]) - 1) - width
-    # What is still too wide the addresses give up, the longest first.
-    addresses = {at: widths[at] for at, head in enumerate(lines[0]) if head in _ADDRESSES}
-    while excess > 0 and max(addresses.values(), default=0) > _SHORTEST:
-        addresses[max(addresses, key=addresses.__getitem__)] -= 1
-        excess -= 1
-    for at, room in addresses.items():
-        for line in lines:
-            if len(line[at]) > room:
-                line[at] = line[at][: room - 1] + "…"
-    return lines
+def plain(snapshot: Snapshot, by: str, count: int, *, watched: bool = False) -> list[str]:
+    """Lines for what is no terminal: what the table holds, and the largest rows.
+
+    watched is whether others follow, with rates.
+    """
+    missing = [short for short, _ in _missing(snapshot)] if watched else []
+    return [_BETWEEN.join([*_summary(snapshot), *missing]), *table(snapshot, by, count)]
 
 
-def frame(lines: list[str], height: int, width: int) -> list[str]:
-    """Lines cut to a screen, with what puts them over those before."""
-    # Home, each line to its end, and what is below.
-    kept = [f"{line[: max(1, width - 1)]}\x1b[K" for line in lines[: max(1, height - 2)]]
-    return ["\x1b[H" + kept[0], *kept[1:], "\x1b[J"]
+def screen(
+    snapshot: Snapshot, view: View, size: tuple[int, int], every: float, messages: list[str]
+) -> list[str]:
+    """The lines of a screen of so many columns and lines, none wider and not more."""
+    width, height = size
+    # In the last column a terminal waits for what comes next, and wraps it.
+    width -= 1
+    if view.help:
+        return [*_help(view, width)[: max(0, height - 1)], columns.cut("Any key goes back.", width)]
+    state = [f"by {view.by}", f"every {every:g} s"]
+    if view.filter:
+        state.append(f"filter {columns.printable(view.filter)}")
+    if view.paused:
+        state.append("PAUSED")
+    first, *rest = _summary(snapshot)
+    above = _flow([first, *state, *rest], width)
+    for note in [*messages, *notes(snapshot)]:
+        above += _wrapped(columns.printable(note), width)
+    below = _foot(view, width)
+    if height < len(above) + len(below) + 4:  # a head, and three rows
+        above = above[: max(1, height - 4)]
+        below = below if view.typed is not None else []
+    room = height - len(above) - len(below) - 2  # the head, and how many more there are
+    rows = max(1, room) if view.rows is None else min(view.rows, max(1, room))
+    lines = [*above, *table(snapshot, view.by, rows, width)]
+    lines = lines[: max(1, height - len(below))]
+    lines += [""] * (height - len(lines) - len(below))
+    return [columns.cut(line, width) for line in [*lines, *below]][:height]
 
 
-def _summary(snapshot: Snapshot, connections: Aggregate) -> str:
-    totals, conntrack = connections.totals, snapshot.conntrack
-    counted = f", {connections.uncounted} uncounted" if connections.uncounted else ""
-    assert snapshot.timestamp is not None
-    parts = [
-        time.strftime("%H:%M:%S", time.localtime(snapshot.timestamp)),
-        f"{totals.connections} connections in {connections.keys} keys{counted}",
-        f"{binary(totals.sent_bytes)} sent, {binary(totals.reply_bytes)} reply",
+def _foot(view: View, width: int) -> list[str]:
+    """What can be done, or what is being typed."""
+    if view.typed is None:
+        return _flow(_KEYS, width, _GAP)[:1]
+    hint = view.error or "Enter uses it, Esc leaves it as it was"
+    typed = f"/{view.typed}_"
+    while columns.width(typed) > width:  # the end is where one types
+        typed = typed[1:]
+    return [*_wrapped(columns.printable(hint), width), typed]
+
+
+def _help(view: View, width: int) -> list[str]:
+    kept = [
+        f"{key} [{'x' if label in view.labels else ' '}] {label}"
+        for key, label in LABEL_KEYS.items()
     ]
+    above = [
+        "b p c  sort by bytes, packets or connections: by rates, once there are some",
+        "space  pause, and go on",
+        "/      filter, as --filter.include takes it (src=10.0.0.0/8,dport=443), in place of "
+        "those of the command line; of several words any; an address alone is that of a "
+        "source or destination, a number alone a port",
+        "q      quit",
+        "",
+        "Labels to keep; rates begin anew after a change:",
+    ]
+    below = [
+        "",
+        "LIVE are live connections, NEW/s the new ones. SENT goes from the source, REPLY comes "
+        "back to it. /s is of all traffic since the last snapshot, that of ended connections too.",
+        f"{_UNKNOWN} is unknown: the connection has no packet and byte counters.",
+    ]
+    texts = [line for text in above for line in _wrapped(text, width)]
+    return [
+        *texts,
+        *_flow(kept, width),
+        *(line for text in below for line in _wrapped(text, width)),
+    ]
+
+
+def _summary(snapshot: Snapshot) -> list[str]:
+    live, talkers, conntrack = snapshot.live, snapshot.talkers, snapshot.conntrack
+    assert live is not None
+    assert talkers is not None
+    assert snapshot.timestamp is not None
+    parts = [time.strftime("%H:%M:%S", time.localtime(snapshot.timestamp))]
+    totals = live.totals
+    known = not _is_unknown(totals)
+    if talkers.totals is not None:
+        rates_known = known or any(talkers.totals[1:])
+        sent, reply = (
+            f"{binary(talkers.totals[field] / talkers.seconds)}/s" if rates_known else _UNKNOWN
+            for field in (2, 4)
+        )
+        parts.append(f"{sent} sent, {reply} reply")
+        parts.append(f"{_rate(talkers.totals.connections / talkers.seconds)} new/s")
+    counted = f", {live.uncounted} uncounted" if live.uncounted else ""
+    parts.append(f"{totals.connections} connections in {live.keys} keys{counted}")
+    sent, reply = (binary(totals[f]) if known else _UNKNOWN for f in (2, 4))
+    parts.append(f"{sent} sent, {reply} reply")
     if conntrack.entries is not None and conntrack.entries_limit:
         fill = conntrack.entries / conntrack.entries_limit
         parts.append(f"table {conntrack.entries} of {conntrack.entries_limit} ({fill:.1%})")
-    return "   ".join(parts)
+    return parts
 
 
-def _printable(value: str) -> str:
-    """A name from a file may hold what would move the cursor of a terminal."""
-    return value if value.isprintable() else ascii(value)
+def notes(snapshot: Snapshot) -> list[str]:
+    """What the user should know about these numbers."""
+    kinds = snapshot.warnings
+    kinds.pop("counters", None)
+    return [*kinds.values(), *(long for _, long in _missing(snapshot))]
+
+
+def _missing(snapshot: Snapshot) -> list[tuple[str, str]]:
+    """What is missing in the rates, in short and in full."""
+    traffic, talkers = snapshot.traffic, snapshot.talkers
+    if traffic is None:
+        return [_NO_RATES]
+    if not traffic.listening:
+        return [_NO_EVENTS]
+    if talkers is not None and talkers.ended_unseen:
+        short, long = _ENDED_UNSEEN
+        return [(short.format(talkers.ended_unseen), long)]
+    return []
+
+
+def table(snapshot: Snapshot, by: str, count: int, width: int | None = None) -> list[str]:
+    """A head, the largest rows, aligned, and how many more there are."""
+    live, talkers = snapshot.live, snapshot.talkers
+    assert live is not None
+    assert talkers is not None
+    # What is live may be nothing, and all that was carried have ended.
+    known = live.totals if talkers.totals is None else Sums(*map(max, live.totals, talkers.totals))
+    shown = ranked(talkers, measure(by, known))[:count]
+    kept = _columns(talkers, by)
+    cells = [[column.head for column in kept]]
+    cells += [[column.cell(talker) for column in kept] for talker in shown]
+    if width is not None:
+        kept, cells = _fitted(kept, cells, width)
+    lines = _aligned(kept, cells, width)
+    more = live.keys - sum(talker.live.connections > 0 for talker in shown)
+    if more:
+        lines.append(f"and {more} more")
+    return lines
+
+
+def ranked(talkers: Talkers, by: str) -> list[Talker]:
+    """The largest first: by what was carried, and of what carried nothing, by what is live."""
+    size = MEASURES[by]
+    return sorted(talkers.rows, key=lambda row: (size(row.traffic), size(row.live)), reverse=True)
+
+
+def _columns(talkers: Talkers, by: str) -> list[_Column]:
+    """The columns for a measure: those that show it are left out last."""
+    found = [
+        _Column(
+            row.title.upper(),
+            lambda talker, at=at: columns.printable(talker.group[at]),  # type: ignore[misc]
+            row.left_out,
+            number=row.number,
+            address=row.filter is networks.parse,
+            label=True,
+        )
+        for at, row in enumerate(labels.BY_NAME[name] for name in talkers.labels)
+    ]
+    rates, seconds = talkers.totals is not None, talkers.seconds
+    counts = by == "connections"
+    found.append(
+        _Column(
+            "LIVE" if rates else "CONNECTIONS",
+            lambda talker: str(talker.live.connections),
+            0 if counts else 6 if rates else 2,
+        )
+    )
+    if rates:
+        new = _Column("NEW/s", lambda talker: _rate(talker.traffic.connections / seconds))
+        found.append(new._replace(left_out=0 if counts else 5))
+    # What stands behind SENT and REPLY, their fields, how totals and rates are shown, and
+    # whether they are the measure.
+    measured: list[_Measured] = [("", (2, 4), binary, binary, by == "bytes")]
+    if by == "packets":
+        measured.insert(0, (" PKT", (1, 3), str, _rate, True))
+    for unit, fields, text, _, wanted in measured:
+        left_out = 2 if rates else 0 if wanted else 4
+        for name, field in zip(("SENT", "REPLY"), fields, strict=True):
+            found.append(_Column(f"{name}{unit}", _total(field, text), left_out))
+    for unit, fields, _, text, wanted in measured if rates else ():
+        for name, field in zip(("SENT", "REPLY"), fields, strict=True):
+            cell = _speed(field, seconds, text)
+            found.append(_Column(f"{name}{unit}/s", cell, 0 if wanted else 4))
+    return found
+
+
+def _total(field: int, text: _Text) -> Callable[[Talker], str]:
+    return lambda talker: _UNKNOWN if _is_unknown(talker.live) else text(talker.live[field])
+
+
+def _speed(field: int, seconds: float, text: Callable[[float], str]) -> Callable[[Talker], str]:
+    def cell(talker: Talker) -> str:
+        carried = any(talker.traffic[1:])
+        if not carried and (talker.traffic.connections or _is_unknown(talker.live)):
+            return _UNKNOWN
+        return text(talker.traffic[field] / seconds)
+
+    return cell
+
+
+def _is_unknown(sums: tuple[int, ...]) -> bool:
+    """Whether there are connections and none has counters: each has a packet at least."""
+    return sums[0] > 0 and not any(sums[1:])
+
+
+def _rate(number: float) -> str:
+    return f"{number:.0f}" if number >= 99.95 or not number else f"{number:.1f}"
+
+
+def _fitted(
+    kept: list[_Column], cells: list[list[str]], width: int
+) -> tuple[list[_Column], list[list[str]]]:
+    """Columns with less in them, where they would be wider: half a number would be a wrong one."""
+    # First labels that no row has, as egress without NAT: nothing is lost with them.
+    empty = [
+        column.label and cells[1:] and not any(line[at] for line in cells[1:])
+        for at, column in enumerate(kept)
+    ]
+    levels = [
+        -1 if of_none else column.left_out for column, of_none in zip(kept, empty, strict=True)
+    ]
+    for level in sorted({*levels} - {0}):
+        if _excess(cells, width) <= 0:
+            return kept, cells
+        left = [other != level for other in levels]
+        kept = list(itertools.compress(kept, left))
+        cells = [list(itertools.compress(line, left)) for line in cells]
+        levels = list(itertools.compress(levels, left))
+    excess = _excess(cells, width)
+    # What is still too wide the addresses give up, the longest first.
+    widths = _widths(cells)
+    rooms = {at: widths[at] for at, column in enumerate(kept) if column.address}
+    while excess > 0 and max(rooms.values(), default=0) > _SHORTEST:
+        rooms[max(rooms, key=rooms.__getitem__)] -= 1
+        excess -= 1
+    cells = [cells[0]] + [
+        [columns.cut_address(cell, rooms.get(at, 1 << 16)) for at, cell in enumerate(line)]
+        for line in cells[1:]
+    ]
+    return kept, cells
+
+
+def _aligned(kept: list[_Column], cells: list[list[str]], width: int | None) -> list[str]:
+    """Lines of cells. Where they are too wide after all, labels are cut and numbers are whole."""
+    widths = _widths(cells)
+    first = sum(column.label for column in kept)
+    lines = []
+    for line in cells:
+        padded = [
+            (columns.right if column.number else columns.left)(cell, room)
+            for cell, room, column in zip(line, widths, kept, strict=True)
+        ]
+        names, numbers = _GAP.join(padded[:first]), _GAP.join(padded[first:])
+        if width is not None and first:
+            room = width - len(_GAP) - len(numbers)
+            names = columns.left(columns.cut(names, room), min(room, columns.width(names)))
+        lines.append(_GAP.join(filter(None, (names, numbers))))
+    return lines
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """A text in lines of whole words."""
+    return textwrap.wrap(text, max(1, width), subsequent_indent=" " * 2) or [""]
+
+
+def _flow(parts: list[str], width: int, between: str = _BETWEEN) -> list[str]:
+    """Parts of a line, in as many lines as they need: none is cut that would fit into one."""
+    lines = [""]
+    for part in parts:
+        joined = f"{lines[-1]}{between}{part}" if lines[-1] else part
+        if lines[-1] and columns.width(joined) > width:
+            lines.append(part)
+        else:
+            lines[-1] = joined
+    return lines
+
+
+def _widths(cells: list[list[str]]) -> list[int]:
+    return [max(map(columns.width, column)) for column in zip(*cells, strict=True)]
+
+
+def _excess(cells: list[list[str]], width: int) -> int:
+    """How much wider than that lines of cells would be."""
+    return sum(_widths(cells)) + len(_GAP) * (len(cells[0]) - 1) - width

@@ -9,7 +9,7 @@ from conntrack_textfile import aggregate
 from conntrack_textfile.counters import TOTALS
 from conntrack_textfile.kernel.engine import make
 from conntrack_textfile.kernel.sysctl import Conntrack
-from conntrack_textfile.snapshot import Snapshot, Traffic
+from conntrack_textfile.snapshot import Snapshot, Talkers, Traffic
 from conntrack_textfile.tally import Rows, Sums
 
 if TYPE_CHECKING:
@@ -126,6 +126,32 @@ def taken(live: Aggregate | None) -> Snapshot:
         timestamp=1700000000.25,
         duration=0.5,
         live=live,
+    )
+
+
+def watched(live: Series, traffic: Series | None, *labels: str, seconds: float = 2.0) -> Snapshot:
+    """A snapshot for a view: what is live, and what was carried in so many seconds, if known."""
+    nothing = (0,) * len(Sums._fields)
+    carried = traffic or {}
+    rows = [
+        aggregate.Talker(group, Sums(*live.get(group, nothing)), Sums(*carried.get(group, nothing)))
+        for group in sorted({*live, *carried})
+    ]
+    totals = Sums(*map(sum, zip(nothing, *carried.values(), strict=True)))
+    talkers = Talkers(labels, rows, totals if traffic is not None else None, seconds, 0)
+    counted = Traffic(
+        labels=labels,
+        groups=Rows((), ((),) * len(nothing)),
+        protocols=Rows((), ((),) * len(nothing)),
+        totals={},
+        lost=0,
+        started=1700000000.0,
+        tracked=len(live),
+        listening=True,
+        buffer=None,
+    )
+    return taken(aggregated(live, *labels))._replace(
+        source="netlink", talkers=talkers, traffic=counted
     )
 
 

@@ -160,3 +160,41 @@ found = [one.take() for _ in range(2)]
 print(json.dumps([value(found[1], 5005), found[1].traffic.listening, found[1].traffic.buffer]))
 """
     assert run(namespace, tmp_path, program) == [1, False, None]
+
+
+@pytest.mark.parametrize("change", ["labels=('dport', 'zone')", "include=(Filter(l4protocol=17),)"])
+def test_other_labels_and_filters_begin_anew(namespace: str, tmp_path: Path, change: str) -> None:
+    """What was there before is no traffic of theirs, and what comes after is."""
+    program = f"""
+from conntrack_textfile.filters import Filter
+opts = options.parse(["top", "--aggregate.by=dport"])
+plans = [opts.plan]
+one = Collector(opts, make(opts.plan), lambda: plans[-1], 5)
+one.count(events.listen(1 << 22), None, held=False, interrupted=0)
+send(5006)
+one.take()
+send(5007)
+found = [one.take()]
+plans.append(opts.plan._replace({change}))
+send(5008)
+found.append(one.take())
+send(5009)
+found += [one.take(), one.take()]
+one.close()
+
+def carried(snapshot):
+    rows = {{row.group[-1 if len(row.group) == 1 else 0]: row.traffic[0]
+        for row in snapshot.talkers.rows}}
+    ports = [rows.get(str(port), 0) for port in range(5006, 5010)]
+    totals = snapshot.talkers.totals
+    return [totals and totals[0], ports, list(snapshot.traffic.labels)]
+
+print(json.dumps([carried(snapshot) for snapshot in found]))
+"""
+    labels = ["dport", "zone"] if "zone" in change else ["dport"]
+    assert run(namespace, tmp_path, program) == [
+        [1, [0, 1, 0, 0], ["dport"]],
+        [None, [0, 0, 0, 0], labels],
+        [1, [0, 0, 0, 1], labels],
+        [0, [0, 0, 0, 0], labels],
+    ]

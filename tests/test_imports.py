@@ -42,7 +42,8 @@ LAYERS = [
         kernel.table
         snapshot
         families collector
-        exposition top
+        exposition columns terminal
+        top
         web.body web.sockets web.limiter web.request web.notify web.checkqueue web.yamlfile
         web.metrics web.markup web.history web.query
         web.picture

@@ -50,3 +50,18 @@ def test_a_traceback_stays_in_its_event(capfd: pytest.CaptureFixture[str], form:
     line = capfd.readouterr().err
     assert line.count("\n") == 1
     assert "Traceback" in line
+
+
+def test_what_is_held_back_is_written_at_the_end(capfd: pytest.CaptureFixture[str]) -> None:
+    log = logs.configure("info", "logfmt")
+    with logs.held(log) as messages:
+        for number in range(200):
+            log.warning("%d of them", number)
+        assert messages == ["197 of them", "198 of them", "199 of them"]
+        assert capfd.readouterr().err == ""
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.partition("msg=")[2] for line in lines] == [
+        f'"{number} of them"' for number in range(100, 200)
+    ]
+    log.warning("after it")
+    assert "after it" in capfd.readouterr().err

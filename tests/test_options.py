@@ -47,7 +47,7 @@ def test_the_defaults_of_every_command() -> None:
         web_config="",
         systemd_socket=False,
     )
-    assert parse(["top"]) == common._replace(command="top", interval=2.0, rows=20, watch=False)
+    assert parse(["top"]) == common._replace(command="top", interval=2.0, rows=None, watch=False)
 
 
 def test_every_option_of_all_commands_is_taken(

@@ -20,6 +20,9 @@ from conntrack_textfile.kernel.namespace import OWN, cookie
 if TYPE_CHECKING:
     from conntrack_textfile.kernel.namespace import Namespace
 
+BUFFER_BYTES = 1 << 25
+"""What serve asks for by default: some 50,000 events, as the kernel doubles it."""
+
 _DESTROY_MASK = 1 << (uapi.NFNLGRP_CONNTRACK_DESTROY - 1)
 
 # include/uapi/asm-generic/socket.h and linux/sock_diag.h

@@ -113,8 +113,8 @@ class Table:
     def close(self) -> None:
         """Let the namespace go."""
         self.space.close()
-        if self.tracker and self.tracker.socket:
-            self.tracker.socket.close()
+        if self.tracker:
+            self.tracker.close()
 
     def _read(self, engine: Engine) -> tuple[str, Tally]:
         return source.read(self._wanted, self._proc_root, engine, self.tracker, self.space)

@@ -106,16 +106,26 @@ class Tracker:
             self._listening = listening
             return self._take(save=save)
 
-    def replace(self, make: Callable[[bytes], Ledger]) -> Reading:
-        """Go on with another ledger, made of this one as saved. Gives its last reading."""
+    def replace(self, make: Callable[[bytes], Ledger], *, anew: bool = False) -> Reading:
+        """Go on with another ledger, made of this one as saved. Gives its last reading.
+
+        anew begins with an empty one, whose baseline is to be taken.
+        """
         with self._lock:
             self._drain()
             reading = self._take(save=False)
-            baseline = self.ledger.baseline
-            self.ledger = make(bytes(self.ledger.save()))
+            baseline = anew or self.ledger.baseline
+            self.ledger = make(b"" if anew else bytes(self.ledger.save()))
             self.ledger.baseline = baseline
             self._statistics = {}
             return reading
+
+    def close(self) -> None:
+        """Read no more events, and close the socket."""
+        with self._lock:
+            self._closed = True
+            if self.socket:
+                self.socket.close()
 
     def _take(self, *, save: bool) -> Reading:
         traffic = self.ledger.traffic()
