@@ -169,8 +169,9 @@ def test_other_labels_and_filters_begin_anew(namespace: str, tmp_path: Path, cha
 from conntrack_textfile.filters import Filter
 opts = options.parse(["top", "--aggregate.by=dport"])
 plans = [opts.plan]
-one = Collector(opts, make(opts.plan), lambda: plans[-1], 5)
-one.count(events.listen(1 << 22), None, held=False, interrupted=0)
+one = Collector(opts, make(opts.plan), lambda: plans[-1], ranked=5)
+sock = events.listen(1 << 22)
+one.count(lambda _: (sock, False), None, interrupted=0)
 send(5006)
 one.take()
 send(5007)

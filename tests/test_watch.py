@@ -37,7 +37,7 @@ from conntrack_textfile.kernel.engine import make
 
 opts = options.parse(["top", "--watch", "--aggregate.by=src,dport", *sys.argv[1:]])
 plan = opts.plan
-collector = Collector(opts, make(plan), lambda: plan, 3)
+collector = Collector(opts, make(plan), lambda: plan, ranked=3)
 cli._measure(opts, collector)
 for line in sys.stdin:
     if line == "l\\n":
