@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from conntrack_textfile import exposition, options, textfile
+from conntrack_textfile import __version__, exposition, options, textfile
 from conntrack_textfile.collector import Collector
 from conntrack_textfile.errors import (
     DamagedStateError,
@@ -20,8 +21,9 @@ from conntrack_textfile.errors import (
     tell,
 )
 from conntrack_textfile.kernel import sysctl
-from conntrack_textfile.kernel.engine import make
+from conntrack_textfile.kernel.engine import make, slowness
 from conntrack_textfile.kernel.source import may_be_netlink
+from conntrack_textfile.plan import Plan
 from conntrack_textfile.snapshot import NO_COUNTERS
 
 if TYPE_CHECKING:
@@ -45,12 +47,14 @@ def main(argv: list[str]) -> int:
 
 def _run(argv: list[str]) -> int:
     try:
-        opts = options.parse(argv)
+        opts = options.parse(argv, _version)
     except UsageError as error:
         return _usage(error)
     if opts.log_level == "debug":
         _log(opts)
     try:
+        if opts.command == "check":
+            return _check(opts)
         engine = make(opts.plan)
         if opts.state_file:
             opts = _with_own_state(opts)
@@ -65,6 +69,15 @@ def _run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _version() -> str:
+    """The version, and what would count and read here."""
+    try:
+        engine = f"{make(Plan()).name} engine"
+    except EngineError as error:
+        engine = f"no engine: {error}"
+    return f"{__version__} ({engine}, Python {sys.version.partition(' ')[0]})"
 
 
 def _with_own_state(opts: Options) -> Options:
@@ -103,6 +116,21 @@ def _write(opts: Options, engine: Engine) -> None:
             textfile.stream(pieces)
         else:
             textfile.replace(opts.file, pieces, opts.file_mode, opts.file_group)
+            if not opts.file.endswith(".prom"):
+                _log(opts).warning("%s", textfile.NOT_READ.format(opts.file))
+    if opts.log_level == "debug" and (slow := slowness(engine, snapshot.conntrack.entries)):
+        _log(opts).debug("%s", slow)
+
+
+def _check(opts: Options) -> int:
+    """Print what would work here. The exit status: 1 where something that is needed fails."""
+    # Imported here: it knows all parts.
+    from conntrack_textfile import check
+
+    _log(opts)
+    results = check.run(opts)
+    textfile.stream([check.table(results).encode(errors="backslashreplace")])
+    return int(any(result.level == "fail" for result in results))
 
 
 @contextlib.contextmanager
@@ -228,6 +256,8 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
         failure=collector.failure,
         interval=opts.interval,
     )
+    if slow := slowness(engine, sysctl.read(opts.proc_root).entries):
+        log.warning("%s", slow)
     application = Application(
         refresher,
         telemetry_path=opts.telemetry_path,
@@ -238,8 +268,20 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
     refresher.start()
     limiter = Limiter(http.MAX_CONNECTIONS)
     servers = [http.start(listener, application, limiter) for listener in listeners]
+    settings = web_config.current() if web_config else None
+    tls, asks = (settings.tls, settings.passwords) if settings else (None, None)
     for listener in listeners:
-        log.info("listening on %s", options.Address(*listener.getsockname()[:2]))
+        address = options.Address(*listener.getsockname()[:2])
+        log.info(
+            "listening on %s, %s TLS, %s passwords",
+            *(address, "with" if tls else "without", "with" if asks else "without"),
+        )
+        if not (tls or asks or sockets.is_loopback(listener)):
+            log.warning(
+                "whoever reaches %s sees who talks to whom: --web.config.file asks for TLS and "
+                "passwords, --web.listen-address=127.0.0.1:%d is for this host alone",
+                *(address, address.port),
+            )
 
     def read_again() -> None:
         if web_config:

@@ -46,6 +46,7 @@ LAYERS = [
         web.config web.refresh web.process
         web.application
         web.http
+        check
         cli
         __main__
     """.strip().splitlines()
@@ -56,6 +57,8 @@ TO_THE_ENDS = {
     "snapshot": "kernel.events kernel.sysctl",
     "collector": "kernel.engine kernel.events kernel.grouping kernel.namespace kernel.source "
     "kernel.sysctl kernel.tracker",
+    "check": "kernel.engine kernel.events kernel.netlink kernel.procfs kernel.source kernel.sysctl "
+    "web.config",
     "cli": "kernel.engine kernel.events kernel.source kernel.sysctl web.application web.config "
     "web.http web.limiter web.process web.refresh web.sockets",
 }

@@ -70,18 +70,21 @@ def others_listen(sock: socket.socket) -> bool:
 
     Without one no event comes twice. Whether it is in reliable mode is not to be seen.
     """
-    ours = str(os.fstat(sock.fileno()).st_ino)
     try:
-        with open("/proc/net/netlink", encoding="ascii") as file:
-            rows = [line.split() for line in file][1:]
+        return any(inode != os.fstat(sock.fileno()).st_ino for inode in listeners())
     except OSError:
         return True
-    return any(
-        row[1] == str(uapi.NETLINK_NETFILTER)
-        and int(row[3], 16) & _DESTROY_MASK
-        and row[-1] != ours
+
+
+def listeners() -> list[int]:
+    """The inodes of all sockets that get DESTROY events in our network namespace. Raises OSError."""
+    with open("/proc/net/netlink", encoding="ascii") as file:
+        rows = [line.split() for line in file][1:]
+    return [
+        int(row[-1])
         for row in rows
-    )
+        if row[1] == str(uapi.NETLINK_NETFILTER) and int(row[3], 16) & _DESTROY_MASK
+    ]
 
 
 def buffer(sock: socket.socket) -> Buffer:
