@@ -89,17 +89,19 @@ def _module(opts: Options) -> Iterator[_Found]:
     if sysctl.number(opts.proc_root, "nf_conntrack_max") is not None:
         yield "ok", "nf_conntrack is loaded"
     elif "nf_conntrack" in _loaded(opts.proc_root):
-        yield "warn", (
+        text = (
             "nf_conntrack is loaded, but its settings are not to be seen under "
             f"{opts.proc_root}/sys/net/netfilter"
         )
+        yield "warn", text
     elif not os.path.isdir(os.path.join(opts.proc_root, "sys/net")):
         yield "warn", f"there is no {opts.proc_root}/sys/net to see whether nf_conntrack is loaded"
     else:
-        yield "fail", (
+        text = (
             "nf_conntrack is not loaded: modprobe nf_conntrack, at boot by a file in "
             "/etc/modules-load.d"
         )
+        yield "fail", text
 
 
 def _loaded(proc_root: str) -> set[str]:
@@ -184,29 +186,32 @@ def _events(opts: Options) -> Iterator[_Found]:
         yield "warn", "the proc file has no counters of traffic: --collector.source=netlink has"
         return
     if sysctl.number(opts.proc_root, "nf_conntrack_events") == 0:
-        yield "warn", (
+        text = (
             "the kernel sends none of ended connections: sysctl -w "
             "net.netfilter.nf_conntrack_events=2"
         )
+        yield "warn", text
         return
     try:
         others = events.listeners()
         with events.listen(opts.event_buffer) as sock:
             size = events.buffer(sock).size
     except OSError as error:
-        yield "warn", (
+        text = (
             f"of ended connections cannot be had ({error.strerror}): counters are made of "
             "readings alone; run as root or with CAP_NET_ADMIN"
         )
+        yield "warn", text
         return
     holders = _holders(opts.proc_root, others)
     beside = f"; others listen too: {', '.join(holders)}" if holders else "; nobody else listens"
     yield "ok", f"of ended connections can be had, in a buffer of {size} bytes{beside}"
     if opts.state_file and not others:
-        yield "warn", (
+        text = (
             "nobody holds them between two runs of write: conntrack-events.socket does, or use "
             "serve"
         )
+        yield "warn", text
 
 
 def _holders(proc_root: str, inodes: list[int]) -> list[str]:
@@ -246,10 +251,11 @@ def _table(opts: Options) -> Iterator[_Found]:
     if share > _FULL:
         yield "warn", f"{text}: raise net.netfilter.nf_conntrack_max before it is full"
     elif not found.entries:
-        yield "warn", (
+        text = (
             f"{text}: nothing in this network namespace asks for tracking (NAT, or a rule with "
             "ct state)"
         )
+        yield "warn", text
     else:
         yield "ok", text
 
@@ -286,42 +292,56 @@ def _textfile(opts: Options) -> Iterator[_Found]:
     if opts.file == "-":
         return
     reader = _node_exporter(opts.proc_root)
-    if not opts.file:
-        directory = reader.directory if reader else _DEBIAN
-        if not os.path.isdir(directory):
-            yield "warn", f"there is no {directory}: name FILE, or the directory of node_exporter"
-        elif why := _unreadable(directory, reader):
-            yield "fail", why
-        else:
-            yield "ok", f"node_exporter can read {directory}"
+    if opts.file:
+        yield from _written(opts)
+        yield from _read(opts, reader)
         return
+    directory = reader.directory if reader else _DEBIAN
+    if not os.path.isdir(directory):
+        yield "warn", f"there is no {directory}, where node_exporter would read: name FILE"
+    elif why := _unreadable(directory, reader):
+        yield "fail", why
+    else:
+        yield "ok", f"node_exporter can read {directory}"
+
+
+def _written(opts: Options) -> Iterator[_Found]:
+    """What stands against writing FILE, and whether it was written of late."""
     if not opts.file.endswith(".prom"):
         yield "warn", textfile.NOT_READ.format(opts.file)
     file = os.path.realpath(opts.file)
     directory = os.path.dirname(file)
     if not os.path.isdir(directory):
         yield "fail", f"there is no directory {directory}"
-        return
-    if not os.access(directory, os.W_OK | os.X_OK):
+    elif not os.access(directory, os.W_OK | os.X_OK):
         yield "fail", f"this user may not write in {directory}"
     elif os.path.exists(file) and not os.path.isfile(file):
         yield "fail", f"{file} is not a regular file"
+    with contextlib.suppress(OSError):
+        age = time.time() - os.stat(file).st_mtime
+        if age > _OLD_SECONDS:
+            yield "warn", f"{opts.file} was written {age / 60:.0f} minutes ago"
+
+
+def _read(opts: Options, reader: _Reader | None) -> Iterator[_Found]:
+    """Whether node_exporter can read FILE, and does."""
+    file = os.path.realpath(opts.file)
+    directory = os.path.dirname(file)
+    if not os.path.isdir(directory):
+        return
     elsewhere = reader is not None and os.path.realpath(reader.directory) != directory
     if why := _unreadable(directory, reader, listed=not elsewhere) or _unreadable_file(
         opts, reader
     ):
         yield "fail", why
     elif reader and elsewhere and not _is_shown(file, reader.directory):
-        yield "warn", (
+        text = (
             f"node_exporter (pid {reader.pid}) reads {reader.directory}, and {file} is not "
             f"there: ln -s {file} {reader.directory}/"
         )
+        yield "warn", text
     elif opts.file.endswith(".prom"):
         yield "ok", f"node_exporter can read {opts.file}"
-    with contextlib.suppress(OSError):
-        age = time.time() - os.stat(file).st_mtime
-        if age > _OLD_SECONDS:
-            yield "warn", f"{opts.file} was written {age / 60:.0f} minutes ago"
 
 
 class _Reader(NamedTuple):
@@ -462,13 +482,12 @@ def _units(_: Options) -> Iterator[_Found]:
         yield "warn", f"{_WRITER_EVENTS} is not active: counters are made of readings alone"
     both = [units.get(name, {}).get("UnitFileState") for name in (_EXPORTER, _EXPORTER_SOCKET)]
     if both == ["enabled", "enabled"]:
-        yield "warn", (
-            f"{_EXPORTER} and {_EXPORTER_SOCKET} are both enabled: systemctl disable one of them"
-        )
+        text = f"{_EXPORTER} and {_EXPORTER_SOCKET} are both enabled: systemctl disable one of them"
+        yield "warn", text
 
 
 def _show(systemctl: str) -> dict[str, dict[str, str]]:
-    """The properties of those of our units that are installed. Raises OSError and TimeoutExpired."""
+    """The properties of our units that are installed. Raises OSError and TimeoutExpired."""
     names = "Id,LoadState,ActiveState,UnitFileState,Result"
     done = subprocess.run(  # noqa: S603  # of systemd, by the PATH of who asks
         [systemctl, "show", f"--property={names}", *_UNITS],

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from conntrack_textfile import state
     from conntrack_textfile.kernel.engine import Engine
     from conntrack_textfile.options import Options
+    from conntrack_textfile.web.config import Settings
 
 
 def main(argv: list[str]) -> int:
@@ -268,20 +269,7 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
     refresher.start()
     limiter = Limiter(http.MAX_CONNECTIONS)
     servers = [http.start(listener, application, limiter) for listener in listeners]
-    settings = web_config.current() if web_config else None
-    tls, asks = (settings.tls, settings.passwords) if settings else (None, None)
-    for listener in listeners:
-        address = options.Address(*listener.getsockname()[:2])
-        log.info(
-            "listening on %s, %s TLS, %s passwords",
-            *(address, "with" if tls else "without", "with" if asks else "without"),
-        )
-        if not (tls or asks or sockets.is_loopback(listener)):
-            log.warning(
-                "whoever reaches %s sees who talks to whom: --web.config.file asks for TLS and "
-                "passwords, --web.listen-address=127.0.0.1:%d is for this host alone",
-                *(address, address.port),
-            )
+    _say_who_may_ask(opts, listeners, web_config.current() if web_config else None)
 
     def read_again() -> None:
         if web_config:
@@ -297,6 +285,27 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
         stack.close()
 
     process.stay(alive, read_again, stop)
+
+
+def _say_who_may_ask(
+    opts: Options, listeners: list[socket.socket], settings: Settings | None
+) -> None:
+    """Log where serve listens and what it asks for, and warn where anybody may ask."""
+    from conntrack_textfile.web import sockets
+
+    tls, asks = (settings.tls, settings.passwords) if settings else (None, None)
+    for listener in listeners:
+        address = options.Address(*listener.getsockname()[:2])
+        _log(opts).info(
+            "listening on %s, %s TLS, %s passwords",
+            *(address, "with" if tls else "without", "with" if asks else "without"),
+        )
+        if not (tls or asks or sockets.is_loopback(listener)):
+            _log(opts).warning(
+                "whoever reaches %s sees who talks to whom: --web.config.file asks for TLS and "
+                "passwords, --web.listen-address=127.0.0.1:%d is for this host alone",
+                *(address, address.port),
+            )
 
 
 def _count(

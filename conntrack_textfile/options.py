@@ -213,11 +213,30 @@ def _own(command: str) -> str:
     return "".join(found.values())
 
 
-def option_names(*commands: str) -> list[str]:
-    """The options of some commands, by all of their names, each once."""
-    texts = [*map(_own, commands), _OPTIONS, _ASK]
-    heads = re.findall(r"^  (-\S+(?: -\S+)*)", "".join(texts), re.MULTILINE)
-    return list(dict.fromkeys(re.findall(r"--?[\w.-]+", " ".join(heads))))
+class Described(NamedTuple):
+    """An option as the usage text has it."""
+
+    names: tuple[str, ...]
+    value: str  # what stands for its value, "" where it takes none
+    text: str  # without what is in brackets at its end
+
+
+def described(command: str) -> list[Described]:
+    """The options that a command takes."""
+    found = []
+    text = f"{_own(command)}{_OPTIONS}{_ASK}"
+    for head, rest in re.findall(r"^  (-.*?)  +(.*(?:\n   .*)*)", text, re.MULTILINE):
+        names = tuple(re.findall(r"--?[\w.-]+", re.sub("[= ][A-Z].*", "", head)))
+        value = re.search("[= ]([A-Z].*)", head)
+        words = " ".join(rest.partition("[default: ")[0].split())
+        found.append(Described(names, value[1] if value else "", words))
+    return found
+
+
+def _names(*commands: str) -> list[str]:
+    """The names of all options of some commands, each once."""
+    rows = [row for command in commands for row in described(command)]
+    return list(dict.fromkeys(name for row in rows for name in row.names))
 
 
 _NO_COMMAND = "say what to do: write, serve, top or check"
@@ -366,7 +385,7 @@ def _without_command(argv: list[str]) -> str:
         name = word.partition("=")[0]
         if not word.startswith("-"):
             return f"unexpected argument {word!r}{_meant(word, list(_COMMANDS))}"
-        names = option_names(*_COMMANDS)
+        names = _names(*_COMMANDS)
         if not any(known.startswith(name) or word[:2] == known for known in names):
             return f"{name} is not an option{_meant(name, names)}"
     return _NO_COMMAND
@@ -537,7 +556,7 @@ def _explain(error: docopt.DocoptExit, command: str, argv: list[str]) -> str:
         return f"{name} may be given only once"
     if of := [other for other, (_, _, text) in _COMMANDS.items() if _is_option(name, text)]:
         return f"{name} is an option of {' and '.join(of)}, not of {command}"
-    return f"{name} is not an option{_meant(name, option_names(command))}"
+    return f"{name} is not an option{_meant(name, _names(command))}"
 
 
 def _instead(command: str, argv: list[str]) -> str:

@@ -92,7 +92,7 @@ def reason(error: OSError) -> str:
     A unit with ProtectSystem=strict sees a file system that is read-only elsewhere.
     """
     if error.errno != errno.EROFS:
-        return error.strerror
+        return error.strerror or str(error)
     return f"{error.strerror} (under systemd: name its directory in ReadWritePaths= of the unit)"
 
 

@@ -77,7 +77,7 @@ def others_listen(sock: socket.socket) -> bool:
 
 
 def listeners() -> list[int]:
-    """The inodes of all sockets that get DESTROY events in our network namespace. Raises OSError."""
+    """The inodes of the sockets that get DESTROY events in our namespace. Raises OSError."""
     with open("/proc/net/netlink", encoding="ascii") as file:
         rows = [line.split() for line in file][1:]
     return [

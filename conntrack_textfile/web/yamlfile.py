@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from conntrack_textfile.errors import UsageError
 
 
-
 def missing_packages() -> str:
     """What is missing, and the command that installs it where this runs."""
     marker = os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
