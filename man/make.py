@@ -94,8 +94,9 @@ def entries(text: str) -> list[tuple[str, str]]:
 
 
 def headings() -> list[str]:
-    """The headings of the usage text after its calls, in their order."""
-    return re.findall(r"^(\w.*):$", USAGE, re.MULTILINE)[1:]
+    """The headings of terms in the usage text, in their order."""
+    found = re.findall(r"^(\w.*):$", USAGE, re.MULTILINE)
+    return [heading for heading in found if heading not in ("Usage", "Examples")]
 
 
 def examples() -> list[str]:
@@ -127,8 +128,6 @@ def page() -> str:
         ".fi",
     ]
     for heading in headings():
-        if heading == "Examples":
-            continue
         lines.append(f".SH {heading.upper()}")
         for term, words in entries(section(heading)):
             lines += [".TP", f".B {escaped(term)}", escaped(words)]

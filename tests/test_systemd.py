@@ -638,7 +638,11 @@ cp /etc/cron.d/conntrack-textfile /etc/cron.d/the-same-again
 printf '#!/bin/sh\\necho >>/run/tries\\nexec /usr/bin/flock "$@"\\n' >/usr/local/sbin/flock
 printf '#!/bin/sh\\necho >>/run/runs\\ncat /proc/self/status >/run/status\\nsleep 1
 exec /run/venv/bin/python3 -m conntrack_textfile "$@"\\n' >/usr/local/sbin/conntrack-textfile
+printf '#!/bin/sh\\nexec /usr/bin/logger --no-act --stderr "$@" 2>>/run/syslog\\n' \\
+    >/usr/local/sbin/logger
+: >/run/syslog
 chmod 755 /usr/local/sbin/*
+sysctl --quiet --write net.netfilter.nf_conntrack_acct=$6
 exec faketime '2000-01-01 00:00:58' cron -f
 """
 UNSHARE = [
@@ -648,12 +652,12 @@ UNSHARE = [
 
 
 def test_cron_runs_it_and_skips_a_run_while_another_goes_on(venv: Path) -> None:
-    need("cron", "faketime", "flock", "setpriv", root=True)
+    need("cron", "faketime", "flock", "logger", "setpriv", root=True)
     readme = (ROOT / "README.md").read_text()
     block = re.search(r"^### cron\n\n```sh\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
     assert block
     process = subprocess.Popen(
-        [*UNSHARE, "sh", "-euc", CRON, "sh", ROOT, venv, TRAFFIC, RULES, block[1]],
+        [*UNSHARE, "sh", "-euc", CRON, "sh", ROOT, venv, TRAFFIC, RULES, block[1], "0"],
         stdin=subprocess.DEVNULL,
     )
     try:
@@ -686,6 +690,11 @@ def test_cron_runs_it_and_skips_a_run_while_another_goes_on(venv: Path) -> None:
         assert (status["NoNewPrivs"], status["Groups"].strip()) == ("1", "")
         tries, runs = (len((root / "run" / name).read_text()) for name in ("tries", "runs"))
         assert (tries, runs) == (2, 1)
+        # What the run had to say is in syslog.
+        syslog = root / "run/syslog"
+        said = until(lambda: "accounting is off" in syslog.read_text() and syslog.read_text())
+        assert re.match(r"<28>.* conntrack-textfile: .*level=warn", said)  # daemon.warning
+        assert said.count("\n") == 1
     finally:
         process.kill()
         process.wait()
