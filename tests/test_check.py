@@ -34,7 +34,7 @@ GOOD = {
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     (tmp_path / "proc").mkdir()
-    return proc_root(tmp_path / "proc", **GOOD)
+    return proc_root(tmp_path / "proc", b"", **GOOD)
 
 
 @pytest.fixture(autouse=True)

@@ -173,10 +173,10 @@ def test_the_options_of_a_command_are_those_of_its_usage_text() -> None:
         rows = options_of(command)
         assert {row.names[0] for row in rows} == described(command)
         assert all(row.text and "[default" not in row.text for row in rows)
-    rows = {row.names[-1]: row for row in options_of("write")}
-    assert rows["--log.level"].value == "LEVEL"
-    assert rows["--aggregate.src-prefix"].value == "V4[,V6]"
-    assert rows["--version"].names == ("-v", "-V", "--version")
+    by_name = {row.names[-1]: row for row in options_of("write")}
+    assert by_name["--log.level"].value == "LEVEL"
+    assert by_name["--aggregate.src-prefix"].value == "V4[,V6]"
+    assert by_name["--version"].names == ("-v", "-V", "--version")
     assert {row.names[0]: row.value for row in options_of("top")}["-n"] == "N"
 
 

@@ -115,9 +115,10 @@ def test_the_manual_page_has_examples_every_metric_and_what_lies_around() -> Non
     examples = usage("write", "serve", "top", "check").partition("\nExamples:\n")[2]
     for line in examples.splitlines():
         assert f"\n{line.strip()}\n" in parts["EXAMPLES"]
-    rows = (*families.STATUS, *families.TRAFFIC, *families.LIVE)
-    for row in (*rows, *families.GROUPS, *families.TRAFFIC_GROUPS):
-        assert re.search(rf"^\.B {row.name}({{.*}})?$", parts["METRICS"], re.MULTILINE)
+    names = [row.name for row in (*families.STATUS, *families.TRAFFIC, *families.LIVE)]
+    names += [row.name for row in (*families.GROUPS, *families.TRAFFIC_GROUPS)]
+    for name in names:
+        assert re.search(rf"^\.B {name}({{.*}})?$", parts["METRICS"], re.MULTILINE)
     assert {"EXIT STATUS", "ENVIRONMENT", "FILES"} < set(parts)
     for variable in re.findall(r'environ(?:\.\w+)?[\[(]"(\w+)"', sources()):
         assert variable in parts["ENVIRONMENT"]

@@ -638,9 +638,16 @@ cp /etc/cron.d/conntrack-textfile /etc/cron.d/the-same-again
 printf '#!/bin/sh\\necho >>/run/tries\\nexec /usr/bin/flock "$@"\\n' >/usr/local/sbin/flock
 printf '#!/bin/sh\\necho >>/run/runs\\ncat /proc/self/status >/run/status\\nsleep 1
 exec /run/venv/bin/python3 -m conntrack_textfile "$@"\\n' >/usr/local/sbin/conntrack-textfile
-printf '#!/bin/sh\\nexec /usr/bin/logger --no-act --stderr "$@" 2>>/run/syslog\\n' \\
-    >/usr/local/sbin/logger
+printf '#!/bin/sh\\nexec /usr/bin/logger --socket /run/log "$@"\\n' >/usr/local/sbin/logger
 : >/run/syslog
+python3 -c 'import socket
+sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+sock.bind("/run/log")
+while True:
+    message = sock.recv(9999).rstrip(bytes(1))
+    with open("/run/syslog", "ab") as file:
+        file.write(message + b"\\n")' &
+until test -S /run/log; do sleep 0.05; done
 chmod 755 /usr/local/sbin/*
 sysctl --quiet --write net.netfilter.nf_conntrack_acct=$6
 exec faketime '2000-01-01 00:00:58' cron -f
