@@ -215,7 +215,7 @@ def _events(opts: Options) -> Iterator[_Found]:
 
 
 def _holders(proc_root: str, inodes: list[int]) -> list[str]:
-    """Who holds sockets, as far as this user can see."""
+    """Who holds sockets, as far as this user can see: of those who inherited one, the first."""
     wanted = {f"socket:[{inode}]": f"socket {inode}" for inode in inodes}
     for pid in _processes(proc_root):
         directory = os.path.join(proc_root, pid, "fd")
@@ -223,14 +223,14 @@ def _holders(proc_root: str, inodes: list[int]) -> list[str]:
             for name in os.listdir(directory):
                 with contextlib.suppress(OSError):
                     link = os.readlink(os.path.join(directory, name))
-                    if link in wanted:
+                    if wanted.get(link, "").startswith("socket "):
                         wanted[link] = f"{_comm(proc_root, pid)} (pid {pid})"
     return sorted(set(wanted.values()))
 
 
 def _processes(proc_root: str) -> list[str]:
     with contextlib.suppress(OSError):
-        return [name for name in os.listdir(proc_root) if name.isdecimal()]
+        return sorted(filter(str.isdecimal, os.listdir(proc_root)), key=int)
     return []
 
 
