@@ -67,6 +67,13 @@ def test_a_wheel_has_the_compiled_engine_and_not_its_source(checkout: Path) -> N
     names = zipfile.ZipFile(wheel).namelist()
     assert any(name.endswith(".so") for name in names)
     assert not any(name.endswith((".pyx", ".c")) for name in names)
+    shared = {name.partition(".data/data/share/")[2] for name in names}
+    assert {
+        "man/man1/conntrack-textfile.1",
+        "bash-completion/completions/conntrack-textfile.bash",
+        "zsh/site-functions/_conntrack-textfile",
+        "fish/vendor_completions.d/conntrack-textfile.fish",
+    } <= shared
     assert {"conntrack_textfile/py.typed", "conntrack_textfile/kernel/_speedups.pyi"} <= set(names)
     assert 'engine="compiled"' in write_with(wheel, checkout.parent / "site")
 
