@@ -29,12 +29,12 @@ or
 .IR pure :
 which of the two engines counts. Both give the same.
 .TP
-.BR LISTEN_PID ,\\  LISTEN_FDS
+.BR LISTEN_PID ,\\  LISTEN_FDS ,\\  LISTEN_FDNAMES
 Sockets that systemd hands over: that of events, and with
 .B \\-\\-web.systemd\\-socket
 those to listen on.
 .TP
-.BR NOTIFY_SOCKET ,\\  WATCHDOG_USEC
+.BR NOTIFY_SOCKET ,\\  WATCHDOG_PID ,\\  WATCHDOG_USEC
 Where serve tells systemd that it is ready and alive.
 .SH FILES
 .TP
