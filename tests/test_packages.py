@@ -127,7 +127,7 @@ def test_the_manual_page_has_examples_every_metric_and_what_lies_around() -> Non
     for name in names:
         assert re.search(rf"^\.B {name}({{.*}})?$", parts["METRICS"], re.MULTILINE)
     assert {"EXIT STATUS", "ENVIRONMENT", "FILES"} < set(parts)
-    for variable in re.findall(r'environ(?:\.\w+)?[\[(]"(\w+)"', sources()):
+    for variable in re.findall(r'os\.environ(?:\.\w+)?[\[(]"(\w+)"', sources()):
         assert variable in parts["ENVIRONMENT"]
 
 
