@@ -14,6 +14,7 @@ RUN gcc -Os -Wall -Wextra -Werror -s -o /launch container/launch.c \
 COPY LICENSE README.md pyproject.toml ./
 COPY conntrack_textfile conntrack_textfile
 COPY man man
+COPY completion completion
 # The venv is without pip: that of another one fills it. A compiled engine that
 # fails to build is left out with a warning, which is not good enough here.
 RUN python3 -m venv /pip \
@@ -32,4 +33,5 @@ COPY --from=build /launch /usr/local/bin/conntrack-textfile
 USER 65532:65532
 EXPOSE 9095
 ENTRYPOINT ["conntrack-textfile"]
-CMD ["serve"]
+# For this host alone: with --net=host all addresses would be those of the host.
+CMD ["serve", "--web.listen-address=127.0.0.1:9095"]

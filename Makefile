@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint format bench fuzz asan man pythons clean
+.PHONY: run test lint format bench fuzz asan generated man completion pythons clean
 
 # One snapshot to standard output: of the live table where this user can read
 # it, else of the sample that ships with the project.
@@ -47,9 +47,14 @@ asan: .venv/.ready
 		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH=build/asan:$(CURDIR) \
 		$(BIN)/python tests/fuzz_engines.py --seconds=20
 
-# The manual page, after a change of the usage text.
+# What is made of the usage text and the families, after a change of these.
+generated: man completion
+
 man: .venv/.ready
 	$(BIN)/python man/make.py >man/conntrack-textfile.1
+
+completion: .venv/.ready
+	$(BIN)/python completion/make.py completion
 
 # What is built, and the tests, on every Python that we support.
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13

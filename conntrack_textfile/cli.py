@@ -6,9 +6,10 @@ import contextlib
 import gc
 import itertools
 import os
+import sys
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from conntrack_textfile import exposition, options, textfile
+from conntrack_textfile import __version__, exposition, options, textfile
 from conntrack_textfile.collector import Collector
 from conntrack_textfile.errors import (
     DamagedStateError,
@@ -21,8 +22,9 @@ from conntrack_textfile.errors import (
     tell,
 )
 from conntrack_textfile.kernel import sysctl
-from conntrack_textfile.kernel.engine import make
+from conntrack_textfile.kernel.engine import make, slowness
 from conntrack_textfile.kernel.source import may_be_netlink
+from conntrack_textfile.plan import Plan
 from conntrack_textfile.snapshot import NO_COUNTERS
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from conntrack_textfile.kernel.engine import Engine
     from conntrack_textfile.kernel.table import Table
     from conntrack_textfile.options import Options
-    from conntrack_textfile.plan import Plan
+    from conntrack_textfile.web.config import Settings
 
 # From the first frame of a view to that with rates, at most.
 _FIRST_SECONDS = 1.0
@@ -52,12 +54,14 @@ def main(argv: list[str]) -> int:
 
 def _run(argv: list[str]) -> int:
     try:
-        opts = options.parse(argv)
+        opts = options.parse(argv, _version)
     except UsageError as error:
         return _usage(error)
     if opts.log_level == "debug":
         _log(opts)
     try:
+        if opts.command == "check":
+            return _check(opts)
         engine = make(opts.plan)
         if opts.state_file:
             opts = _with_own_state(opts)
@@ -72,6 +76,15 @@ def _run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _version() -> str:
+    """The version, and what would count and read here."""
+    try:
+        engine = f"{make(Plan()).name} engine"
+    except EngineError as error:
+        engine = f"no engine: {error}"
+    return f"{__version__} ({engine}, Python {sys.version.partition(' ')[0]})"
 
 
 def _with_own_state(opts: Options) -> Options:
@@ -114,6 +127,21 @@ def _write(opts: Options, engine: Engine) -> None:
             textfile.stream(pieces)
         else:
             textfile.replace(opts.file, pieces, opts.file_mode, opts.file_group)
+            if not opts.file.endswith(".prom"):
+                _log(opts).warning("%s", textfile.NOT_READ.format(opts.file))
+    if opts.log_level == "debug" and (slow := slowness(engine, snapshot.conntrack.entries)):
+        _log(opts).debug("%s", slow)
+
+
+def _check(opts: Options) -> int:
+    """Print what would work here. The exit status: 1 where something that is needed fails."""
+    # Imported here: it knows all parts.
+    from conntrack_textfile import check
+
+    _log(opts)
+    results = check.run(opts)
+    textfile.stream([check.table(results).encode(errors="backslashreplace")])
+    return int(any(result.level == "fail" for result in results))
 
 
 class _Handed(NamedTuple):
@@ -316,6 +344,8 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
         failure=collector.failure,
         interval=opts.interval,
     )
+    if slow := slowness(engine, sysctl.read(opts.proc_root).entries):
+        log.warning("%s", slow)
     application = Application(
         refresher,
         telemetry_path=opts.telemetry_path,
@@ -326,8 +356,7 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
     refresher.start()
     limiter = Limiter(http.MAX_CONNECTIONS)
     servers = [http.start(listener, application, limiter) for listener in listeners]
-    for listener in listeners:
-        log.info("listening on %s", options.Address(*listener.getsockname()[:2]))
+    _say_who_may_ask(opts, listeners, web_config.current() if web_config else None)
 
     def read_again() -> None:
         if web_config:
@@ -343,6 +372,27 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
         stack.close()
 
     process.stay(alive, read_again, stop)
+
+
+def _say_who_may_ask(
+    opts: Options, listeners: list[socket.socket], settings: Settings | None
+) -> None:
+    """Log where serve listens and what it asks for, and warn where anybody may ask."""
+    from conntrack_textfile.web import sockets
+
+    tls, asks = (settings.tls, settings.passwords) if settings else (None, None)
+    for listener in listeners:
+        address = options.Address(*listener.getsockname()[:2])
+        _log(opts).info(
+            "listening on %s, %s TLS, %s passwords",
+            *(address, "with" if tls else "without", "with" if asks else "without"),
+        )
+        if not (tls or asks or sockets.is_loopback(listener)):
+            _log(opts).warning(
+                "whoever reaches %s sees who talks to whom: --web.config.file asks for TLS and "
+                "passwords, --web.listen-address=127.0.0.1:%d is for this host alone",
+                *(address, address.port),
+            )
 
 
 def _count(

@@ -38,6 +38,8 @@ def parse(text: str, conditions: Mapping[str, Callable[[str], object]]) -> Filte
     Raises ValueError that points at the part.
     """
     found: dict[str, object] = {}
+    if any(map(str.isspace, text)):
+        raise ValueError(f"{text!r} has a space: a comma alone joins conditions")
     for part in text.split(","):
         name, _, value = part.partition("=")
         where = repr(part) if part == text else f"{part!r} in {text!r}"

@@ -17,7 +17,7 @@ from conntrack_textfile.networks import WHOLE, Prefix
 from conntrack_textfile.plan import Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from conntrack_textfile.filters import Filter
     from conntrack_textfile.reload import Reloader
@@ -27,7 +27,7 @@ Prometheus metrics from the Linux connection tracking table.
 """
 
 # Of each command: how it is called, what it does, and the options that are its alone.
-_COMMANDS = {
+_COMMANDS: dict[str, tuple[str, str, str]] = {
     "write": (
         """\
   conntrack-textfile write [FILE] [options]
@@ -94,11 +94,25 @@ _COMMANDS = {
   --collector.interval=SECONDS     Time from snapshot to snapshot [default: 2]
 """,
     ),
+    "check": (
+        """\
+  conntrack-textfile check [FILE] [options]
+                     [--filter.include=EXPR]... [--filter.exclude=EXPR]...
+                     [--hosts.file=FILE]... [--netns=NAME]...
+                     [--web.listen-address=ADDR]...
+""",
+        """\
+  check  Say in a few lines what works here and what not, and what to do. Takes
+         the options of write and serve, changes nothing, and has exit status 1
+         where something that is needed fails.
+""",
+        "",  # see _own
+    ),
 }
 
 _HELP = """\
   conntrack-textfile -h | --help
-  conntrack-textfile -v | --version
+  conntrack-textfile -v | -V | --version
 """
 
 _OPTIONS = """\
@@ -126,7 +140,7 @@ _OPTIONS = """\
                                    egress (the address that the source is
                                    translated to) and backend (the same of the
                                    destination)
-                                   [default: src,dst,l3protocol,l4protocol,l7protocol,dport]
+                      [default: src,dst,l3protocol,l4protocol,l7protocol,dport]
   --aggregate.src-prefix=V4[,V6]   Show the networks of sources in place of
                                    addresses, by the length of the prefix for
                                    IPv4 and IPv6
@@ -155,9 +169,34 @@ _OPTIONS = """\
   --path.procfs=DIR                Where procfs is mounted [default: /proc]
   --log.level=LEVEL                debug, info, warn or error [default: info]
   --log.format=FORMAT              logfmt or json [default: logfmt]
-  -h --help                        Show this text
-  -v --version                     Show the version
 """
+
+# Answered before docopt sees them.
+_ASK = """\
+  -h --help                        Show this text, with a command its part
+  -v -V --version                  Show the version, the engine and Python
+"""
+
+# Of each command.
+_EXAMPLES = {
+    "write": (
+        "conntrack-textfile write | head",
+        "conntrack-textfile write /var/lib/prometheus/node-exporter/conntrack.prom",
+        "conntrack-textfile write --aggregate.by=src,l4protocol --limit.keys=100",
+    ),
+    "serve": (
+        "conntrack-textfile serve --web.listen-address=127.0.0.1:9095",
+        "conntrack-textfile serve --web.config.file=web.yml --aggregate.src-prefix=24",
+    ),
+    "top": (
+        "conntrack-textfile top --watch --aggregate.by=src,l7protocol",
+        "conntrack-textfile top --filter.include=dport=443 -n 50",
+    ),
+    "check": (
+        "conntrack-textfile check",
+        "conntrack-textfile check /var/lib/prometheus/node-exporter/conntrack.prom",
+    ),
+}
 
 
 # Which families by key there are.
@@ -165,20 +204,62 @@ FAMILIES = ("live", "traffic")
 
 
 def usage(*commands: str) -> str:
-    """The usage text of some commands."""
-    calls, texts, own = zip(*[_COMMANDS[command] for command in commands], strict=True)
+    """The usage text of some commands. One of them alone has all of its options."""
+    calls, texts, _ = zip(*[_COMMANDS[command] for command in commands], strict=True)
+    examples = [f"  {example}\n" for command in commands for example in _EXAMPLES[command]]
     return "\n".join(
         [
             _SUMMARY,
             f"Usage:\n{''.join(calls)}{_HELP}",
             f"Commands:\n{''.join(texts)}",
-            *[f"{name.title()} options:\n{text}" for name, text in zip(commands, own, strict=True)],
-            f"Options:\n{_OPTIONS}",
+            *[
+                f"{command.title()} options:\n{_own(command)}"
+                for command in commands
+                if command != "check" or len(commands) == 1
+            ],
+            f"Options:\n{_OPTIONS}{_ASK}",
+            f"Examples:\n{''.join(examples)}",
         ]
     )
 
 
-_NO_COMMAND = "say what to do: write, serve or top"
+def _own(command: str) -> str:
+    """The options that are not of all commands. Of check all that write and serve take."""
+    if command != "check":
+        return _COMMANDS[command][2]
+    found: dict[str, str] = {}
+    for text in re.split(r"^(?=  -)", _own("write") + _own("serve"), flags=re.MULTILINE):
+        found.setdefault(text.partition("=")[0], text)
+    return "".join(found.values())
+
+
+class Described(NamedTuple):
+    """An option as the usage text has it."""
+
+    names: tuple[str, ...]
+    value: str  # what stands for its value, "" where it takes none
+    text: str  # without what is in brackets at its end
+
+
+def described(command: str) -> list[Described]:
+    """The options that a command takes."""
+    found = []
+    text = f"{_own(command)}{_OPTIONS}{_ASK}"
+    for head, rest in re.findall(r"^  (-.*?)  +(.*(?:\n   .*)*)", text, re.MULTILINE):
+        names = tuple(re.findall(r"--?[\w.-]+", re.sub("[= ][A-Z].*", "", head)))
+        value = re.search("[= ]([A-Z].*)", head)
+        words = " ".join(rest.partition("[default: ")[0].split())
+        found.append(Described(names, value[1] if value else "", words))
+    return found
+
+
+def _names(*commands: str) -> list[str]:
+    """The names of all options of some commands, each once."""
+    rows = [row for command in commands for row in described(command)]
+    return list(dict.fromkeys(name for row in rows for name in row.names))
+
+
+_NO_COMMAND = "say what to do: write, serve, top or check"
 
 _MAX_FILE_SIZE = 1 << 24  # characters
 _MAX_REASON_SIZE = 300  # characters
@@ -200,7 +281,7 @@ class Address(NamedTuple):
 class Options(NamedTuple):
     """All that the user asked for."""
 
-    command: str  # write, serve or top
+    command: str  # write, serve, top or check
     source: str
     configure_accounting: bool
     proc_root: str
@@ -215,18 +296,18 @@ class Options(NamedTuple):
     hosts_files: tuple[str, ...] = ()
     names_until: float = inf  # when a name of plan ends, in seconds since the epoch
 
-    # Of write:
+    # Of write, and of check, where it is "" if it was not given:
     file: str = "-"
     file_mode: int = 0o644
     file_group: int | None = None
 
-    # Of write and serve:
+    # Of write, serve and check:
     state_file: str = ""  # "": none
 
-    # Of serve and top:
+    # Of serve, check and top:
     interval: float = 60.0  # seconds
 
-    # Of serve:
+    # Of serve and check:
     event_buffer: int = 0  # bytes
     listen: tuple[Address, ...] = ()
     telemetry_path: str = ""
@@ -240,18 +321,25 @@ class Options(NamedTuple):
     watch: bool = False
 
 
-def parse(argv: list[str]) -> Options:
+def parse(argv: list[str], version: Callable[[], str] = lambda: __version__) -> Options:
     """The options of a command line (without the program's name).
 
-    Raises UsageError, and SystemExit after --help and --version, which print.
+    Raises UsageError, and SystemExit after --help and --version, which print. What
+    follows the name of the program in the latter is asked for only then.
     """
     command = _command(argv)
-    # The text of one command: docopt takes time by the square of the options in it.
-    text = usage(command) if command else usage(*_COMMANDS)
+    if any(word[:2] in _ASKS or word[:3] in _ASKS for word in argv):
+        _answer(argv, command, version)
+    if not command:
+        raise UsageError(_without_command(argv))
+    calls = _COMMANDS[command][0]
     try:
-        given = docopt.docopt(text, argv, version=f"conntrack-textfile {__version__}")
+        # Of one command, and without what is said to people: it takes time by both.
+        given = docopt.docopt(
+            f"Usage:\n{calls}\nOptions:\n{_own(command)}{_OPTIONS}", argv, default_help=False
+        )
     except docopt.DocoptExit as error:
-        raise UsageError(_explain(error, command)) from None
+        raise UsageError(_explain(error, command, argv)) from None
     options = Options(
         command=command,
         netns=_netns(given),
@@ -271,18 +359,44 @@ def parse(argv: list[str]) -> Options:
         log_level=_choice(given, "--log.level", ("debug", "info", "warn", "error")),
         log_format=_choice(given, "--log.format", ("logfmt", "json")),
     )
-    options = {"write": _write, "serve": _serve, "top": _top}[command](options, given)
-    return with_names(options)
+    options = {"write": _write, "serve": _serve, "top": _top, "check": _check}[command](
+        options, given
+    )
+    # It says of the files too whether they are right.
+    return options if command == "check" else with_names(options)
+
+
+_ASKS = ("-h", "-v", "-V", "--h", "--v")
+
+
+def _answer(argv: list[str], command: str, version: Callable[[], str]) -> None:
+    """Print what was asked for, and end. Nothing where it was the value of an option."""
+    for word in _words(argv):
+        short = re.fullmatch("-[hvV]+", word)
+        if (short and "h" in word) or (len(word) > 2 and "--help".startswith(word)):
+            print(usage(command) if command else usage(*_COMMANDS), end="")
+            raise SystemExit
+        if short or (len(word) > 2 and "--version".startswith(word)):
+            print(f"conntrack-textfile {version()}")
+            raise SystemExit
+
+
+def _words(argv: list[str]) -> Iterator[str]:
+    """The words that are no value of an option before them, up to a --."""
+    words = iter(argv)
+    for word in words:
+        if word == "--":
+            return
+        yield word
+        if word.startswith("-") and _takes_value(word):
+            next(words, None)
 
 
 def _command(argv: list[str]) -> str:
     """The first word that is neither an option nor the value of one. "" where it is no command."""
-    words = iter(argv)
-    for word in words:
+    for word in _words(argv):
         if not word.startswith("-"):
             return word if word in _COMMANDS else ""
-        if _takes_value(word):
-            next(words, None)
     return ""
 
 
@@ -293,6 +407,27 @@ def _takes_value(name: str) -> bool:
     return re.search(rf"^ +{re.escape(name)}{rest}[= ][A-Z]", texts, re.MULTILINE) is not None
 
 
+def _without_command(argv: list[str]) -> str:
+    """What is wrong with a command line that has no command."""
+    for word in _words(argv):
+        name = word.partition("=")[0]
+        if not word.startswith("-"):
+            return f"unexpected argument {word!r}{_meant(word, list(_COMMANDS))}"
+        names = _names(*_COMMANDS)
+        if not any(known.startswith(name) or word[:2] == known for known in names):
+            return f"{name} is not an option{_meant(name, names)}"
+    return _NO_COMMAND
+
+
+def _meant(word: str, known: list[str]) -> str:
+    """A question, where a misspelt word is like one that is known."""
+    # Imported here: for an error alone.
+    import difflib
+
+    close = difflib.get_close_matches(word, known, 1)
+    return f": did you mean {close[0]}?" if close else ""
+
+
 def _write(options: Options, given: docopt.ParsedOptions) -> Options:
     return options._replace(
         file=_not_empty("FILE", "-" if given["FILE"] is None else given["FILE"]),
@@ -300,6 +435,12 @@ def _write(options: Options, given: docopt.ParsedOptions) -> Options:
         file_group=_group(given, "--file.group"),
         state_file=_optional(given, "--state.file"),
     )
+
+
+def _check(options: Options, given: docopt.ParsedOptions) -> Options:
+    file = None if given["FILE"] is None else _not_empty("FILE", given["FILE"])
+    options = _serve(_write(options, given), given)
+    return options._replace(file="" if file is None else file)
 
 
 def _serve(options: Options, given: docopt.ParsedOptions) -> Options:
@@ -457,25 +598,29 @@ def _bits(given: docopt.ParsedOptions, name: str) -> int:
         raise UsageError(f"{name}: {error}, not {given[name]!r}") from None
 
 
-def _explain(error: docopt.DocoptExit, command: str) -> str:
+def _explain(error: docopt.DocoptExit, command: str, argv: list[str]) -> str:
     """What docopt refused, in a line."""
     reason = str(error.code).partition("\n")[0]
     # It names what it could not place as "[Option(None, '--name', …)]" and the like.
     left = re.search(r"\[(Option|Argument)\(.*?['\"](.*?)['\"]", reason)
     if left is None:
-        # "--log.level requires argument", or nothing where no command was given
-        return reason if "argument" in reason else _NO_COMMAND
+        return reason  # "--log.level requires argument"
     if left[1] == "Argument":
-        return f"unexpected argument {left[2]!r}"
+        return f"unexpected argument {left[2]!r}{_instead(command, argv)}"
     name = left[2]
-    of = [other for other, (_, _, text) in _COMMANDS.items() if _is_option(name, text)]
-    if not of and not _is_option(name, _OPTIONS):
-        return f"{name} is not an option"
-    if not command:
-        return _NO_COMMAND
-    if of and command not in of:
+    if _is_option(name, _own(command) + _OPTIONS):
+        return f"{name} may be given only once"
+    if of := [other for other, (_, _, text) in _COMMANDS.items() if _is_option(name, text)]:
         return f"{name} is an option of {' and '.join(of)}, not of {command}"
-    return f"{name} may be given only once"
+    return f"{name} is not an option{_meant(name, _names(command))}"
+
+
+def _instead(command: str, argv: list[str]) -> str:
+    """What stands where an argument that is one too many should."""
+    words = [word for word in _words(argv) if word == "-" or not word.startswith("-")]
+    if "[FILE]" not in _COMMANDS[command][0] or len(words) < 3:
+        return ""
+    return f": FILE is {words[1]!r} already"
 
 
 def _is_option(name: str, text: str) -> bool:

@@ -176,7 +176,7 @@ def run(path: str) -> Iterator[Run]:
     try:
         fd = os.open(name, flags, 0o600)
     except OSError as error:
-        raise StateError(f"cannot open {name}: {error.strerror}") from None
+        raise StateError(f"cannot open {name}: {textfile.reason(error)}") from None
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -34,6 +34,8 @@ _DIRECTORY = _HANDLE | os.O_DIRECTORY
 _MAX_LINKS = 40  # MAXSYMLINKS of the kernel
 _ATTEMPTS = 100
 
+NOT_READ = "node_exporter does not read {}: only names that end in .prom"
+
 
 def stream(pieces: Iterable[bytes]) -> bool:
     """Write to standard output. A reader that has seen enough (| head) ends it quietly.
@@ -80,8 +82,18 @@ def replace(
         finally:
             os.close(directory)
     except OSError as error:
-        reason = "use - for standard output" if file.startswith("/dev/") else error.strerror
-        raise OutputError(f"cannot write {file}: {reason}") from error
+        why = "use - for standard output" if file.startswith("/dev/") else reason(error)
+        raise OutputError(f"cannot write {file}: {why}") from error
+
+
+def reason(error: OSError) -> str:
+    """Why something could not be written, and where it is a unit that says so, which of its lines.
+
+    A unit with ProtectSystem=strict sees a file system that is read-only elsewhere.
+    """
+    if error.errno != errno.EROFS:
+        return error.strerror or str(error)
+    return f"{error.strerror} (under systemd: name its directory in ReadWritePaths= of the unit)"
 
 
 def _open_directory(file: str) -> tuple[int, str]:

@@ -5,14 +5,22 @@ from __future__ import annotations
 import re
 import sys
 
-from conntrack_textfile import __version__
+from conntrack_textfile import __version__, families
 from conntrack_textfile.options import usage
 
-USAGE = usage("write", "serve", "top")
+USAGE = usage("write", "serve", "top", "check")
 
 REST = """\
 .SH EXIT STATUS
-0 if it worked, 1 if it failed, 2 for wrong usage. On failure FILE is as it was.
+.TP
+.B 0
+It worked; of check: all that is needed does, whatever is warned of.
+.TP
+.B 1
+It failed, and FILE is as it was; of check: something that is needed does not work.
+.TP
+.B 2
+Wrong usage, or a file that an option names is wrong; nothing was done.
 .SH ENVIRONMENT
 .TP
 .B CONNTRACK_TEXTFILE_ENGINE
@@ -20,6 +28,14 @@ REST = """\
 or
 .IR pure :
 which of the two engines counts. Both give the same.
+.TP
+.BR LISTEN_PID ,\\  LISTEN_FDS ,\\  LISTEN_FDNAMES
+Sockets that systemd hands over: that of events, and with
+.B \\-\\-web.systemd\\-socket
+those to listen on.
+.TP
+.BR NOTIFY_SOCKET ,\\  WATCHDOG_PID ,\\  WATCHDOG_USEC
+Where serve tells systemd that it is ready and alive.
 .SH FILES
 .TP
 .I /etc/default/conntrack-textfile
@@ -33,6 +49,19 @@ for the unit conntrack-textfile.service.
 and
 .I LISTEN
 for the unit conntrack-exporter.service.
+.TP
+.I /var/lib/conntrack\\-textfile/conntrack.prom
+What the timer writes, for a link in the directory of node_exporter.
+.TP
+.IR /run/conntrack\\-textfile/state ,\\  /run/conntrack\\-exporter/state
+What must outlive a run of either unit; beside it a file of the same name and
+.IR .lock .
+.TP
+.I /proc/net/nf_conntrack
+The table as text, where it is not read by netlink.
+.TP
+.I /proc/sys/net/netfilter/
+The size of the table, and whether packets, bytes and start times are kept.
 .SH SEE ALSO
 .BR conntrack (8),
 .BR nft (8),
@@ -65,8 +94,25 @@ def entries(text: str) -> list[tuple[str, str]]:
 
 
 def headings() -> list[str]:
-    """The headings of the usage text after its calls, in their order."""
-    return re.findall(r"^(\w.*):$", USAGE, re.MULTILINE)[1:]
+    """The headings of terms in the usage text, in their order."""
+    found = re.findall(r"^(\w.*):$", USAGE, re.MULTILINE)
+    return [heading for heading in found if heading not in ("Usage", "Examples")]
+
+
+def examples() -> list[str]:
+    """The calls at the end of the usage text."""
+    return section("Examples").splitlines()
+
+
+def metrics() -> list[tuple[str, str]]:
+    """The name of each family with its labels, and its help."""
+    found = []
+    by_group = (*families.GROUPS, *families.TRAFFIC_GROUPS)
+    found = [(f"{group.name}{{LABELS}}", group.help) for group in by_group]
+    for row in (*families.STATUS, *families.TRAFFIC, *families.LIVE):
+        labels = f"{{{','.join(row.labels)}}}" if row.labels else ""
+        found.append((f"{row.name}{labels}", row.help))
+    return found
 
 
 def page() -> str:
@@ -85,6 +131,10 @@ def page() -> str:
         lines.append(f".SH {heading.upper()}")
         for term, words in entries(section(heading)):
             lines += [".TP", f".B {escaped(term)}", escaped(words)]
+    lines += [".SH EXAMPLES", ".nf", *[escaped(line[2:]) for line in examples()], ".fi"]
+    lines += [".SH METRICS", "LABELS are those that \\-\\-aggregate.by keeps."]
+    for name, text in metrics():
+        lines += [".TP", f".B {escaped(name)}", escaped(text)]
     return "\n".join(lines) + "\n" + REST
 
 

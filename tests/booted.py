@@ -68,7 +68,8 @@ def install(venv: Path) -> None:
         copy = Path(directory)  # pip builds in the tree that it is given
         ignored = shutil.ignore_patterns("*.so", "*.c", "__pycache__")
         shutil.copytree(ROOT / "conntrack_textfile", copy / "conntrack_textfile", ignore=ignored)
-        shutil.copytree(ROOT / "man", copy / "man", ignore=ignored)
+        for name in ("man", "completion"):
+            shutil.copytree(ROOT / name, copy / name, ignore=ignored)
         for name in ("pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, copy)
         check("/usr/bin/python3", "-m", "venv", venv)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import platform
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from conntrack_textfile import __version__
 from conntrack_textfile.options import usage
 from tests.builders import proc_root
-from tests.conftest import DATA
-from tests.program import COMMAND, run
+from tests.conftest import DATA, need
+from tests.program import COMMAND, run, serving
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,19 +97,63 @@ def test_a_traceback_is_for_debug_only(tmp_path: Path) -> None:
 def test_help_is_the_usage(flag: str) -> None:
     done = run(flag)
     assert done.returncode == 0
-    assert done.stdout == usage("write", "serve", "top")
+    assert done.stdout == usage("write", "serve", "top", "check")
 
 
-@pytest.mark.parametrize("command", ["write", "serve", "top"])
+@pytest.mark.parametrize("command", ["write", "serve", "top", "check"])
 def test_help_of_a_command(command: str) -> None:
     done = run(command, "--help")
     assert (done.returncode, done.stdout, done.stderr) == (0, usage(command), "")
 
 
-@pytest.mark.parametrize("flag", ["-v", "--version"])
-def test_version(flag: str) -> None:
+@pytest.mark.parametrize("flag", ["-v", "-V", "--version"])
+@pytest.mark.parametrize("engine", ["compiled", "pure"])
+def test_version(flag: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONNTRACK_TEXTFILE_ENGINE", engine)
     done = run(flag)
-    assert (done.returncode, done.stdout) == (0, f"conntrack-textfile {__version__}\n")
+    python = platform.python_version()
+    expected = f"conntrack-textfile {__version__} ({engine} engine, Python {python})\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
+
+
+def test_the_version_is_told_without_an_engine_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONNTRACK_TEXTFILE_ENGINE", "fast")
+    done = run("--version")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"conntrack-textfile {__version__} (no engine: ")
+
+
+def test_a_file_that_node_exporter_does_not_read_is_told(tmp_path: Path) -> None:
+    done = run("write", SAMPLE, str(tmp_path / "a.txt"))
+    assert done.returncode == 0
+    assert done.stderr.count("\n") == 1
+    assert f"node_exporter does not read {tmp_path}/a.txt: only names that end" in done.stderr
+    assert run("write", SAMPLE, str(tmp_path / "a.prom")).stderr == ""
+    assert run("write", SAMPLE, "-").stderr == ""
+    refused = run("write", SAMPLE, "/dev/stdout")
+    assert (refused.returncode, "does not read" in refused.stderr) == (1, False)
+
+
+SLOW = "the pure engine takes some 5 s of CPU for a table of 250000 entries"
+
+
+def test_the_pure_engine_on_a_large_table_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "large").mkdir()
+    (tmp_path / "small").mkdir()
+    large = f"--path.procfs={proc_root(tmp_path / 'large', nf_conntrack_count=250_000)}"
+    small = f"--path.procfs={proc_root(tmp_path / 'small', nf_conntrack_count=5)}"
+    monkeypatch.setenv("CONNTRACK_TEXTFILE_ENGINE", "pure")
+    assert SLOW in run("write", large, "--log.level=debug").stderr
+    assert SLOW not in run("write", large).stderr
+    with serving(large) as served:
+        served.wait_for_log(SLOW)
+        assert f'level=warn msg="{SLOW}' in served.log
+    with serving(small) as served:
+        assert "the pure engine" not in served.log
+    monkeypatch.setenv("CONNTRACK_TEXTFILE_ENGINE", "compiled")
+    assert "the pure engine" not in run("write", large, "--log.level=debug").stderr
 
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
@@ -265,3 +310,19 @@ def test_an_engine_that_is_not_there_has_no_side_effect(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert "CONNTRACK_TEXTFILE_ENGINE must be pure or compiled, not 'fast'" in done.stderr
     assert (root / "sys/net/netfilter/nf_conntrack_acct").read_text() == "0\n"
+
+
+def test_a_read_only_file_system_hints_at_the_unit(tmp_path: Path) -> None:
+    """So systemd makes all that ReadWritePaths= does not name (ProtectSystem=strict)."""
+    need("unshare", "mount", root=True)
+    mount = f"mount --bind {tmp_path} {tmp_path}; mount -o remount,ro,bind {tmp_path}; exec "
+    for argv in ([f"{tmp_path}/a.prom"], [f"--state.file={tmp_path}/state"]):
+        done = shell(
+            f'unshare -m bash -euc \'{mount} "$@"\' bash "$@"',
+            *("write", "--collector.source=netlink" if "state" in argv[0] else SAMPLE, *argv),
+        )
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1
+        assert (
+            "Read-only file system (under systemd: name its directory in ReadWrite" in done.stderr
+        )

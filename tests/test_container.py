@@ -199,7 +199,9 @@ def test_the_entry_point_takes_no_code_from_its_caller(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert (said.returncode, said.stdout) == (0, f"conntrack-textfile {__version__}\n"), said.stderr
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.startswith(f"conntrack-textfile {__version__} (")
+    assert "evil" not in said.stdout
     # What the command reads is passed on, and nothing else.
     show = tmp_path / "show"
     show.write_text("#!/bin/sh\nprintf '%s\\n' \"$*\"\nexec /usr/bin/env\n")
@@ -287,6 +289,10 @@ def test_serve_answers_and_stops_at_once(engine: Engine, net: str) -> None:
         with contextlib.suppress(AssertionError):
             text = check(*inside(net), sys.executable, "-c", get)
     assert has_the_table(text)
+    # With the host's network namespace all addresses would be those of the host.
+    listening = check(*inside(net), "cat", "/proc/net/tcp", "/proc/net/tcp6")
+    ports = re.findall(r"^ *\d+: ([0-9A-F]+):2387 [0-9A-F]+:0000 0A", listening, re.MULTILINE)
+    assert ports == ["0100007F"]
     before = time.monotonic()
     check(*engine.podman("stop", "--time", "20", net))
     assert time.monotonic() - before < 5

@@ -52,6 +52,7 @@ LAYERS = [
         web.config web.refresh web.process
         web.application
         web.http
+        check
         cli
         __main__
     """.strip().splitlines()
@@ -62,6 +63,8 @@ TO_THE_ENDS = {
     "snapshot": "kernel.events kernel.sysctl",
     "collector": "kernel.engine kernel.events kernel.grouping kernel.namespace kernel.sysctl "
     "kernel.table kernel.tracker",
+    "check": "kernel.engine kernel.events kernel.namespace kernel.netlink kernel.procfs "
+    "kernel.source kernel.sysctl web.config",
     "cli": "kernel.engine kernel.events kernel.source kernel.sysctl kernel.table web.application "
     "web.config web.http web.limiter web.process web.refresh web.sockets",
 }

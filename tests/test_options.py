@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import grp
+import math
 import re
 import shlex
 from pathlib import Path
@@ -12,13 +13,14 @@ from conntrack_textfile import __version__
 from conntrack_textfile.aggregate import Limit
 from conntrack_textfile.errors import UsageError
 from conntrack_textfile.filters import Filter, Mark
-from conntrack_textfile.labels import LABELS, ROWS
+from conntrack_textfile.labels import ROWS
 from conntrack_textfile.networks import Network, Prefix
 from conntrack_textfile.options import Address, Options, parse, usage, watch_names
+from conntrack_textfile.options import described as options_of
 from conntrack_textfile.plan import Plan
 from conntrack_textfile.services import SERVICES
 
-COMMANDS = ("write", "serve", "top")
+COMMANDS = ("write", "serve", "top", "check")
 
 
 def test_the_defaults_of_every_command() -> None:
@@ -48,6 +50,8 @@ def test_the_defaults_of_every_command() -> None:
         systemd_socket=False,
     )
     assert parse(["top"]) == common._replace(command="top", interval=2.0, rows=None, watch=False)
+    # As write and serve, but for a FILE, which is looked for where it is not named.
+    assert parse(["check"]) == parse(["serve"])._replace(command="check", file="")
 
 
 def test_every_option_of_all_commands_is_taken(
@@ -157,6 +161,16 @@ def test_every_option_of_all_commands_is_taken(
         web_config="web.yml",
         systemd_socket=True,
     )
+    # Of both, and what is in the files of names is seen by what is checked.
+    both = list(dict.fromkeys([*of_write[:-1], *of_serve]))
+    assert parse(["check", *argv, *both]) == parse(["serve", *argv, *of_serve])._replace(
+        command="check",
+        file="out.prom",
+        file_mode=0o640,
+        file_group=group.gr_gid,
+        plan=common.plan._replace(networks=(), services=SERVICES, hosts={}),
+        names_until=math.inf,
+    )
     of_top = ["--collector.interval=60", "--watch", "-n", "5"]
     assert parse(["top", *argv, *of_top]) == common._replace(
         command="top", interval=60.0, watch=True, rows=5
@@ -169,6 +183,26 @@ def test_every_option_of_all_commands_is_taken(
 def described(*commands: str) -> set[str]:
     """The options of a usage text, by the first name that each has."""
     return set(re.findall(r"^  (--?[\w.-]+)", usage(*commands), re.MULTILINE))
+
+
+def test_the_options_of_a_command_are_those_of_its_usage_text() -> None:
+    for command in COMMANDS:
+        rows = options_of(command)
+        assert {row.names[0] for row in rows} == described(command)
+        assert all(row.text and "[default" not in row.text for row in rows)
+    by_name = {row.names[-1]: row for row in options_of("write")}
+    assert by_name["--log.level"].value == "LEVEL"
+    assert by_name["--aggregate.src-prefix"].value == "V4[,V6]"
+    assert by_name["--version"].names == ("-v", "-V", "--version")
+    assert {row.names[0]: row.value for row in options_of("top")}["-n"] == "N"
+
+
+def test_check_takes_each_option_of_write_and_serve_once() -> None:
+    text = usage("check")
+    both = described("write") | described("serve")
+    assert described("check") == both
+    for name in both - {"-h", "-v"}:
+        assert len(re.findall(rf"^  {name}[= ]", text, re.MULTILINE)) == 1
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -241,6 +275,8 @@ def test_help_of_a_command_is_about_it_alone(
     for other in COMMANDS:
         assert (f"  conntrack-textfile {other} " in usage(command)) == (other == command)
         assert (f"\n{other.title()} options:\n" in usage(command)) == (other == command)
+        examples = usage(command).partition("\nExamples:\n")[2]
+        assert (f"  conntrack-textfile {other}" in examples) == (other == command)
 
 
 def test_help_without_a_command_is_about_all(capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,8 +287,31 @@ def test_help_without_a_command_is_about_all(capsys: pytest.CaptureFixture[str])
         assert described(command) < described(*COMMANDS)
 
 
+@pytest.mark.parametrize(
+    ("line", "asked"),
+    [
+        ("write --hel", "help"),
+        ("top -vh", "help"),
+        ("write --nope --help", "help"),
+        ("-n 5 --vers", "version"),
+        ("write -V x y", "version"),
+        ("write --path.procfs -V", ""),
+        ("write --path.procfs=-h", ""),
+    ],
+)
+def test_who_asks_is_answered_first(
+    line: str, asked: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not asked:
+        parse(shlex.split(line))
+        return
+    with pytest.raises(SystemExit):
+        parse(shlex.split(line))
+    assert ("Usage:" in capsys.readouterr().out) == (asked == "help")
+
+
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    for argv in (["-v"], ["--version"], ["write", "--version"]):
+    for argv in (["-v"], ["-V"], ["--version"], ["write", "--version"], ["top", "-V"]):
         with pytest.raises(SystemExit):
             parse(argv)
         assert capsys.readouterr().out == f"conntrack-textfile {__version__}\n"
@@ -260,10 +319,10 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_usage_text_fits_a_terminal_and_docopt_reads_all_of_it() -> None:
     wide = [line for line in usage(*COMMANDS).splitlines() if len(line) > 80]
-    assert [line.strip() for line in wide] == [f"[default: {','.join(LABELS[:6])}]"]
+    assert wide == []
     for command in COMMANDS:
         read = set(docopt.docopt(usage(command), [command]))
-        assert {name for name in read if name.startswith("-")} == {
+        assert {name for name in read if name.startswith("-")} - {"-v"} == {
             {"-h": "--help", "-v": "--version"}.get(name, name) for name in described(command)
         }
 
@@ -419,10 +478,12 @@ def test_what_is_not_valid_is_named(argv: list[str], named: str) -> None:
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
-        ([], "write, serve or top"),
+        ([], "write, serve, top or check"),
         (["read"], "unexpected argument 'read'"),
-        (["--watch"], "write, serve or top"),
-        (["--log.level=debug"], "write, serve or top"),
+        (["--watch"], "write, serve, top or check"),
+        (["--log.level=debug"], "write, serve, top or check"),
+        (["--state.file=x"], "write, serve, top or check"),  # of two commands
+        (["-n5", "--path.p", "write"], "write, serve, top or check"),
         (["--nope"], "--nope is not an option"),
         (["nope", "write"], "unexpected argument 'nope'"),
         (["top", "write"], "unexpected argument 'write'"),
@@ -433,6 +494,42 @@ def test_what_is_not_valid_is_named(argv: list[str], named: str) -> None:
 def test_a_command_is_needed(argv: list[str], named: str) -> None:
     with pytest.raises(UsageError, match=named):
         parse(argv)
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("wirte", "unexpected argument 'wirte': did you mean write?"),
+        ("chek", "unexpected argument 'chek': did you mean check?"),
+        ("--pathprocfs=/x write", "--pathprocfs is not an option: did you mean --path.procfs?"),
+        ("--wach", "--wach is not an option: did you mean --watch?"),
+        ("write --colector.source=x", "--colector.source is not an option: did you mean --coll"),
+        ("serve --listen-address=:1", "did you mean --web.listen-address?"),
+        ("write --limit-keys 5", "--limit-keys is not an option: did you mean --limit.keys?"),
+        ("check --web-config.file=x", "did you mean --web.config.file?"),
+    ],
+)
+def test_what_is_misspelt_is_asked_about(line: str, meant: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse(shlex.split(line))
+    assert meant in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_is_meant_by_what_is_like_nothing_or_is_of_another_command() -> None:
+    for line in ("write --xyzzy", "xyzzy", "--xyzzy", "write --wach"):
+        with pytest.raises(UsageError) as error:
+            parse(shlex.split(line))
+        assert "did you mean" not in str(error.value), line
+
+
+def test_a_space_in_a_filter_is_said_to_be_a_space() -> None:
+    with pytest.raises(UsageError, match=r"--filter.include: 'src=10.0.0.0/8, dport=53' has a sp"):
+        parse(["write", "--filter.include=src=10.0.0.0/8, dport=53"])
+    # Where something split it there, as systemd does, its rest is in the place of FILE.
+    with pytest.raises(UsageError) as error:
+        parse(["write", "--filter.include=src=10.0.0.0/8,", "dport=53", "/a.prom"])
+    assert str(error.value) == "unexpected argument '/a.prom': FILE is 'dport=53' already"
 
 
 @pytest.mark.parametrize(

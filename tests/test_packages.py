@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from conntrack_textfile import families
 from conntrack_textfile.options import usage
 from tests.conftest import DATA, need
 
@@ -66,6 +67,13 @@ def test_a_wheel_has_the_compiled_engine_and_not_its_source(checkout: Path) -> N
     names = zipfile.ZipFile(wheel).namelist()
     assert any(name.endswith(".so") for name in names)
     assert not any(name.endswith((".pyx", ".c")) for name in names)
+    shared = {name.partition(".data/data/share/")[2] for name in names}
+    assert {
+        "man/man1/conntrack-textfile.1",
+        "bash-completion/completions/conntrack-textfile.bash",
+        "zsh/site-functions/_conntrack-textfile",
+        "fish/vendor_completions.d/conntrack-textfile.fish",
+    } <= shared
     assert {"conntrack_textfile/py.typed", "conntrack_textfile/kernel/_speedups.pyi"} <= set(names)
     assert 'engine="compiled"' in write_with(wheel, checkout.parent / "site")
 
@@ -95,16 +103,38 @@ def test_the_manual_page_says_what_help_says() -> None:
         for heading in names["headings"]()
         for term, _ in names["entries"](names["section"](heading))
     ]
-    assert described[:3] == [("Commands", command) for command in ("write", "serve", "top")]
-    options = {(heading, option) for heading, option in described[3:]}
-    assert len(options) == len(described) - 3
+    commands = ("write", "serve", "top", "check")
+    assert described[:4] == [("Commands", command) for command in commands]
+    options = {(heading, option) for heading, option in described[4:]}
+    assert len(options) == len(described) - 4
     assert {option for _, option in options} == set(
-        re.findall(r"^  (--?[\w.-]+)", usage("write", "serve", "top"), re.MULTILINE)
+        re.findall(r"^  (--?[\w.-]+)", usage(*commands), re.MULTILINE)
     )
     assert ("Write options", "--file.mode") in options
     assert ("Serve options", "--collector.interval") in options
     assert ("Top options", "--collector.interval") in options
     assert ("Options", "--limit.keys") in options
+
+
+def test_the_manual_page_has_examples_every_metric_and_what_lies_around() -> None:
+    page = (ROOT / "man" / "conntrack-textfile.1").read_text().replace("\\-", "-")
+    parts = dict(re.findall(r'^\.SH "?(.*?)"?\n(.*?)(?=^\.SH |\Z)', page, re.MULTILINE | re.DOTALL))
+    examples = usage("write", "serve", "top", "check").partition("\nExamples:\n")[2]
+    for line in examples.splitlines():
+        assert f"\n{line.strip()}\n" in parts["EXAMPLES"]
+    names = [row.name for row in (*families.STATUS, *families.TRAFFIC, *families.LIVE)]
+    names += [row.name for row in (*families.GROUPS, *families.TRAFFIC_GROUPS)]
+    for name in names:
+        assert re.search(rf"^\.B {name}({{.*}})?$", parts["METRICS"], re.MULTILINE)
+    assert {"EXIT STATUS", "ENVIRONMENT", "FILES"} < set(parts)
+    for variable in re.findall(r'os\.environ(?:\.\w+)?[\[(]"(\w+)"', sources()):
+        assert variable in parts["ENVIRONMENT"]
+
+
+def sources() -> str:
+    text = "".join(file.read_text() for file in (ROOT / "conntrack_textfile").rglob("*.py"))
+    assert "CONNTRACK_TEXTFILE_ENGINE" in text
+    return text
 
 
 def test_the_manual_page_is_well_formed() -> None:

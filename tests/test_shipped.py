@@ -54,11 +54,24 @@ def command(unit: str, **given: str) -> list[str]:
     return argv
 
 
+def two_filters(unit: str) -> str:
+    """The example of the file in /etc/default."""
+    text = (ROOT / "systemd" / "default" / unit.removesuffix(".service")).read_text()
+    (args,) = re.findall(r'ARGS="(--filter[^"]*)"', text)
+    return str(args)
+
+
 def test_the_units_run_commands_that_we_take() -> None:
     taken = options.parse(command("conntrack-textfile.service"))
     assert (taken.command, taken.file) == ("write", TEXTFILE)
     more = options.parse(command("conntrack-textfile.service", ARGS="--limit.keys=5", FILE="/a"))
     assert (more.limit.keys, more.file) == (5, "/a")
+    for unit in ("conntrack-textfile.service", "conntrack-exporter.service"):
+        taken = options.parse(command(unit, ARGS=two_filters(unit)))
+        assert [(one.src is None, one.dport) for one in taken.plan.include] == [
+            (False, None),
+            (True, range(53, 54)),
+        ]
     served = options.parse(command("conntrack-exporter.service"))
     assert served.command == "serve"
     assert served.systemd_socket
@@ -96,19 +109,22 @@ def test_the_cron_line_runs_a_command_that_we_take() -> None:
     assert fields[:6] == ["*"] * 5 + ["root"]
     lock, flag, _, drop, *words = shlex.split(fields[6])
     assert (lock, flag, drop) == ("flock", "--nonblock", "setpriv")
-    argv = words[words.index("conntrack-textfile") + 1 :]
-    assert options.parse(argv).file == TEXTFILE
+    told = words.index("2>&1")
+    argv = words[words.index("conntrack-textfile") + 1 : told]
+    taken = options.parse(argv)
+    assert (taken.file, taken.log_level) == (TEXTFILE, "info")
+    assert words[told + 1 :] == shlex.split("| logger -t conntrack-textfile -p daemon.warning")
     assert len(fields[6]) < 1000  # MAX_COMMAND of Debian's cron
 
 
 def test_the_readme_has_every_option_under_its_command_with_its_default() -> None:
     readme = (ROOT / "README.md").read_text().partition("\n## Options\n")[2].partition("\n## ")[0]
     for command in ("write", "serve", "top"):
-        of_all = readme.partition("Of all three commands:")[2].partition("\nOf `")[0]
+        of_all = readme.partition("Of all commands:")[2].partition("\nOf `")[0]
         own = readme.partition(f"\nOf `{command}`:")[2].partition("\nOf `")[0]
         described = re.split(r"^  (?=-)", options.usage(command), flags=re.MULTILINE)[1:]
         for text in described:
-            names = re.match(r"(?:-\w )?(--?[\w.-]+)", text)
+            names = re.match(r"(?:-\w )*(--?[\w.-]+)", text)
             assert names is not None
             if names[1] in ("--help", "--version"):
                 continue

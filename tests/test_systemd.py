@@ -128,7 +128,8 @@ def test_only_its_own_directory_is_writable(machine: Machine) -> None:
         machine.write("/etc/default/conntrack-textfile", f"FILE={file}\n")
         machine.fails("systemctl", "start", "conntrack-textfile.service")
         said = machine.journal("conntrack-textfile.service")
-        assert f"cannot write {file}: Read-only file system" in said, said
+        assert f"cannot write {file}: Read-only file system (under systemd: name its" in said
+        assert "ReadWritePaths=" in said
     # Options are added by the same file, and it may be absent.
     machine.write(
         "/etc/default/conntrack-textfile", 'ARGS="--collector.source=netlink --log.level=debug"\n'
@@ -137,6 +138,52 @@ def test_only_its_own_directory_is_writable(machine: Machine) -> None:
     machine.run("rm", "/etc/default/conntrack-textfile", f"{STATE}/conntrack.prom")
     machine.systemctl("start", "conntrack-textfile.service")
     assert 'source="netlink"' in machine.run("cat", f"{STATE}/conntrack.prom")
+
+
+def test_two_filters_are_two_words_of_the_settings(machine: Machine) -> None:
+    traffic(machine, 4242)
+    traffic(machine, 4243)
+    traffic(machine, 4244)
+    args = "--filter.include=src=127.0.0.1,dport=4242 --filter.include=dport=4243"
+    machine.write("/etc/default/conntrack-textfile", f'ARGS="{args}"\n')
+    machine.systemctl("start", WRITER)
+    text = machine.run("cat", f"{STATE}/conntrack.prom")
+    assert [udp_packets(text, port) for port in (4242, 4243, 4244)] == [5, 5, 0]
+    # A space in one makes two words of it.
+    machine.write("/etc/default/conntrack-textfile", 'ARGS="--filter.include=dport=1, src=::1"\n')
+    machine.fails("systemctl", "start", WRITER)
+    assert "FILE is 'src=::1' already" in machine.journal(WRITER)
+
+
+def test_check_looks_at_the_units_and_at_node_exporter(machine: Machine) -> None:
+    program, file = "/usr/local/bin/conntrack-textfile", f"{STATE}/conntrack.prom"
+    said = machine.run(program, "check", file)
+    assert "warn  systemd    none of ours is active: systemctl enable --now" in said
+    assert re.search(rf"^warn  textfile .* and {file} is not there: ln -s ", said, re.MULTILINE)
+    link(machine)
+    machine.systemctl("enable", "--now", TIMER)
+    lines = machine.run(program, "check", file).splitlines()
+    assert f"ok    textfile   node_exporter can read {file}" in lines
+    assert f"ok    systemd    {TIMER} is active, enabled" in lines
+    (events,) = [line for line in lines if line.startswith("ok    events")]
+    assert "systemd (pid 1)" in events
+    machine.systemctl("stop", TIMER)
+    machine.write("/etc/default/conntrack-textfile", 'ARGS="--nope"\n')
+    machine.fails("systemctl", "start", WRITER)
+    said = machine.fails(program, "check", file)
+    assert f"fail  systemd    {WRITER} is failed, static (exit-code): journalctl -u" in said
+
+
+def test_the_socket_takes_the_place_of_the_service_as_the_readme_says(machine: Machine) -> None:
+    machine.systemctl("enable", "--now", EXPORTER)
+    until(lambda: machine.get(METRICS))
+    machine.fails("systemctl", "start", SOCKET)  # which is why the service goes first
+    readme = (ROOT / "README.md").read_text()
+    (block,) = re.findall(r"^```sh\n(systemctl disable .*?)^```", readme, re.MULTILINE | re.DOTALL)
+    machine.run("sh", "-euc", block)
+    until(lambda: machine.get(METRICS))
+    assert machine.show(SOCKET, "UnitFileState") == "enabled"
+    assert machine.show(EXPORTER, "UnitFileState") == "disabled"
 
 
 def test_what_stands_in_the_directory_of_node_exporter_is_nothing_to_it(machine: Machine) -> None:
@@ -671,7 +718,18 @@ cp /etc/cron.d/conntrack-textfile /etc/cron.d/the-same-again
 printf '#!/bin/sh\\necho >>/run/tries\\nexec /usr/bin/flock "$@"\\n' >/usr/local/sbin/flock
 printf '#!/bin/sh\\necho >>/run/runs\\ncat /proc/self/status >/run/status\\nsleep 1
 exec /run/venv/bin/python3 -m conntrack_textfile "$@"\\n' >/usr/local/sbin/conntrack-textfile
+printf '#!/bin/sh\\nexec /usr/bin/logger --socket /run/log "$@"\\n' >/usr/local/sbin/logger
+: >/run/syslog
+python3 -c 'import socket
+sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+sock.bind("/run/log")
+while True:
+    message = sock.recv(9999).rstrip(bytes(1))
+    with open("/run/syslog", "ab") as file:
+        file.write(message + b"\\n")' &
+until test -S /run/log; do sleep 0.05; done
 chmod 755 /usr/local/sbin/*
+sysctl --quiet --write net.netfilter.nf_conntrack_acct=$6
 exec faketime '2000-01-01 00:00:58' cron -f
 """
 UNSHARE = [
@@ -681,12 +739,12 @@ UNSHARE = [
 
 
 def test_cron_runs_it_and_skips_a_run_while_another_goes_on(venv: Path) -> None:
-    need("cron", "faketime", "flock", "setpriv", root=True)
+    need("cron", "faketime", "flock", "logger", "setpriv", root=True)
     readme = (ROOT / "README.md").read_text()
     block = re.search(r"^### cron\n\n```sh\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
     assert block
     process = subprocess.Popen(
-        [*UNSHARE, "sh", "-euc", CRON, "sh", ROOT, venv, TRAFFIC, RULES, block[1]],
+        [*UNSHARE, "sh", "-euc", CRON, "sh", ROOT, venv, TRAFFIC, RULES, block[1], "0"],
         stdin=subprocess.DEVNULL,
     )
     try:
@@ -719,6 +777,11 @@ def test_cron_runs_it_and_skips_a_run_while_another_goes_on(venv: Path) -> None:
         assert (status["NoNewPrivs"], status["Groups"].strip()) == ("1", "")
         tries, runs = (len((root / "run" / name).read_text()) for name in ("tries", "runs"))
         assert (tries, runs) == (2, 1)
+        # What the run had to say is in syslog.
+        syslog = root / "run/syslog"
+        said = until(lambda: "accounting is off" in syslog.read_text() and syslog.read_text())
+        assert re.match(r"<28>.* conntrack-textfile: .*level=warn", said)  # daemon.warning
+        assert said.count("\n") == 1
     finally:
         process.kill()
         process.wait()

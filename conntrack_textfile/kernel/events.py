@@ -83,18 +83,24 @@ def others_listen(sock: socket.socket, space: Namespace = OWN) -> bool:
 
     Without one no event comes twice. Whether it is in reliable mode is not to be seen.
     """
-    ours = str(os.fstat(sock.fileno()).st_ino)
     try:
-        text = space.run(Path("/proc/thread-self/net/netlink").read_text)
+        return any(inode != os.fstat(sock.fileno()).st_ino for inode in listeners(space))
     except (OSError, SourceError):
         return True
+
+
+def listeners(space: Namespace = OWN) -> list[int]:
+    """The inodes of the sockets that get DESTROY events in a network namespace.
+
+    Raises OSError and SourceError.
+    """
+    text = space.run(Path("/proc/thread-self/net/netlink").read_text)
     rows = [line.split() for line in text.splitlines()[1:]]
-    return any(
-        row[1] == str(uapi.NETLINK_NETFILTER)
-        and int(row[3], 16) & _DESTROY_MASK
-        and row[-1] != ours
+    return [
+        int(row[-1])
         for row in rows
-    )
+        if row[1] == str(uapi.NETLINK_NETFILTER) and int(row[3], 16) & _DESTROY_MASK
+    ]
 
 
 def buffer(sock: socket.socket) -> Buffer:

@@ -31,12 +31,12 @@ class Conntrack(NamedTuple):
 
 def read(proc_root: str) -> Conntrack:
     """Read the figures under a proc root such as /proc."""
-    accounting = _number(proc_root, "nf_conntrack_acct")
-    events = _number(proc_root, "nf_conntrack_events")
+    accounting = number(proc_root, "nf_conntrack_acct")
+    events = number(proc_root, "nf_conntrack_events")
     return Conntrack(
-        entries=_number(proc_root, "nf_conntrack_count"),
-        entries_limit=_number(proc_root, "nf_conntrack_max"),
-        buckets=_number(proc_root, "nf_conntrack_buckets"),
+        entries=number(proc_root, "nf_conntrack_count"),
+        entries_limit=number(proc_root, "nf_conntrack_max"),
+        buckets=number(proc_root, "nf_conntrack_buckets"),
         events=None if events is None else events != 0,
         accounting=None if accounting is None else accounting != 0,
     )
@@ -48,18 +48,19 @@ def enable_accounting(proc_root: str) -> None:
     Raises OSError, also where the kernel took the value and kept another.
     """
     path = os.path.join(proc_root, *_DIRECTORY, "nf_conntrack_acct")
-    if _number(proc_root, "nf_conntrack_acct") == 1:
+    if number(proc_root, "nf_conntrack_acct") == 1:
         return  # where it is set, it need not be writable
     fd = regular(path, os.O_WRONLY | os.O_CLOEXEC)  # open() would make a file that is not there
     try:
         os.write(fd, b"1\n")
     finally:
         os.close(fd)
-    if _number(proc_root, "nf_conntrack_acct") != 1:
+    if number(proc_root, "nf_conntrack_acct") != 1:
         raise OSError(f"{path} does not keep the value")
 
 
-def _number(proc_root: str, name: str) -> int | None:
+def number(proc_root: str, name: str) -> int | None:
+    """What a setting of net.netfilter says, None where it cannot be read or is no number."""
     try:
         path = os.path.join(proc_root, *_DIRECTORY, name)
         with open(path, "rb", buffering=0, opener=regular) as file:

@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from conntrack_textfile.errors import UsageError
+from conntrack_textfile.logs import LOG
 from conntrack_textfile.reload import Reloader, stamp
 from conntrack_textfile.web import passwords, tls, yamlfile
 from conntrack_textfile.web.yamlfile import NodeError, boolean, has_text, section, text
@@ -100,6 +101,8 @@ def _settings(path: str, stamps: Stamps, root: yaml.Node | None) -> Settings:
             raise NodeError(node, f"{field} is not the name of a file") from None
         return name
 
+    if root is None:
+        LOG.warning("--web.config.file: %s is empty: it asks for no TLS and no passwords", path)
     top = yamlfile.mapping(root, "the file", _SECTIONS) if root else {}
     tls_fields = section(top, "tls_server_config", tls.FIELDS)
     users = section(top, "basic_auth_users", None)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from conntrack_textfile.errors import UsageError
 from conntrack_textfile.logs import LOG
 from conntrack_textfile.web.checkqueue import CheckQueue
-from conntrack_textfile.web.yamlfile import MISSING_PACKAGES, NodeError, printable, text
+from conntrack_textfile.web.yamlfile import NodeError, missing_packages, printable, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,4 +161,4 @@ def from_fields(users: Fields) -> Passwords | None:
     try:
         return Passwords(hashes)
     except ImportError:
-        raise UsageError(f"--web.config.file with basic_auth_users {MISSING_PACKAGES}") from None
+        raise UsageError(f"--web.config.file with basic_auth_users {missing_packages()}") from None

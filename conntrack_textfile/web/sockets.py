@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 from typing import TYPE_CHECKING
@@ -42,6 +43,12 @@ def listen(address: Address) -> socket.socket:
         raise ListenError(f"cannot listen on {address}: not a host name") from None
     except OSError as error:
         raise ListenError(f"cannot listen on {address}: {os.strerror(error.errno or 0)}") from error
+
+
+def is_loopback(listener: socket.socket) -> bool:
+    """Whether only this host reaches a socket. ::ffff:127.0.0.1 does not count: nobody asks so."""
+    address = ipaddress.ip_address(listener.getsockname()[0].partition("%")[0])
+    return address.is_loopback
 
 
 def listening(handed: list[socket.socket]) -> list[socket.socket]:

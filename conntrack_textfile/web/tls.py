@@ -71,15 +71,7 @@ def server_context(at: yaml.Node, fields: Fields, file_path: _FilePath) -> ssl.S
     context.options |= ssl.OP_NO_RENEGOTIATION
     cert = file_path(fields["cert_file"], "cert_file")
     key = file_path(fields["key_file"], "key_file")
-    try:
-        # Not to be asked for on a terminal.
-        context.load_cert_chain(cert, key, password=lambda: "")
-    except (ssl.SSLError, ValueError) as error:
-        reason = getattr(error, "reason", None) or "the key needs a passphrase or is none"
-        raise NodeError(
-            fields["cert_file"],
-            f"cert_file and key_file are of no use: {reason.replace('_', ' ').lower()}",
-        ) from None
+    _load_pair(fields, context, cert, key)
     if os.stat(key).st_mode & stat.S_IROTH:
         LOG.warning("everybody on this host can read the key %s: chmod o-r it", key)
     _verify_clients(at, fields, context, file_path)
@@ -88,6 +80,35 @@ def server_context(at: yaml.Node, fields: Fields, file_path: _FilePath) -> ssl.S
     if not boolean(fields, "prefer_server_cipher_suites", default=True):
         context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
     return context
+
+
+def _load_pair(fields: Fields, context: ssl.SSLContext, cert: str, key: str) -> None:
+    """The certificate and its key. Raises NodeError at the one that is wrong."""
+    try:
+        # OpenSSL does not say which of the two it could not read: this reads the one alone.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cert)
+    except ssl.SSLError as error:
+        raise NodeError(
+            fields["cert_file"],
+            f"cert_file {cert} is not a certificate in PEM: {_reason(error)}",
+        ) from None
+    try:
+        # Not to be asked for on a terminal.
+        context.load_cert_chain(cert, key, password=lambda: "")
+    except (ssl.SSLError, ValueError) as error:
+        why = _reason(error)
+        if "mismatch" in why:
+            reason = f"key_file {key} is not the key of cert_file {cert}"
+        elif why in ("", "pem lib"):  # what it says of all that it cannot read
+            reason = f"key_file {key} is not a key in PEM, or has a passphrase"
+        else:  # of a weak key, and the like
+            reason = f"cert_file and key_file are of no use: {why}"
+        raise NodeError(fields["key_file"], reason) from None
+
+
+def _reason(error: Exception) -> str:
+    """OpenSSL's reason in words, "" where it has none."""
+    return (getattr(error, "reason", None) or "").replace("_", " ").lower()
 
 
 def weakened(new: ssl.SSLContext, old: ssl.SSLContext) -> str:

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
+import sysconfig
 from typing import TYPE_CHECKING
 
 from conntrack_textfile.errors import UsageError
 
-MISSING_PACKAGES = (
-    "needs the packages of the extra web: pip install bcrypt pyyaml in this environment"
-)
+
+def missing_packages() -> str:
+    """What is missing, and the command that installs it where this runs."""
+    marker = os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
+    if sys.prefix == sys.base_prefix and os.path.exists(marker):  # PEP 668
+        how = "install the packages of your distribution (Debian: python3-bcrypt python3-yaml)"
+    else:
+        how = f"{sys.executable} -m pip install bcrypt pyyaml"
+    return f"needs the packages of the extra web: {how}"
+
 
 try:
     import yaml
 except ImportError:
-    raise UsageError(f"--web.config.file {MISSING_PACKAGES}") from None
+    raise UsageError(f"--web.config.file {missing_packages()}") from None
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

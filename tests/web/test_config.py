@@ -11,7 +11,7 @@ import pytest
 
 from conntrack_textfile.errors import UsageError
 from conntrack_textfile.logs import LOG
-from conntrack_textfile.web import config
+from conntrack_textfile.web import config, yamlfile
 from conntrack_textfile.web.config import load, watch
 from tests.certificates import HASH, TLS, basic, write
 from tests.conftest import DATA
@@ -92,8 +92,9 @@ WRONG = [
     (TLS + "  key_file: server.key\n", 4, "key_file stands twice in tls_server_config"),
     (TLS.replace("server.crt", "none.crt"), 2, "cannot read cert_file"),
     (TLS.replace("server.key", "none.key"), 3, "none.key: No such file or directory"),
-    (TLS.replace("server.key", "second.key"), 2, "of no use: key values mismatch"),
-    (TLS.replace("server.crt", "server.key"), 2, "cert_file and key_file are of no use"),
+    (TLS.replace("server.key", "second.key"), 3, "second.key is not the key of cert_file "),
+    (TLS.replace("server.crt", "server.key"), 2, "server.key is not a certificate in PEM"),
+    (TLS.replace("server.key", "server.crt"), 3, "server.crt is not a key in PEM, or has"),
     (TLS + "  min_version: TLS14\n", 4, "min_version must be one of TLS10, TLS11, TLS12, TLS13"),
     (TLS + "  max_version: TLS11\n", 4, "max_version TLS11 is too old"),
     (TLS + "  min_version: TLS13\n  max_version: TLS12\n", 4, "min_version is above max_version"),
@@ -173,6 +174,26 @@ def test_a_file_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> None:
         load(str(tmp_path / "web.yml"))
 
 
+def test_packages_of_a_distribution_are_not_for_pip(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    assert f"{sys.executable} -m pip install" in yamlfile.missing_packages()
+    (tmp_path / "EXTERNALLY-MANAGED").touch()
+    assert "Debian: python3-bcrypt python3-yaml" in yamlfile.missing_packages()
+
+
+def test_an_empty_file_is_said_to_be_empty(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = write(tmp_path, "# nothing\n")
+    with caplog.at_level("WARNING", "conntrack_textfile"):
+        settings = load(str(file))
+    assert (settings.tls, settings.passwords) == (None, None)
+    assert f"{file} is empty: it asks for no TLS and no passwords" in caplog.text
+
+
 @pytest.mark.parametrize("missing", ["yaml", "bcrypt"])
 def test_missing_packages_are_named_with_what_to_do(tmp_path: Path, missing: str) -> None:
     file = write(tmp_path, f"basic_auth_users:\n  alice: {HASH}\n")
@@ -184,7 +205,8 @@ def test_missing_packages_are_named_with_what_to_do(tmp_path: Path, missing: str
     done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "needs the packages of the extra web: pip install bcrypt pyyaml" in done.stderr
+    pip = f"{sys.executable} -m pip install bcrypt pyyaml"
+    assert f"needs the packages of the extra web: {pip}" in done.stderr
 
 
 def test_a_wrong_file_is_exit_status_2(tmp_path: Path) -> None:
@@ -213,7 +235,8 @@ def test_a_file_is_read_again_when_it_or_a_certificate_changes(
     shutil.copy(place / "second.key", place / "server.key")
     assert web_config.current().tls is not second.tls
     assert [record.levelname for record in caplog.records if record.levelno > 30] == ["ERROR"]
-    assert "key values mismatch; going on with what was read before" in caplog.text
+    assert "is not the key of cert_file" in caplog.text
+    assert "going on with what was read before" in caplog.text
 
 
 WHOLE = f"""{TLS}\

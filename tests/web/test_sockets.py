@@ -4,7 +4,9 @@ import contextlib
 import http.client
 import subprocess
 import sys
+import time
 import urllib.request
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,8 +15,12 @@ from conntrack_textfile.options import Address
 from conntrack_textfile.web import http as transport
 from conntrack_textfile.web import sockets
 from conntrack_textfile.web.body import EMPTY
-from tests.program import COMMAND
+from tests.certificates import HASH
+from tests.program import COMMAND, serving
 from tests.web.serving import SAMPLE, application
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_all_addresses_means_ipv4_and_ipv6() -> None:
@@ -84,3 +90,42 @@ def test_without_such_a_socket_it_listens_itself(pid: str, count: str) -> None:
             assert any("listening on 127.0.0.1:" in line for line in process.stderr)
         finally:
             process.terminate()
+
+
+@pytest.mark.parametrize(
+    ("address", "host", "warned"),
+    [
+        ("127.0.0.1:0", r"127\.0\.0\.1", False),
+        ("[::1]:0", r"\[::1\]", False),
+        (":0", r"\[::\]", True),
+    ],
+)
+def test_the_start_says_where_it_listens_and_what_it_asks_for(
+    address: str, host: str, warned: bool
+) -> None:
+    with serving(SAMPLE, f"--web.listen-address={address}") as served:
+        line = rf'level=info msg="listening on {host}:\d+, without TLS, without passwords"'
+        served.wait_for_log(line)
+        if warned:
+            served.wait_for_log(rf'level=warn msg="whoever reaches {host}:{served.port} sees who')
+        time.sleep(0.2)  # for a warning that must not come
+        assert ("whoever reaches" in served.log) == warned
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"basic_auth_users:\n  alice: {HASH}\n", "without TLS, with passwords"),
+        (
+            "tls_server_config:\n  cert_file: server.crt\n  key_file: server.key\n",
+            "with TLS, without passwords",
+        ),
+    ],
+)
+def test_it_does_not_warn_where_it_asks_for_something(place: Path, text: str, said: str) -> None:
+    (place / "web.yml").write_text(text)
+    config = f"--web.config.file={place}/web.yml"
+    with serving(SAMPLE, config, "--web.listen-address=0.0.0.0:0") as served:
+        served.wait_for_log(rf"listening on 0\.0\.0\.0:\d+, {said}")
+        time.sleep(0.2)
+        assert "whoever reaches" not in served.log

@@ -1,0 +1,545 @@
+"""What works here and what does not, and what to do: the command check.
+
+Each check looks at one part of what write and serve need, with the options that they
+would have, and changes nothing: no file is made, no setting is set. What it does to the
+kernel is what every reading does, but for a moment: it asks for a dump and reads its first
+datagram, and joins the group of events.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from conntrack_textfile import options, state, textfile
+from conntrack_textfile.errors import (
+    DamagedStateError,
+    EngineError,
+    SourceError,
+    StateError,
+    UsageError,
+)
+from conntrack_textfile.kernel import events, namespace, netlink, procfs, sysctl
+from conntrack_textfile.kernel.engine import make, slowness
+from conntrack_textfile.kernel.source import may_be_netlink
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from conntrack_textfile.options import Options
+
+_DEBIAN = "/var/lib/prometheus/node-exporter"
+_SYSTEMD = "/run/systemd/system"  # sd_booted(3)
+_SYSTEMCTL_SECONDS = 5
+_FULL = 0.8  # as in prometheus/conntrack-alerts.yml
+_OLD_SECONDS = 600  # as in prometheus/conntrack-alerts.yml
+
+_TIMER = "conntrack-textfile.timer"
+_WRITER = "conntrack-textfile.service"
+_WRITER_EVENTS = "conntrack-events.socket"
+_EXPORTER = "conntrack-exporter.service"
+_EXPORTER_SOCKET = "conntrack-exporter.socket"
+_UNITS = (_TIMER, _WRITER, _WRITER_EVENTS, _EXPORTER, _EXPORTER_SOCKET)
+
+
+class Result(NamedTuple):
+    """What a check found."""
+
+    level: str  # ok, warn, or fail: something that is needed does not work
+    name: str
+    text: str  # with what to do after a colon
+
+
+_Found = tuple[str, str]  # level and text
+
+
+def run(opts: Options) -> list[Result]:
+    """The results of all checks that concern these options, in order."""
+    results = []
+    for name, check in _CHECKS.items():
+        try:
+            found = list(check(opts))
+        except Exception as error:  # noqa: BLE001  # one that fails must not hide the others
+            found = [("warn", f"cannot be checked: {type(error).__name__}: {error}")]
+        results += [Result(level, name, text) for level, text in found]
+    return results
+
+
+def table(results: list[Result]) -> str:
+    """The results as aligned lines."""
+    lines = []
+    for result in results:
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in result.text)
+        lines.append(f"{result.level:5} {result.name:10} {text}\n")
+    return "".join(lines)
+
+
+def _engine(opts: Options) -> Iterator[_Found]:
+    try:
+        engine = make(opts.plan)
+    except EngineError as error:
+        yield "fail", str(error)
+        return
+    python = sys.version.partition(" ")[0]
+    slow = slowness(engine, sysctl.read(opts.proc_root).entries)
+    yield "warn" if slow else "ok", slow or f"{engine.name}, Python {python}"
+
+
+def _module(opts: Options) -> Iterator[_Found]:
+    if sysctl.number(opts.proc_root, "nf_conntrack_max") is not None:
+        yield "ok", "nf_conntrack is loaded"
+    elif "nf_conntrack" in _loaded(opts.proc_root):
+        text = (
+            "nf_conntrack is loaded, but its settings are not to be seen under "
+            f"{opts.proc_root}/sys/net/netfilter"
+        )
+        yield "warn", text
+    elif not os.path.isdir(os.path.join(opts.proc_root, "sys/net")):
+        yield "warn", f"there is no {opts.proc_root}/sys/net to see whether nf_conntrack is loaded"
+    else:
+        text = (
+            "nf_conntrack is not loaded: modprobe nf_conntrack, at boot by a file in "
+            "/etc/modules-load.d"
+        )
+        yield "fail", text
+
+
+def _loaded(proc_root: str) -> set[str]:
+    """The modules that are loaded. What is built in is not among them."""
+    with contextlib.suppress(OSError), open(os.path.join(proc_root, "modules")) as file:
+        return {line.split()[0] for line in file if line.strip()}
+    return set()
+
+
+def _accounting(opts: Options) -> Iterator[_Found]:
+    yield _setting(opts, "nf_conntrack_acct", "packets and bytes are counted", "are not counted")
+
+
+def _timestamps(opts: Options) -> Iterator[_Found]:
+    if "traffic" in opts.families:
+        yield _setting(
+            opts,
+            "nf_conntrack_timestamp",
+            "connections have a start time",
+            "a connection made anew within seconds can be taken for the one before",
+        )
+
+
+def _setting(opts: Options, name: str, on: str, off: str) -> _Found:
+    """What a switch of the kernel is found to be."""
+    value = sysctl.number(opts.proc_root, name)
+    if value is None:
+        return "warn", f"net.netfilter.{name} cannot be read"
+    if value:
+        return "ok", on
+    what = "packets and bytes " if name == "nf_conntrack_acct" else ""
+    return "warn", f"{what}{off}: sysctl -w net.netfilter.{name}=1, to stay in /etc/sysctl.d"
+
+
+def _source(opts: Options) -> Iterator[_Found]:
+    who = f"user {os.geteuid()}" if os.geteuid() else "root"
+    refused = ""
+    if may_be_netlink(opts.source, opts.proc_root):
+        refused = _dump(opts)
+        if not refused:
+            yield "ok", f"netlink: {who} may dump the table"
+            return
+        if opts.source == "netlink":
+            yield "fail", refused
+            return
+    path = procfs.path_of(opts.proc_root)
+    try:
+        next(procfs.blocks(path), None)
+    except OSError as error:
+        if isinstance(error, PermissionError):
+            why = f"no permission to read {path}: run as root or with CAP_DAC_READ_SEARCH"
+        else:
+            why = f"cannot read {path}: {error.strerror}"
+        yield "fail", "; and ".join(filter(None, [refused, why]))
+        return
+    if refused:
+        yield "warn", f"{refused}. {path} can be read in its place, without counters of traffic"
+    else:
+        yield "ok", f"procfs: {who} may read {path}"
+
+
+def _dump(opts: Options) -> str:
+    """Why there is no dump by netlink, "" where there is."""
+    try:
+        with netlink.dump() as sock:
+            make(opts.plan._replace(networks=(), services={})).netlink(None).feed(
+                netlink.datagram(sock)
+            )
+    except PermissionError:
+        return "no permission to dump the table by netlink: run as root or with CAP_NET_ADMIN"
+    except InterruptedError:
+        return ""  # the table changed under it
+    except OSError as error:
+        return f"cannot dump the table by netlink: {error.strerror or 'the kernel is silent'}"
+    return ""
+
+
+def _events(opts: Options) -> Iterator[_Found]:
+    if "traffic" not in opts.families:
+        return
+    if not may_be_netlink(opts.source, opts.proc_root):
+        yield "warn", "the proc file has no counters of traffic: --collector.source=netlink has"
+        return
+    if sysctl.number(opts.proc_root, "nf_conntrack_events") == 0:
+        text = (
+            "the kernel sends none of ended connections: sysctl -w "
+            "net.netfilter.nf_conntrack_events=2"
+        )
+        yield "warn", text
+        return
+    try:
+        others = events.listeners()
+        with events.listen(opts.event_buffer) as sock:
+            size = events.buffer(sock).size
+    except OSError as error:
+        text = (
+            f"of ended connections cannot be had ({error.strerror}): counters are made of "
+            "readings alone; run as root or with CAP_NET_ADMIN"
+        )
+        yield "warn", text
+        return
+    holders = _holders(opts.proc_root, others)
+    beside = f"; others listen too: {', '.join(holders)}" if holders else "; nobody else listens"
+    yield "ok", f"of ended connections can be had, in a buffer of {size} bytes{beside}"
+    if opts.state_file and not others:
+        text = (
+            "nobody holds them between two runs of write: conntrack-events.socket does, or use "
+            "serve"
+        )
+        yield "warn", text
+
+
+def _holders(proc_root: str, inodes: list[int]) -> list[str]:
+    """Who holds sockets, as far as this user can see: of those who inherited one, the first."""
+    wanted = {f"socket:[{inode}]": f"socket {inode}" for inode in inodes}
+    for pid in _processes(proc_root):
+        directory = os.path.join(proc_root, pid, "fd")
+        with contextlib.suppress(OSError):
+            for name in os.listdir(directory):
+                with contextlib.suppress(OSError):
+                    link = os.readlink(os.path.join(directory, name))
+                    if wanted.get(link, "").startswith("socket "):
+                        wanted[link] = f"{_comm(proc_root, pid)} (pid {pid})"
+    return sorted(set(wanted.values()))
+
+
+def _processes(proc_root: str) -> list[str]:
+    with contextlib.suppress(OSError):
+        return sorted(filter(str.isdecimal, os.listdir(proc_root)), key=int)
+    return []
+
+
+def _comm(proc_root: str, pid: str) -> str:
+    """The name of a process, of which the kernel keeps 15 characters."""
+    with contextlib.suppress(OSError), open(os.path.join(proc_root, pid, "comm")) as file:
+        return file.read().strip()
+    return ""
+
+
+def _table(opts: Options) -> Iterator[_Found]:
+    found = sysctl.read(opts.proc_root)
+    if found.entries is None or not found.entries_limit:
+        yield "warn", "its size cannot be read: conntrack_entries will be absent"
+        return
+    share = found.entries / found.entries_limit
+    text = f"{found.entries} of {found.entries_limit} entries ({share:.0%})"
+    if share > _FULL:
+        yield "warn", f"{text}: raise net.netfilter.nf_conntrack_max before it is full"
+    elif not found.entries:
+        text = (
+            f"{text}: nothing in this network namespace asks for tracking (NAT, or a rule with "
+            "ct state)"
+        )
+        yield "warn", text
+    else:
+        yield "ok", text
+
+
+def _netns(opts: Options) -> Iterator[_Found]:
+    if not opts.netns:
+        return
+    found = namespace.find(opts.netns, opts.proc_root)
+    for name, path in found.items():
+        try:
+            namespace.Namespace(path).run(lambda: None)
+        except SourceError as error:  # noqa: PERF203
+            yield "fail", f"{name}: {error}"
+        else:
+            yield "ok", f"{name}: can be entered"
+    if not found:
+        yield "ok", f"none is named in {namespace.DIRECTORY}"
+
+
+def _web(opts: Options) -> Iterator[_Found]:
+    if not opts.web_config:
+        return
+    try:
+        # Imported here: it needs packages that may be missing.
+        from conntrack_textfile.web import config
+
+        settings = config.load(opts.web_config)
+    except UsageError as error:
+        yield "fail", str(error)
+        return
+    tls = "TLS" if settings.tls else "no TLS"
+    users = f"passwords of {len(settings.passwords.users)}" if settings.passwords else "no"
+    guarded = settings.tls or settings.passwords
+    text = f"{opts.web_config}: {tls}, {users}{'' if settings.passwords else ' passwords'}"
+    yield "ok" if guarded else "warn", text
+
+
+def _names(opts: Options) -> Iterator[_Found]:
+    try:
+        named = options.with_names(opts)
+    except UsageError as error:
+        yield "fail", str(error)
+        return
+    if named is not opts and named.plan is not opts.plan:
+        yield "ok", "the files of names can be read"
+
+
+def _textfile(opts: Options) -> Iterator[_Found]:
+    if opts.file == "-":
+        return
+    reader = _node_exporter(opts.proc_root)
+    if opts.file:
+        yield from _written(opts)
+        yield from _read(opts, reader)
+        return
+    directory = reader.directory if reader else _DEBIAN
+    if not os.path.isdir(directory):
+        yield "warn", f"there is no {directory}, where node_exporter would read: name FILE"
+    elif why := _unreadable(directory, reader):
+        yield "fail", why
+    else:
+        yield "ok", f"node_exporter can read {directory}"
+
+
+def _written(opts: Options) -> Iterator[_Found]:
+    """What stands against writing FILE, and whether it was written of late."""
+    if not opts.file.endswith(".prom"):
+        yield "warn", textfile.NOT_READ.format(opts.file)
+    file = os.path.realpath(opts.file)
+    directory = os.path.dirname(file)
+    if not os.path.isdir(directory):
+        yield "fail", f"there is no directory {directory}"
+    elif not os.access(directory, os.W_OK | os.X_OK):
+        yield "fail", f"this user may not write in {directory}"
+    elif os.path.exists(file) and not os.path.isfile(file):
+        yield "fail", f"{file} is not a regular file"
+    with contextlib.suppress(OSError):
+        age = time.time() - os.stat(file).st_mtime
+        if age > _OLD_SECONDS:
+            yield "warn", f"{opts.file} was written {age / 60:.0f} minutes ago"
+
+
+def _read(opts: Options, reader: _Reader | None) -> Iterator[_Found]:
+    """Whether node_exporter can read FILE, and does."""
+    file = os.path.realpath(opts.file)
+    directory = os.path.dirname(file)
+    if not os.path.isdir(directory):
+        return
+    elsewhere = reader is not None and os.path.realpath(reader.directory) != directory
+    if why := _unreadable(directory, reader, listed=not elsewhere) or _unreadable_file(
+        opts, reader
+    ):
+        yield "fail", why
+    elif reader and elsewhere and not _is_shown(file, reader.directory):
+        text = (
+            f"node_exporter (pid {reader.pid}) reads {reader.directory}, and {file} is not "
+            f"there: ln -s {file} {reader.directory}/"
+        )
+        yield "warn", text
+    elif opts.file.endswith(".prom"):
+        yield "ok", f"node_exporter can read {opts.file}"
+
+
+class _Reader(NamedTuple):
+    """A node_exporter that runs."""
+
+    pid: str
+    uid: int
+    groups: frozenset[int]
+    directory: str
+
+
+def _node_exporter(proc_root: str) -> _Reader | None:
+    """The first that runs, and the directory that its command line names."""
+    for pid in _processes(proc_root):
+        if not _comm(proc_root, pid).startswith(("node_exporter", "prometheus-node")):
+            continue
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            with open(os.path.join(proc_root, pid, "status")) as file:
+                rows = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+            with open(os.path.join(proc_root, pid, "cmdline"), errors="surrogateescape") as file:
+                words = file.read().split("\0")
+            uid, gid = int(rows["Uid"].split()[1]), int(rows["Gid"].split()[1])
+            groups = frozenset([gid, *map(int, rows["Groups"].split())])
+            return _Reader(pid, uid, groups, _directory(words))
+    return None
+
+
+def _directory(words: list[str]) -> str:
+    """What a command line of node_exporter has for its textfiles; Debian's, where it has none."""
+    name = "--collector.textfile.directory"
+    found = _DEBIAN
+    for n, word in enumerate(words):
+        if word.lstrip("-").startswith(f"{name[2:]}="):
+            found = word.partition("=")[2]
+        elif word == name and n + 1 < len(words):
+            found = words[n + 1]
+    return found
+
+
+def _is_shown(file: str, directory: str) -> bool:
+    """Whether a link that ends in .prom shows a file in a directory, as far as it can be seen."""
+    try:
+        names = [name for name in os.listdir(directory) if name.endswith(".prom")]
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return any(os.path.realpath(os.path.join(directory, name)) == file for name in names)
+
+
+def _unreadable(directory: str, reader: _Reader | None, *, listed: bool = True) -> str:
+    """Why the user of node_exporter cannot go to a directory, or list it, "" where it can."""
+    where = os.path.realpath(directory)
+    wanted = stat.S_IXOTH | (stat.S_IROTH if listed else 0)
+    while True:
+        if not _allowed(os.stat(where), wanted, reader):
+            may, rights = ("list", "rx") if wanted & stat.S_IROTH else ("go through", "x")
+            return f"the user of node_exporter may not {may} {where}: chmod o+{rights} {where}"
+        if where == "/":
+            return ""
+        wanted, where = stat.S_IXOTH, os.path.dirname(where)
+
+
+def _unreadable_file(opts: Options, reader: _Reader | None) -> str:
+    """Why the user of node_exporter cannot read what write makes with these options."""
+    try:
+        group = os.stat(opts.file).st_gid
+    except OSError:
+        group = os.getegid()
+    group = group if opts.file_group is None else opts.file_group
+    if opts.file_mode & stat.S_IROTH or reader is None:
+        others = opts.file_mode & (stat.S_IROTH | stat.S_IRGRP)
+        return "" if others else f"--file.mode={opts.file_mode:04o} lets node_exporter read nothing"
+    if reader.uid == 0 or (group in reader.groups and opts.file_mode & stat.S_IRGRP):
+        return ""
+    return (
+        f"--file.mode={opts.file_mode:04o} lets node_exporter (user {reader.uid}) not read "
+        f"{opts.file}: --file.group names a group that it is in"
+    )
+
+
+def _allowed(found: os.stat_result, wanted: int, reader: _Reader | None) -> bool:
+    """Whether a user has rights, given as the bits of others. Of an unknown user, as others."""
+    if reader is not None and reader.uid == 0:
+        return True
+    shift = 0
+    if reader is not None and reader.uid == found.st_uid:
+        shift = 6
+    elif reader is not None and found.st_gid in reader.groups:
+        shift = 3
+    return (found.st_mode >> shift) & wanted == wanted
+
+
+def _state(opts: Options) -> Iterator[_Found]:
+    path = opts.state_file
+    if not path:
+        return
+    directory = os.path.dirname(os.path.realpath(path))
+    try:
+        found = state.load(path)
+    except DamagedStateError as error:
+        yield "warn", f"{error}: counters begin at 0"
+        return
+    except StateError as error:
+        yield "fail", str(error)
+        return
+    if not os.path.isdir(directory):
+        yield "fail", f"there is no directory {directory}"
+    elif not os.access(directory, os.W_OK | os.X_OK):
+        yield "fail", f"this user may not write in {directory}"
+    elif found is None:
+        yield "ok", f"{path} is not there yet: counters begin at 0"
+    else:
+        yield "ok", f"{path} holds {len(found.ledger)} bytes of connections"
+
+
+def _units(_: Options) -> Iterator[_Found]:
+    systemctl = shutil.which("systemctl")
+    if systemctl is None or not os.path.isdir(_SYSTEMD):
+        return
+    units = _show(systemctl)
+    if not units:
+        yield "ok", "none of ours is installed"
+        return
+    for name, unit in units.items():
+        active, enabled = unit.get("ActiveState", ""), unit.get("UnitFileState", "")
+        text = f"{name} is {active}{f', {enabled}' if enabled else ''}"
+        if active == "failed":
+            yield "fail", f"{text} ({unit.get('Result')}): journalctl -u {name}"
+        elif enabled == "enabled" and active == "inactive":
+            yield "warn", f"{text}: systemctl start {name}"
+        elif active != "inactive" or enabled == "enabled":
+            yield "ok", text
+    running = {name for name, unit in units.items() if unit.get("ActiveState") == "active"}
+    if not running & {_TIMER, _EXPORTER, _EXPORTER_SOCKET}:
+        yield "warn", f"none of ours is active: systemctl enable --now {_TIMER}, or {_EXPORTER}"
+    if _TIMER in running and _WRITER_EVENTS in units and _WRITER_EVENTS not in running:
+        yield "warn", f"{_WRITER_EVENTS} is not active: counters are made of readings alone"
+    both = [units.get(name, {}).get("UnitFileState") for name in (_EXPORTER, _EXPORTER_SOCKET)]
+    if both == ["enabled", "enabled"]:
+        text = f"{_EXPORTER} and {_EXPORTER_SOCKET} are both enabled: systemctl disable one of them"
+        yield "warn", text
+
+
+def _show(systemctl: str) -> dict[str, dict[str, str]]:
+    """The properties of our units that are installed. Raises OSError and TimeoutExpired."""
+    names = "Id,LoadState,ActiveState,UnitFileState,Result"
+    done = subprocess.run(  # noqa: S603  # of systemd, by the PATH of who asks
+        [systemctl, "show", f"--property={names}", *_UNITS],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=_SYSTEMCTL_SECONDS,
+        check=False,
+    )
+    if done.returncode:
+        raise OSError(done.stderr.strip() or f"systemctl ended with {done.returncode}")
+    found = {}
+    for block in done.stdout.split("\n\n"):
+        unit = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        if unit.get("LoadState") == "loaded":
+            found[unit["Id"]] = unit
+    return found
+
+
+_CHECKS: dict[str, Callable[[Options], Iterator[_Found]]] = {
+    "engine": _engine,
+    "module": _module,
+    "accounting": _accounting,
+    "timestamps": _timestamps,
+    "source": _source,
+    "events": _events,
+    "table": _table,
+    "netns": _netns,
+    "names": _names,
+    "web": _web,
+    "textfile": _textfile,
+    "state": _state,
+    "systemd": _units,
+}
