@@ -69,7 +69,7 @@ def install(venv: Path) -> None:
         ignored = shutil.ignore_patterns("*.so", "*.c", "__pycache__")
         shutil.copytree(ROOT / "conntrack_textfile", copy / "conntrack_textfile", ignore=ignored)
         shutil.copytree(ROOT / "man", copy / "man", ignore=ignored)
-        for name in ("pyproject.toml", "README.md", "LICENSE"):
+        for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, copy)
         check("/usr/bin/python3", "-m", "venv", venv)
         check(venv / "bin/pip", "install", "--quiet", f"{copy}[web]", seconds=600)
