@@ -61,7 +61,7 @@ pythons: .venv/.ready
 clean:
 	rm -rf .venv .venv-run
 
-include packaging/install.mk
+include packaging/install.mk packaging/dist.mk
 
 .venv-run/.ready: packaging/constraints.txt
 	@echo "make: installing three packages into .venv-run, once" >&2

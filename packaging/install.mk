@@ -35,15 +35,21 @@ INTERPRETER = $$($(SYSTEM_PYTHON) -c 'import sys; print(sys._base_executable)')
 
 .PHONY: site install uninstall activate deactivate
 
-# The code and what it depends on, as wheels and unpacked.
+# The build and its tools have versions that are known; for its own tools see PIP_CONSTRAINT,
+# which pip hands on to the environment that it builds in.
+VENV_PIP := build/venv/bin/pip --disable-pip-version-check
+site sdist wheels: export PIP_CONSTRAINT := $(CURDIR)/packaging/constraints.txt
+
+# The code and what it depends on, as wheels and unpacked. Some modules say how they
+# would be started as a script, by a Python that need not be there.
 site:
 	rm -rf build/site build/wheels
 	$(SYSTEM_PYTHON) -m venv --clear build/venv
-	PIP_CONSTRAINT=$(CURDIR)/packaging/constraints.txt \
-		build/venv/bin/pip wheel --quiet --disable-pip-version-check --wheel-dir build/wheels .
+	$(VENV_PIP) wheel --quiet --wheel-dir build/wheels .
 	mkdir build/site
 	for wheel in build/wheels/*.whl; do $(SYSTEM_PYTHON) -m zipfile -e "$$wheel" build/site; done
 	rm -rf build/site/*.data build/site/*.dist-info/RECORD
+	find build/site -name '*.py' -exec sed -i '1{/^#!/d}' {} +
 	@echo "make: $$(ls build/site/conntrack_textfile/kernel/*.so >/dev/null 2>&1 \
 		&& echo 'the compiled engine' \
 		|| echo 'the pure engine alone: a C compiler and the headers of Python make the compiled one')"
