@@ -26,7 +26,8 @@ CONFIGURATION := sysusers tmpfiles sysctl modules-load
 DIRECTORIES = $(DOC) $(UNITDIR) $(dir $(UNITDIR)) $(CONFIGURATION:%=$(LIB)/%.d) $(ZSHDIR) \
 	$(PREFIX)/share/zsh $(PREFIX)/share/fish/vendor_completions.d $(PREFIX)/share/fish \
 	$(PREFIX)/share/bash-completion/completions $(PREFIX)/share/bash-completion \
-	$(PREFIX)/share/man/man1 $(PREFIX)/share/doc
+	$(PREFIX)/share/man/man1 $(PREFIX)/share/doc \
+	$(if $(filter /usr /usr/local,$(PREFIX)),,$(PREFIX)/share/man)
 
 # That of the system, if no other is asked for: one in a home is out of reach for the
 # units. And where it is one of a virtual environment, that which this was made of.

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import re
 import shutil
 import subprocess
-import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.booted import Machine, boot, check, fresh, suite, until
+from tests.booted import Machine, boot, builder, check, fresh, suite, until
 from tests.conftest import need
+from tests.test_systemd import traffic, udp_packets, value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +35,8 @@ TIMER = "conntrack-textfile.timer"
 WRITER = "conntrack-textfile.service"
 EVENTS = "conntrack-events.socket"
 EXPORTER = "conntrack-exporter.service"
+PUBLISH = "conntrack-textfile-publish.service"
+SHOWN = (f"{STATE}/conntrack.prom", f"{TEXTFILES}/conntrack.prom")
 NODE_EXPORTER = "http://127.0.0.1:9100/metrics"
 
 
@@ -59,12 +63,22 @@ def checkout(where: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of what `make release` makes."""
+def releases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """What `make release` makes, twice: elsewhere, and not at the same time."""
     need("dpkg-buildpackage", "dh", "dh_python3", "gcc", "git", "make", "rpmbuild")
-    where = checkout(tmp_path_factory.mktemp("one") / "clone")
-    make(where, "release", f"VERSION={VERSION}")
-    return where / "dist"
+    clones = [checkout(tmp_path_factory.mktemp(name) / "clone") for name in ("one", "the-other")]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        first = pool.submit(make, clones[0], "release", f"VERSION={VERSION}")
+        time.sleep(2)  # archives know even seconds only
+        make(clones[1], "release", f"VERSION={VERSION}")
+        first.result()
+    return [clone / "dist" for clone in clones]
+
+
+@pytest.fixture(scope="module")
+def released(releases: list[Path]) -> Path:
+    """The directory of what `make release` makes."""
+    return releases[0]
 
 
 def only(where: Path, pattern: str) -> Path:
@@ -80,11 +94,9 @@ def test_a_release_is_all_of_it(released: Path) -> None:
     check("sha256sum", "--check", "--strict", "SHA256SUMS", cwd=str(released))
 
 
-def test_the_same_commit_gives_the_same_bytes(released: Path, tmp_path: Path) -> None:
-    # Elsewhere, and not at the same time.
-    again = checkout(tmp_path / "another" / "place")
-    make(again, "release", f"VERSION={VERSION}")
-    assert (again / "dist/SHA256SUMS").read_text() == (released / "SHA256SUMS").read_text()
+def test_the_same_commit_gives_the_same_bytes(releases: list[Path]) -> None:
+    one, other = ((where / "SHA256SUMS").read_text() for where in releases)
+    assert one == other
 
 
 def test_a_release_is_of_a_commit_that_says_so(tmp_path: Path) -> None:
@@ -145,9 +157,12 @@ def of_a_package(names: set[str]) -> set[str]:
     return {name for name in names if not re.search(own, name)}
 
 
-def test_packages_have_what_make_install_installs(released: Path, tmp_path: Path) -> None:
-    clone = released.parent
-    make(clone, "install", f"DESTDIR={tmp_path}/make", "PREFIX=/usr", "SYSTEMD=yes")
+def test_packages_have_what_make_install_installs(
+    released: Path, compiled: Path, tmp_path: Path
+) -> None:
+    make(
+        compiled, "-o", "site", "install", f"DESTDIR={tmp_path}/make", "PREFIX=/usr", "SYSTEMD=yes"
+    )
     expected = of_a_package(installed_files(tmp_path / "make"))
     for name in (
         "etc/default/conntrack-textfile",
@@ -172,6 +187,13 @@ def test_packages_have_what_make_install_installs(released: Path, tmp_path: Path
     assert settings == ["/etc/default/conntrack-exporter", "/etc/default/conntrack-textfile"]
 
 
+@pytest.fixture(scope="module")
+def compiled(released: Path) -> Path:
+    """A clone of which `make install` need only install: make -o site."""
+    make(released.parent, "site")
+    return released.parent
+
+
 def tree(root: Path) -> list[str]:
     return sorted(f"{path.relative_to(root)}" for path in root.rglob("*"))
 
@@ -180,17 +202,16 @@ def tree(root: Path) -> list[str]:
     ("prefix", "systemd"), [("/usr/local", "yes"), ("/opt/tools", "yes"), ("/usr/local", "no")]
 )
 def test_make_uninstall_leaves_nothing_of_make_install(
-    released: Path, tmp_path: Path, prefix: str, systemd: str
+    compiled: Path, tmp_path: Path, prefix: str, systemd: str
 ) -> None:
-    clone = released.parent
     root = tmp_path / "root"
-    for name in ("bin", "lib", "share"):
+    for name in ("bin", "lib", "share/man" if prefix == "/usr/local" else "share"):
         (root / prefix[1:] / name).mkdir(parents=True)
     (root / "etc/default").mkdir(parents=True)
     (root / "etc/default/other").touch()
     before = tree(root)
     where = (f"DESTDIR={root}", f"PREFIX={prefix}", f"SYSTEMD={systemd}")
-    make(clone, "install", *where)
+    make(compiled, "-o", "site", "install", *where)
     program = (root / prefix[1:] / "bin/conntrack-textfile").read_text()
     assert program.startswith("#!/usr/bin/python3 -I\n")
     assert f'"{prefix}/lib/conntrack-textfile"' in program
@@ -204,7 +225,182 @@ def test_make_uninstall_leaves_nothing_of_make_install(
     settings = list((root / "etc/default").glob("conntrack-*"))
     for file in settings:
         file.write_text("ARGS=--limit.keys=7\n")
-    make(clone, "install", *where)
+    make(compiled, "-o", "site", "install", *where)
     assert {file.read_text() for file in settings} <= {"ARGS=--limit.keys=7\n"}
-    make(clone, "uninstall", *where)
+    make(compiled, "uninstall", *where)
     assert tree(root) == before
+
+
+def newer(package: Path, where: Path) -> Path:
+    """The same package as one of a later version."""
+    check("dpkg-deb", "--raw-extract", package, where / "tree")
+    control = where / "tree/DEBIAN/control"
+    control.write_text(control.read_text().replace(f": {VERSION}-", ": 7.9-"))
+    made = where / "newer.deb"
+    check("dpkg-deb", "--root-owner-group", "--build", where / "tree", made)
+    return made
+
+
+BUILD = """
+tree=$1 clone=$2 result=$3
+mount -t tmpfs -o mode=755 tmpfs /mnt
+mkdir /mnt/upper /mnt/work /mnt/root
+mount -t overlay -o "lowerdir=$tree,upperdir=/mnt/upper,workdir=/mnt/work" overlay /mnt/root
+mount --rbind /dev /mnt/root/dev
+mount -t proc proc /mnt/root/proc
+cp /etc/resolv.conf /mnt/root/etc/
+cp /etc/ssl/certs/ca-certificates.crt /mnt/root/ca.crt
+mkdir /mnt/root/clone
+tar -C "$clone" -xzf "$clone"/dist/*.tar.gz -C /mnt/root/clone --strip-components=1
+env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 PIP_CERT=/ca.crt DEB_CFLAGS_APPEND=-O0 \\
+    chroot /mnt/root make -C /clone deb
+cp /mnt/root/clone/dist/*.deb "$result"
+"""
+
+
+@pytest.fixture(scope="module", params=["bookworm", "trixie"])
+def package(request: pytest.FixtureRequest, released: Path, tmp_path_factory: Any) -> Path:
+    """The package for a Debian, built on it by its own tools."""
+    need("mmdebstrap", "unshare", root=True)
+    release = str(request.param)
+    where: Path = tmp_path_factory.mktemp(release)
+    if release == suite():
+        shutil.copy(only(released, "*.deb"), where)
+    else:
+        argv = ["unshare", "-m", "--propagation=private", "sh", "-euc", BUILD, "sh"]
+        check(*argv, builder(release), released.parent, where, seconds=900)
+    made = only(where, "*.deb")
+    return made.rename(where / f"{release}.deb")
+
+
+@pytest.fixture
+def machine(package: Path, tmp_path: Path) -> Iterator[Machine]:
+    """A container of a Debian on which nothing was installed, and of two packages."""
+    need("nft", "systemd-nspawn", "nsenter", root=True)
+    files = tmp_path / "files" / "root"
+    files.mkdir(parents=True)
+    shutil.copy(package, files / "first.deb")
+    shutil.copy(newer(package, tmp_path), files)
+    with boot(fresh(package.stem), files.parent) as made:
+        yield made
+
+
+def apt(machine: Machine, *argv: str) -> None:
+    # What others recommend is not in the tree of fresh().
+    quiet = ("apt-get", "--quiet", "--yes", "--no-install-recommends")
+    machine.run("env", "DEBIAN_FRONTEND=noninteractive", *quiet, *argv, seconds=300)
+
+
+def missing(machine: Machine, *paths: str) -> bool:
+    """Whether there is nothing of these names, not even a link to nothing."""
+    script = 'for path; do if [ -e "$path" ] || [ -L "$path" ]; then echo "$path"; fi; done'
+    return machine.run("sh", "-c", script, "sh", *paths) == ""
+
+
+def node_exporter(machine: Machine, port: int = 0) -> str:
+    """What node_exporter says of us, from when it knows of the datagrams of traffic()."""
+    text = until(
+        lambda: (
+            "conntrack_snapshot_success 1" in (text := machine.get(NODE_EXPORTER))
+            and (not port or udp_packets(text, port) == 5)
+            and text
+        ),
+        90,
+    )
+    assert value(text, "node_textfile_scrape_error") == 0
+    return str(text)
+
+
+def counted(machine: Machine) -> tuple[float, float]:
+    text = machine.run("cat", f"{STATE}/conntrack.prom")
+    names = ("conntrack_counters_start_timestamp_seconds", "conntrack_snapshot_timestamp_seconds")
+    start, taken = (value(text, name) for name in names)
+    return start, taken
+
+
+def test_a_package_from_the_first_metric_to_its_removal(machine: Machine) -> None:
+    recommended = machine.run("dpkg-deb", "--field", "/root/first.deb", "Recommends")
+    assert recommended == "kmod, python3-bcrypt, python3-yaml\n"
+    apt(machine, "install", "/root/first.deb", *recommended.replace(",", "").split())
+    shown = {unit: machine.show(unit, "ActiveState") for unit in (TIMER, EVENTS, EXPORTER)}
+    assert shown == {TIMER: "active", EVENTS: "active", EXPORTER: "inactive"}
+    assert machine.run("cat", "/proc/sys/net/netfilter/nf_conntrack_acct") == "1\n"
+    traffic(machine, 4242)
+    apt(machine, "install", "prometheus-node-exporter")
+    text = node_exporter(machine, 4242)
+    assert 'engine="compiled"' in text
+    # With what is recommended there are passwords.
+    machine.run("python3", "-c", "import bcrypt, yaml")
+
+    # An upgrade keeps settings and counters, and loses no event.
+    machine.write("/etc/default/conntrack-textfile", 'ARGS="--limit.keys=77"\n')
+    machine.systemctl("start", EXPORTER)
+    until(lambda: machine.get("http://127.0.0.1:9095/metrics"))
+    pid = machine.show(EXPORTER, "MainPID")
+    held = machine.show(EVENTS, "InvocationID")
+    published = machine.show(PUBLISH, "InvocationID")
+    start, taken = counted(machine)
+    assert start > 0
+    apt(machine, "install", "/root/newer.deb")
+    until(lambda: counted(machine)[1] > taken, 90)
+    assert counted(machine)[0] == start
+    assert machine.show(EVENTS, "InvocationID") == held
+    assert machine.show(PUBLISH, "InvocationID") == published
+    until(lambda: machine.show(EXPORTER, "MainPID") not in ("0", pid))
+    until(lambda: machine.get("http://127.0.0.1:9095/metrics"))
+    assert "limit.keys=77" in machine.run("cat", "/etc/default/conntrack-textfile")
+
+    # Removal stops all of it, and nothing is left that looks alive.
+    apt(machine, "remove", "conntrack-textfile")
+    for unit in (TIMER, EVENTS, EXPORTER, PUBLISH):
+        assert machine.show(unit, "ActiveState") == "inactive", unit
+    assert missing(machine, *SHOWN, "/usr/bin/conntrack-textfile", "/usr/lib/conntrack-textfile")
+    text = until(lambda: machine.get(NODE_EXPORTER))
+    assert "conntrack_snapshot_success" not in text
+    assert value(text, "node_textfile_scrape_error") == 0
+    assert "limit.keys=77" in machine.run("cat", "/etc/default/conntrack-textfile")
+
+
+# Every path with its owner and mode, but for what a package manager keeps for itself.
+LIST = r"""
+find / -xdev \( -path /proc -o -path /sys -o -path /tmp -o -path /var/tmp -o -path /var/log \
+    -o -path /var/cache -o -path /var/lib/apt -o -path /var/lib/dpkg -o -path /var/lib/systemd \
+    -o -name __pycache__ \) -prune -o -printf '%p %u %g %m %l\n' | sort
+find /run -name '*conntrack*'
+find /var/lib/systemd -name '*conntrack*'
+find /usr -path '*conntrack*'
+cat /etc/passwd /etc/group
+"""
+
+
+def test_purged_it_leaves_nothing(machine: Machine) -> None:
+    apt(machine, "install", "prometheus-node-exporter", "python3-bcrypt", "python3-yaml", "kmod")
+    before = machine.run("sh", "-c", LIST)
+    # An administrator says no to the settings of the kernel.
+    machine.write("/etc/sysctl.d/conntrack-textfile.conf", "")
+    apt(machine, "install", "/root/first.deb")
+    node_exporter(machine)
+    assert machine.run("cat", "/proc/sys/net/netfilter/nf_conntrack_acct") == "0\n"
+    machine.systemctl("enable", "--now", EXPORTER)
+
+    # A run that fails leaves the file; a restart of the timer, too.
+    published = machine.show(PUBLISH, "InvocationID")
+    machine.write("/etc/default/conntrack-textfile", 'ARGS="--nope"\n')
+    machine.fails("systemctl", "start", WRITER)
+    machine.systemctl("restart", TIMER)
+    assert machine.show(PUBLISH, "InvocationID") == published
+    node_exporter(machine)
+
+    # Disabled, it says nothing more.
+    machine.systemctl("disable", "--now", TIMER)
+    until(lambda: missing(machine, *SHOWN))
+    text = machine.get(NODE_EXPORTER)
+    assert "conntrack_snapshot_success" not in text
+    assert value(text, "node_textfile_scrape_error") == 0
+    # That choice outlives an upgrade.
+    apt(machine, "install", "/root/newer.deb")
+    assert machine.show(TIMER, "ActiveState") == "inactive"
+
+    apt(machine, "purge", "conntrack-textfile")
+    machine.run("rm", "/etc/sysctl.d/conntrack-textfile.conf")
+    assert machine.run("sh", "-c", LIST).splitlines() == before.splitlines()
