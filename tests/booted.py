@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "build" / "booted"
 PACKAGES = "systemd-sysv,dbus,python3,prometheus-node-exporter"
 OPT = "/opt/conntrack-textfile"
-BUILDERS = "debhelper,dh-python,gcc,libc6-dev,make,python3-dev,python3-venv"
+BUILDERS = "build-essential,debhelper,dh-python,python3-dev,python3-venv"
 FETCHED = "prometheus-node-exporter python3-bcrypt python3-yaml kmod"
 
 
@@ -113,7 +113,7 @@ def builder(release: str) -> Path:
 
 
 def install(venv: Path) -> None:
-    """Make a virtual environment for /opt/conntrack-textfile, as the README says."""
+    """Make a virtual environment for /opt/conntrack-textfile."""
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory)  # pip builds in the tree that it is given
         ignored = shutil.ignore_patterns("*.so", "*.c", "__pycache__")
@@ -129,17 +129,16 @@ def install(venv: Path) -> None:
 
 
 def shipped(root: Path) -> None:
-    """Put our files where the README says, but for the enabling."""
+    """Put our files where an administrator may, and enable nothing."""
     root.chmod(0o755)
     for name in ("systemd/system", "default", "tmpfiles.d", "sysctl.d", "modules-load.d"):
         (root / "etc" / name).mkdir(parents=True)  # what Debian has
-    text = (ROOT / "README.md").read_text()
-    block = re.search(r"^### systemd\n\n```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert block
-    lines = [line for line in block[1].splitlines() if line.startswith(("cp ", "for "))]
-    assert len(lines) == 3
-    commands = "\n".join(lines).replace(" /etc/", f" {root}/etc/")
-    check("sh", "-euc", commands, cwd=str(ROOT))
+    units = ROOT / "systemd"
+    for pattern in ("*.service", "*.socket", "*.timer"):
+        for unit in units.glob(pattern):
+            shutil.copy(unit, root / "etc/systemd/system")
+    for name in ("default", "sysusers.d", "tmpfiles.d", "sysctl.d", "modules-load.d"):
+        shutil.copytree(units / name, root / "etc" / name, dirs_exist_ok=True)
     (root / "usr/local/bin").mkdir(parents=True)
     (root / "usr/local/bin/conntrack-textfile").symlink_to(f"{OPT}/bin/conntrack-textfile")
     (root / OPT[1:]).mkdir(parents=True)

@@ -137,6 +137,22 @@ def test_the_sdist_has_the_source_of_the_compiled_engine(checkout: Path) -> None
     assert {"conntrack_textfile/kernel/_speedups.pyx", "LICENSE", "pyproject.toml"} <= set(names)
 
 
+def test_make_run_in_a_clone_is_quick_and_small(checkout: Path) -> None:
+    need("make")
+    runs = [
+        subprocess.run(["make", "run"], cwd=checkout, capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
+    assert runs[0].stderr.startswith("make: installing three packages into .venv-run, once\n")
+    assert "installing" not in runs[1].stderr
+    for run in runs:  # nothing but metrics, whichever table it was
+        assert re.match(r"# HELP conntrack_textfile_build_info ", run.stdout)
+        assert re.search(r"^conntrack_total_connections \d+$", run.stdout, re.MULTILINE)
+        assert all(re.match(r"# |conntrack_", line) for line in run.stdout.splitlines())
+    files = [file.lstat() for file in (checkout / ".venv-run").rglob("*")]
+    assert sum(status.st_blocks * 512 for status in files) < 60_000_000
+
+
 def test_the_manual_page_says_what_help_says() -> None:
     code = compile((ROOT / "man" / "make.py").read_text(), "make.py", "exec")
     names: dict[str, Any] = {"__name__": "make"}
