@@ -375,9 +375,9 @@ cat /etc/passwd /etc/group
 
 def test_purged_it_leaves_nothing(machine: Machine) -> None:
     apt(machine, "install", "prometheus-node-exporter", "python3-bcrypt", "python3-yaml", "kmod")
-    before = machine.run("sh", "-c", LIST)
     # An administrator says no to the settings of the kernel.
     machine.write("/etc/sysctl.d/conntrack-textfile.conf", "")
+    before = machine.run("sh", "-c", LIST)
     apt(machine, "install", "/root/first.deb")
     node_exporter(machine)
     assert machine.run("cat", "/proc/sys/net/netfilter/nf_conntrack_acct") == "0\n"
@@ -402,5 +402,4 @@ def test_purged_it_leaves_nothing(machine: Machine) -> None:
     assert machine.show(TIMER, "ActiveState") == "inactive"
 
     apt(machine, "purge", "conntrack-textfile")
-    machine.run("rm", "/etc/sysctl.d/conntrack-textfile.conf")
     assert machine.run("sh", "-c", LIST).splitlines() == before.splitlines()
