@@ -101,6 +101,7 @@ activate:
 	systemctl daemon-reload
 	systemctl try-restart conntrack-exporter.service
 	systemctl enable --now $(NAME).timer
+	-systemctl start $(NAME).service
 
 deactivate:
 	-systemctl stop '$(NAME)*' 'conntrack-exporter*' 'conntrack-events*'
