@@ -11,7 +11,7 @@ WORKDIR /src
 COPY container/launch.c container/
 RUN gcc -Os -Wall -Wextra -Werror -s -o /launch container/launch.c \
     && setcap cap_dac_read_search,cap_net_admin=p /launch
-COPY LICENSE README.md pyproject.toml ./
+COPY LICENSE README.md pyproject.toml setup.py ./
 COPY conntrack_textfile conntrack_textfile
 COPY man man
 COPY completion completion

@@ -5,15 +5,17 @@ BIN := .venv/bin
 .PHONY: run test lint format bench fuzz asan generated man completion pythons clean
 
 # One snapshot to standard output: of the live table where this user can read
-# it, else of the sample that ships with the project.
-run: .venv/.ready
-	@if $(BIN)/conntrack-textfile write 2>.venv/run.log; then \
-		cat .venv/run.log >&2; \
+# it, else of the sample that ships with the project. Without the tools of development
+# it needs little, and does not compile: .venv-run.
+RUN := $(if $(wildcard .venv/.ready),.venv,.venv-run)
+run: $(RUN)/.ready
+	@if $(RUN)/bin/python -m conntrack_textfile write 2>$(RUN)/run.log; then \
+		cat $(RUN)/run.log >&2; \
 		echo "make: this is the live table" >&2; \
 	else \
-		cat .venv/run.log >&2; \
+		cat $(RUN)/run.log >&2; \
 		echo "make: so this is the sample, tests/data/kernel-6.18" >&2; \
-		$(BIN)/conntrack-textfile write --path.procfs=tests/data/kernel-6.18; \
+		$(RUN)/bin/python -m conntrack_textfile write --path.procfs=tests/data/kernel-6.18; \
 	fi
 
 test: .venv/.ready
@@ -62,10 +64,20 @@ pythons: .venv/.ready
 	bash tests/pythons.sh $(CURDIR)/$(BIN)/uv $(PYTHONS)
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-run
+
+include packaging/install.mk packaging/dist.mk
+
+.venv-run/.ready: packaging/constraints.txt
+	@echo "make: installing three packages into .venv-run, once" >&2
+	@$(PYTHON) -m venv .venv-run
+	@.venv-run/bin/pip install --quiet --disable-pip-version-check \
+		--constraint packaging/constraints.txt docopt-ng prometheus-client tenacity >&2
+	@touch $@
 
 .venv/.ready: pyproject.toml conntrack_textfile/kernel/_speedups.pyx
-	@# Silent, since standard output is that of what is run.
+	@# What it says goes to standard error, since standard output is that of what is run.
+	@echo "make: installing the tools of development into .venv, once" >&2
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --editable '.[dev]' >&2
 	@touch $@

@@ -1,7 +1,8 @@
 """A systemd that was really booted: Debian in a container of systemd-nspawn.
 
-It has a network namespace, a conntrack table and a copy of the tree of its own,
-our units as an administrator installs them, and node_exporter.
+It has a network namespace, a conntrack table and a copy of the tree of its own, and either
+our units as an administrator installs them, and node_exporter; or none of it, and packages
+that apt can install without a network.
 """
 
 from __future__ import annotations
@@ -24,14 +25,27 @@ ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "build" / "booted"
 PACKAGES = "systemd-sysv,dbus,python3,prometheus-node-exporter"
 OPT = "/opt/conntrack-textfile"
+BUILDERS = "build-essential,debhelper,dh-python,python3-dev,python3-venv"
+FETCHED = "prometheus-node-exporter python3-bcrypt python3-yaml kmod"
 
 
 def check(
-    *argv: str | Path, text: str | None = None, seconds: float = 60, cwd: str | None = None
+    *argv: str | Path,
+    text: str | None = None,
+    seconds: float = 60,
+    cwd: str | None = None,
+    env: dict[str, str] | None = None,
 ) -> str:
     """Run a program that must succeed; its standard output."""
     done = subprocess.run(
-        argv, input=text, capture_output=True, text=True, timeout=seconds, check=False, cwd=cwd
+        argv,
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+        cwd=cwd,
+        env=env,
     )
     if done.returncode:
         raise AssertionError(f"{argv} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
@@ -62,15 +76,51 @@ def tree() -> Path:
     return made
 
 
+def fresh(release: str) -> Path:
+    """A Debian as it is before anything of ours, with what our package would have it fetch."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    made = CACHE / f"fresh-{release}"
+    if not made.exists():
+        fetch = "apt-get install --quiet --quiet --download-only --yes"
+        with tempfile.TemporaryDirectory(dir=CACHE) as directory:
+            root = Path(directory) / "root"
+            check(
+                *("mmdebstrap", "--quiet", "--variant=minbase", "--include=systemd-sysv,dbus"),
+                *("--skip=cleanup/apt", f'--customize-hook=chroot "$1" {fetch} {FETCHED}'),
+                *(release, root),
+                seconds=600,
+            )
+            root.chmod(0o755)
+            root.rename(made)
+    return made
+
+
+def builder(release: str) -> Path:
+    """A Debian with what builds our package, and nothing else."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    made = CACHE / f"builder-{release}"
+    if not made.exists():
+        with tempfile.TemporaryDirectory(dir=CACHE) as directory:
+            root = Path(directory) / "root"
+            check(
+                *("mmdebstrap", "--quiet", "--variant=minbase", f"--include={BUILDERS}"),
+                *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "locale")),
+                *(release, root),
+                seconds=600,
+            )
+            root.rename(made)
+    return made
+
+
 def install(venv: Path) -> None:
-    """Make a virtual environment for /opt/conntrack-textfile, as the README says."""
+    """Make a virtual environment for /opt/conntrack-textfile."""
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory)  # pip builds in the tree that it is given
         ignored = shutil.ignore_patterns("*.so", "*.c", "__pycache__")
         shutil.copytree(ROOT / "conntrack_textfile", copy / "conntrack_textfile", ignore=ignored)
         for name in ("man", "completion"):
             shutil.copytree(ROOT / name, copy / name, ignore=ignored)
-        for name in ("pyproject.toml", "README.md", "LICENSE"):
+        for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, copy)
         check("/usr/bin/python3", "-m", "venv", venv)
         check(venv / "bin/pip", "install", "--quiet", f"{copy}[web]", seconds=600)
@@ -80,17 +130,16 @@ def install(venv: Path) -> None:
 
 
 def shipped(root: Path) -> None:
-    """Put our files where the README says, but for the enabling."""
+    """Put our files where an administrator may, and enable nothing."""
     root.chmod(0o755)
     for name in ("systemd/system", "default", "tmpfiles.d", "sysctl.d", "modules-load.d"):
         (root / "etc" / name).mkdir(parents=True)  # what Debian has
-    text = (ROOT / "README.md").read_text()
-    block = re.search(r"^### systemd\n\n```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert block
-    lines = [line for line in block[1].splitlines() if line.startswith(("cp ", "for "))]
-    assert len(lines) == 3
-    commands = "\n".join(lines).replace(" /etc/", f" {root}/etc/")
-    check("sh", "-euc", commands, cwd=str(ROOT))
+    units = ROOT / "systemd"
+    for pattern in ("*.service", "*.socket", "*.timer"):
+        for unit in units.glob(pattern):
+            shutil.copy(unit, root / "etc/systemd/system")
+    for name in ("default", "sysusers.d", "tmpfiles.d", "sysctl.d", "modules-load.d"):
+        shutil.copytree(units / name, root / "etc" / name, dirs_exist_ok=True)
     (root / "usr/local/bin").mkdir(parents=True)
     (root / "usr/local/bin/conntrack-textfile").symlink_to(f"{OPT}/bin/conntrack-textfile")
     (root / OPT[1:]).mkdir(parents=True)
@@ -105,7 +154,7 @@ def shipped(root: Path) -> None:
 # the container running.) All mounts are of a namespace that is gone with this;
 # the container's writes and nspawn's own files go to its tmpfs.
 KEEP = """
-tree=$1 venv=$2 files=$3; cgroup=/sys/fs/cgroup/$4
+tree=$1 files=$2 cgroup=/sys/fs/cgroup/$3; shift 3
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir /run/upper /run/work /run/root
 cp -a "$files/." /run/upper
@@ -117,8 +166,7 @@ trap "$end; "'until rmdir $(find "$cgroup" -depth -type d); do sleep 0.02; done 
 sh -euc 'echo $$ >"$0/cgroup.procs"; exec "$@"' "$cgroup" \\
     systemd-nspawn --quiet --directory=/run/root --machine=ctf --settings=no --register=no \\
     --keep-unit --private-network --link-journal=no --resolv-conf=off --timezone=off \\
-    --system-call-filter=bpf --bind-ro="$venv:/opt/conntrack-textfile" --console=pipe \\
-    --boot </dev/null &
+    --system-call-filter=bpf --console=pipe "$@" --boot </dev/null &
 nspawn=$!
 exec 3<&0
 { read -r _ <&3 || eval "$end"; } &
@@ -135,9 +183,9 @@ class Machine:
         self._all = ["nsenter", f"--target={leader}", "-m", "-p", "-n", "-u", "-i"]
         self._net = ["nsenter", f"--target={leader}", "-n"]
 
-    def run(self, *argv: str, text: str | None = None) -> str:
+    def run(self, *argv: str, text: str | None = None, seconds: float = 60) -> str:
         """Run a program of the container in it."""
-        return check(*self._all, *argv, text=text, cwd="/")
+        return check(*self._all, *argv, text=text, seconds=seconds, cwd="/")
 
     def fails(self, *argv: str) -> str:
         """Run a program that must fail; what it said."""
@@ -193,11 +241,19 @@ class Machine:
 @contextlib.contextmanager
 def booted(root: Path, venv: Path) -> Iterator[Machine]:
     """A container with our files, gone afterwards whatever happened."""
-    with tempfile.TemporaryDirectory() as files, tempfile.TemporaryFile("w+") as log:
+    with tempfile.TemporaryDirectory() as files:
         shipped(Path(files))
+        with boot(root, Path(files), f"--bind-ro={venv}:{OPT}") as machine:
+            yield machine
+
+
+@contextlib.contextmanager
+def boot(root: Path, files: Path, *options: str) -> Iterator[Machine]:
+    """A container of a tree and some files, with more options of systemd-nspawn."""
+    with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
             ["unshare", "-m", "--propagation=private", "sh", "-euc", KEEP, "sh",
-             root, venv, files, f"ctf-{secrets.token_hex(4)}"],
+             root, files, f"ctf-{secrets.token_hex(4)}", *options],
             stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
         try:

@@ -30,20 +30,27 @@ def checkout(tmp_path: Path) -> Path:
     return Path(shutil.copytree(ROOT, tmp_path / "checkout", ignore=NOT_OURS))
 
 
-def build(hook: str, checkout: Path, **env: str) -> Path:
+def run_build(
+    hook: str, checkout: Path, *before: str, **env: str
+) -> subprocess.CompletedProcess[str]:
     """Build in a checkout with the backend that pyproject.toml names."""
     pytest.importorskip("Cython")
     code = f"import setuptools.build_meta as b; print(b.{hook}('dist'))"
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [*before, sys.executable, "-c", code],
         cwd=checkout,
-        env={**os.environ, **env},
+        env={**os.environ, "CFLAGS": "-O0 -g0", **env},  # which is quick
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return checkout / "dist" / done.stdout.splitlines()[-1]
+    return done
+
+
+def build(hook: str, checkout: Path, **env: str) -> Path:
+    """The file that a build makes."""
+    return checkout / "dist" / run_build(hook, checkout, **env).stdout.splitlines()[-1]
 
 
 def write_with(wheel: Path, where: Path) -> str:
@@ -78,6 +85,52 @@ def test_a_wheel_has_the_compiled_engine_and_not_its_source(checkout: Path) -> N
     assert 'engine="compiled"' in write_with(wheel, checkout.parent / "site")
 
 
+def test_a_build_without_a_compiler_ships_no_engine_of_an_earlier_one(checkout: Path) -> None:
+    need("gcc")
+    kernel = checkout / "conntrack_textfile" / "kernel"
+    said = run_build("build_editable", checkout).stderr
+    assert "this build has the compiled engine" in said
+    assert list(kernel.glob("*.so"))
+    with (kernel / "_speedups.pyx").open("a") as source:
+        source.write("\n# Changed.\n")
+    for hook in ("build_wheel", "build_editable"):
+        wheel = build(hook, checkout, CC="/bin/false")
+        assert not any(name.endswith(".so") for name in zipfile.ZipFile(wheel).namelist())
+    assert not list(kernel.glob("*.so"))
+
+
+def test_a_new_build_has_the_engine_of_the_new_source(checkout: Path) -> None:
+    need("gcc")
+    build("build_wheel", checkout)
+    source = checkout / "conntrack_textfile" / "kernel" / "_speedups.pyx"
+    status = source.stat()
+    with source.open("a") as file:
+        file.write("\nADDED = 1\n")
+    os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns))  # as a checkout may leave it
+    where = checkout.parent / "site"
+    with zipfile.ZipFile(build("build_wheel", checkout)) as archive:
+        archive.extractall(where)
+    code = "from conntrack_textfile.kernel import _speedups; print(_speedups.ADDED)"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=where, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+def test_a_build_says_why_it_is_a_pure_one(checkout: Path) -> None:
+    need("gcc", "unshare", root=True)
+    include = sysconfig.get_path("include")
+    without = ("unshare", "-m", "sh", "-euc", 'mount -t tmpfs none "$0"; exec "$@"', include)
+    for before, cc, why in (
+        ((), "/bin/false", "the C compiler (/bin/false) failed"),
+        ((), "no-such-cc -O", "there is no C compiler (no-such-cc)"),
+        (without, "gcc", f"the headers of Python are missing ({include}/Python.h"),
+    ):
+        said = run_build("build_wheel", checkout, *before, CC=cc).stderr
+        assert why in said
+        assert "this build has the pure engine alone" in said
+
+
 def test_without_a_compiler_there_is_a_pure_wheel_that_works(checkout: Path) -> None:
     wheel = build("build_wheel", checkout, CC="/bin/false")
     assert not any(name.endswith(".so") for name in zipfile.ZipFile(wheel).namelist())
@@ -90,6 +143,22 @@ def test_the_sdist_has_the_source_of_the_compiled_engine(checkout: Path) -> None
     with tarfile.open(build("build_sdist", checkout)) as archive:
         names = [name.partition("/")[2] for name in archive.getnames()]
     assert {"conntrack_textfile/kernel/_speedups.pyx", "LICENSE", "pyproject.toml"} <= set(names)
+
+
+def test_make_run_in_a_clone_is_quick_and_small(checkout: Path) -> None:
+    need("make")
+    runs = [
+        subprocess.run(["make", "run"], cwd=checkout, capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
+    assert runs[0].stderr.startswith("make: installing three packages into .venv-run, once\n")
+    assert "installing" not in runs[1].stderr
+    for run in runs:  # nothing but metrics, whichever table it was
+        assert re.match(r"# HELP conntrack_textfile_build_info ", run.stdout)
+        assert re.search(r"^conntrack_total_connections \d+$", run.stdout, re.MULTILINE)
+        assert all(re.match(r"# |conntrack_", line) for line in run.stdout.splitlines())
+    files = [file.lstat() for file in (checkout / ".venv-run").rglob("*")]
+    assert sum(status.st_blocks * 512 for status in files) < 60_000_000
 
 
 def test_the_manual_page_says_what_help_says() -> None:

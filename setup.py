@@ -1,0 +1,54 @@
+"""What pyproject.toml cannot say: how the build goes without a C compiler, and that it says so."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+import sysconfig
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+
+def lacking() -> str:
+    """What is missing to compile, for people."""
+    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[0]
+    if shutil.which(compiler) is None:
+        return f"there is no C compiler ({compiler})"
+    header = os.path.join(sysconfig.get_path("include"), "Python.h")
+    if not os.path.exists(header):
+        return f"the headers of Python are missing ({header}; Debian: python3-dev)"
+    return f"the C compiler ({compiler}) failed, see above"
+
+
+class BuildEngine(build_ext):
+    """Builds the compiled engine anew or not at all, and says which."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile, or say why the installation is a pure one."""
+        # The extension is optional: a build that fails goes on, and would ship what
+        # an earlier one left. Nor is C code of an earlier .pyx of any use.
+        self.force = True
+        source = os.path.join(*ext.name.split("."))
+        for left in (
+            self.get_ext_fullpath(ext.name),
+            os.path.join(self.build_lib, self.get_ext_filename(ext.name)),
+            self.get_ext_filename(ext.name),
+            f"{source}.c",
+        ):
+            if os.path.exists(left):
+                os.remove(left)
+        try:
+            super().build_extension(ext)
+        except Exception:
+            sys.stderr.write(
+                f"conntrack-textfile: {lacking()}: this build has the pure engine alone,"
+                " which takes about thirty times the CPU\n"
+            )
+            raise
+        sys.stderr.write("conntrack-textfile: this build has the compiled engine\n")
+
+
+setup(cmdclass={"build_ext": BuildEngine})
