@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint format bench fuzz asan man pythons clean
+.PHONY: run test lint format bench fuzz asan man docs pythons clean
 
 # One snapshot to standard output: of the live table where this user can read
 # it, else of the sample that ships with the project.
@@ -50,6 +50,12 @@ asan: .venv/.ready
 # The manual page, after a change of the usage text.
 man: .venv/.ready
 	$(BIN)/python man/make.py >man/conntrack-textfile.1
+
+# The pages in docs as a site in build/site, with the tables as the code is now.
+docs: .venv/.ready
+	$(BIN)/python docs/tables.py
+	@# Without the advertisement of the theme's makers.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # What is built, and the tests, on every Python that we support.
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13
