@@ -28,7 +28,7 @@ format: .venv/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Figures of the README: takes minutes, and as root a table of a million entries.
+# Figures of docs/figures.md: takes minutes, and as root a table of a million entries.
 bench: .venv/.ready
 	$(BIN)/python tests/bench.py
 

@@ -63,7 +63,7 @@ def tree() -> Path:
 
 
 def install(venv: Path) -> None:
-    """Make a virtual environment for /opt/conntrack-textfile, as the README says."""
+    """Make a virtual environment for /opt/conntrack-textfile, as docs/install.md says."""
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory)  # pip builds in the tree that it is given
         ignored = shutil.ignore_patterns("*.so", "*.c", "__pycache__")
@@ -79,12 +79,12 @@ def install(venv: Path) -> None:
 
 
 def shipped(root: Path) -> None:
-    """Put our files where the README says, but for the enabling."""
+    """Put our files where docs/write.md says, but for the enabling."""
     root.chmod(0o755)
     for name in ("systemd/system", "default", "tmpfiles.d", "sysctl.d", "modules-load.d"):
         (root / "etc" / name).mkdir(parents=True)  # what Debian has
-    text = (ROOT / "README.md").read_text()
-    block = re.search(r"^### systemd\n\n```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    text = (ROOT / "docs" / "write.md").read_text()
+    block = re.search(r"^## systemd\n\n```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert block
     lines = [line for line in block[1].splitlines() if line.startswith(("cp ", "for "))]
     assert len(lines) == 3

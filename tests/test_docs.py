@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from conntrack_textfile import families, options
+from conntrack_textfile.labels import LABELS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -55,6 +56,28 @@ def test_every_table_of_families_is_on_the_page() -> None:
     for name in tables:
         for row in getattr(families, name):
             assert f"| `{row.name}` | {row.type} |" in text
+
+
+def test_every_label_is_told_of() -> None:
+    text = (DOCS / "metrics.md").read_text().partition("\n## The labels\n")[2]
+    for label in LABELS:
+        assert f"`{label}`" in text.partition("\n## ")[0]
+
+
+def anchors(page: Path) -> set[str]:
+    """Of the headings of a page, as GitHub and the site name them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+def test_the_links_of_the_readme_lead_somewhere() -> None:
+    found = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", (ROOT / "README.md").read_text())
+    assert len(found) > 20
+    for file, anchor in found:
+        page = ROOT / (file or "README.md")
+        assert page.exists(), file
+        assert not anchor or anchor in anchors(page), (file, anchor)
 
 
 class _Fetched(html.parser.HTMLParser):
