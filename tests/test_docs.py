@@ -3,6 +3,7 @@ from __future__ import annotations
 import html.parser
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,23 @@ def test_the_links_of_the_readme_lead_somewhere() -> None:
         page = ROOT / (file or "README.md")
         assert page.exists(), file
         assert not anchor or anchor in anchors(page), (file, anchor)
+
+
+def commands() -> list[tuple[str, str]]:
+    """Each command line of ours in the README and the pages, and where it stands."""
+    return [
+        (page.name, line)
+        for page in (ROOT / "README.md", *PAGES)
+        for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+        for line in block.splitlines()
+        if line.startswith("conntrack-textfile ")
+    ]
+
+
+@pytest.mark.parametrize(("page", "line"), commands())
+def test_a_command_line_is_one_that_we_take(page: str, line: str) -> None:
+    words = shlex.split(line.partition("|")[0])
+    assert options.parse(words[1:]).command in TABLES["COMMANDS"], page
 
 
 class _Fetched(html.parser.HTMLParser):
