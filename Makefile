@@ -55,7 +55,7 @@ man: .venv/.ready
 docs: .venv/.ready
 	$(BIN)/python docs/tables.py
 	@# Without the advertisement of the theme's makers.
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # What is built, and the tests, on every Python that we support.
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13
