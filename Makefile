@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint format bench fuzz asan generated man completion pythons clean
+.PHONY: run test lint format bench fuzz asan generated man completion docs pythons clean
 
 # One snapshot to standard output: of the live table where this user can read
 # it, else of the sample that ships with the project. Without the tools of development
@@ -30,7 +30,7 @@ format: .venv/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Figures of the README: takes minutes, and as root a table of a million entries.
+# Figures of docs/figures.md: takes minutes, and as root a table of a million entries.
 bench: .venv/.ready
 	$(BIN)/python tests/bench.py
 
@@ -57,6 +57,12 @@ man: .venv/.ready
 
 completion: .venv/.ready
 	$(BIN)/python completion/make.py completion
+
+# The pages in docs as a site in build/site, with the tables as the code is now.
+docs: .venv/.ready
+	$(BIN)/python docs/tables.py
+	@# Without the advertisement of the theme's makers.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # What is built, and the tests, on every Python that we support.
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13

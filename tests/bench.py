@@ -240,7 +240,7 @@ def whole_write(installed: Plain, root: Path, directory: Path) -> None:
 
 
 def options(installed: Plain, root: Path, directory: Path) -> None:
-    """What each set of options of the README's table costs, against none."""
+    """What each set of options of the table in docs/keys.md costs, against none."""
     path = str(directory / "out.prom")
     for args in OPTIONS:
         chosen, none = measure(

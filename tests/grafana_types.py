@@ -45,7 +45,8 @@ def problems(raw: dict[str, Any]) -> list[str]:
     found = list(_decoded(raw, models.Dashboard, ""))
     if not found:  # so the shape is right
         for index, panel in enumerate(raw.get("panels") or []):
-            found += _panel(panel, f"panels[{index}]")
+            kind = _row if panel.get("type") == "row" else _panel
+            found += kind(panel, f"panels[{index}]")
         for index, variable in enumerate(raw["templating"]["list"]):
             if variable["type"] == "query":
                 at = f"templating.list[{index}].query"
@@ -63,6 +64,16 @@ def _open(value: Any, kind: str, path: str) -> typing.Iterator[str]:
             yield from _conforms(one, OPEN[kind][key], f"{path}.{key}")
         else:
             yield f"{path}.{key}: unknown for {kind}"
+
+
+def _row(row: dict[str, Any], path: str) -> typing.Iterator[str]:
+    """A heading: the panels below it are beside it in the file, and not in it."""
+    yield from _decoded(row, models.RowPanel, path)
+    for key in ("id", "title", "gridPos"):
+        if key not in row:
+            yield f"{path}: no {key}"
+    if row.get("panels") != []:
+        yield f"{path}.panels: not empty"
 
 
 def _panel(panel: dict[str, Any], path: str) -> typing.Iterator[str]:  # noqa: C901

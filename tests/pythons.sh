@@ -30,7 +30,7 @@ for python in "$@"; do
     done
     "$uv" pip list --quiet --python "$there/venv"
     # The tests run on the checkout, whose engine is not that of this Python yet.
-    cp -r conntrack_textfile tests man prometheus LICENSE README.md pyproject.toml setup.py "$there"
+    cp -r conntrack_textfile completion docs tests man prometheus LICENSE README.md pyproject.toml setup.py "$there"
     (cd "$there" && rm -f conntrack_textfile/kernel/*.{so,c} &&
         "$uv" pip install --quiet --python venv --constraint constraints --editable '.[web]' \
             cython hypothesis pytest setuptools &&

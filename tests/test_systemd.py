@@ -244,7 +244,7 @@ def test_leases_of_a_group_name_hosts(machine: Machine) -> None:
 
 
 def link(machine: Machine) -> None:
-    """What the README asks for by hand, since tmpfiles.d cannot do it in that directory."""
+    """What docs/write.md asks for by hand, since tmpfiles.d cannot do it in that directory."""
     machine.run("ln", "-s", f"{STATE}/conntrack.prom", TEXTFILES)
 
 
@@ -739,8 +739,8 @@ UNSHARE = [
 
 def test_cron_runs_it_and_skips_a_run_while_another_goes_on(venv: Path) -> None:
     need("cron", "faketime", "flock", "logger", "setpriv", root=True)
-    readme = (ROOT / "README.md").read_text()
-    block = re.search(r"^### cron\n\n```sh\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    page = (ROOT / "docs" / "write.md").read_text()
+    block = re.search(r"^## cron\n\n```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     assert block
     process = subprocess.Popen(
         [*UNSHARE, "sh", "-euc", CRON, "sh", ROOT, venv, TRAFFIC, RULES, block[1], "0"],
