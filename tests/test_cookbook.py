@@ -306,7 +306,7 @@ def test_a_query_gives_what_is_known(
         for one in data["result"]
     }
     # promtool chooses when in a minute the rules are evaluated.
-    assert got == pytest.approx(answer, rel=0.02 if ":rate5m" in query else 1e-6), query
+    assert got == pytest.approx(answer, rel=0.05 if ":rate5m" in query else 1e-6), query
 
 
 def test_every_metric_is_one_of_ours() -> None:
