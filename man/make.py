@@ -36,6 +36,11 @@ those to listen on.
 .TP
 .BR NOTIFY_SOCKET ,\\  WATCHDOG_PID ,\\  WATCHDOG_USEC
 Where serve tells systemd that it is ready and alive.
+.TP
+.B TERM
+Where it is
+.I dumb
+top prints its frames one below the other.
 .SH FILES
 .TP
 .I /etc/default/conntrack-textfile
@@ -109,7 +114,8 @@ def metrics() -> list[tuple[str, str]]:
     found = []
     by_group = (*families.GROUPS, *families.TRAFFIC_GROUPS)
     found = [(f"{group.name}{{LABELS}}", group.help) for group in by_group]
-    for row in (*families.STATUS, *families.TRAFFIC, *families.LIVE):
+    fixed = (*families.STATUS, *families.LIVE, *families.NAT, *families.STATISTICS)
+    for row in (*fixed, *families.TRAFFIC):
         labels = f"{{{','.join(row.labels)}}}" if row.labels else ""
         found.append((f"{row.name}{labels}", row.help))
     return found
