@@ -6,6 +6,8 @@ snapshot, whole, or the news that there is none fresh enough to show.
 
 from __future__ import annotations
 
+import errno
+import mmap
 import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
@@ -30,6 +32,10 @@ _MAX_AGE_INTERVALS = 3
 # Seconds that a reading may take before it is taken for one that hangs; but at
 # least some intervals. Minutes are seen on a large table and an old kernel.
 _MAX_READING_SECONDS = 600.0
+
+# Bytes of addresses that a reading leaves. One that took them all could leave too little
+# for the stack of a thread, and so for an answer, as long as the process lives.
+_RESERVE = 4 << 20
 
 # How long a scrape waits for the first reading of all to end.
 _FIRST_READING_SECONDS = 5.0
@@ -114,7 +120,8 @@ class Refresher:
         """Take one snapshot, show it, and say how many seconds to wait for the next."""
         started = self._due = time.monotonic()
         try:
-            self._publish(self._take())
+            with mmap.mmap(-1, _RESERVE):  # malloc() would keep it
+                self._publish(self._take())
         # Whatever it was: a thread that dies would leave the numbers frozen.
         except Exception as error:  # noqa: BLE001
             cause = _cause(error)
@@ -177,6 +184,6 @@ class Refresher:
 
 
 def _cause(error: Exception) -> str:
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or getattr(error, "errno", 0) == errno.ENOMEM:
         return "there is not enough memory to read the table"
     return str(error) or repr(error)
