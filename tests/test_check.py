@@ -477,3 +477,35 @@ def test_a_check_that_fails_hides_no_other(root: Path, monkeypatch: pytest.Monke
     lines = check.table(results).splitlines()
     assert "warn  table      cannot be checked: RuntimeError: a\\nb" in lines
     assert len(lines) == len(results) > 5
+
+
+def test_the_settings_and_tables_are_those_of_the_namespaces_that_are_read() -> None:
+    need("ip", root=True)
+    with namespaces("on", "off") as (on, off):
+        sysctl(on, net__netfilter__nf_conntrack_acct=1)
+        sysctl(off, net__netfilter__nf_conntrack_acct=0)
+        argv = [f"--netns={on}", f"--netns={off}", f"--netns={off}-not"]
+        both = ", ".join(sorted((on, off)))
+        assert sorted(found(*argv, name="accounting")) == [
+            ("ok", f"{on}: packets and bytes are counted"),
+            (
+                "warn",
+                f"{off}: packets and bytes are not counted: sysctl -w "
+                "net.netfilter.nf_conntrack_acct=1, to stay in /etc/sysctl.d",
+            ),
+        ]
+        assert sorted(found(*argv, name="netns")) == [
+            ("fail", f"{off}-not: there is no /run/netns/{off}-not"),
+            ("ok", f"{both}: can be entered"),
+        ]
+        source = ("ok", f"{both}: netlink: root may dump the table")
+        assert found(*argv, name="source") == [source]
+        ((level, text),) = found(*argv, name="table")
+        assert level == "warn"
+        assert text.startswith(f"{both}: 0 of ")
+
+
+def test_each_file_of_names_that_is_wrong_is_named(tmp_path: Path) -> None:
+    argv = [f"--{kind}.file={tmp_path}/{kind}" for kind in ("networks", "hosts", "services")]
+    reasons = [text.partition(":")[0] for _, text in found(*argv, name="names")]
+    assert reasons == ["--networks.file", "--hosts.file", "--services.file"]
