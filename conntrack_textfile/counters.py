@@ -149,6 +149,14 @@ class Counters:
         """The series by l3protocol and l4protocol, and netns where there are several."""
         return _published(list(self.protocols.values()))
 
+    def held(self) -> dict[Group, tuple[int, ...]]:
+        """What the series by group that are published as 0 at first have already."""
+        return _held([*self.slots.values(), *self.others.values()])
+
+    def held_by_protocol(self) -> dict[Group, tuple[int, ...]]:
+        """The same of those by protocol."""
+        return _held(list(self.protocols.values()))
+
     def rekey(self, key_of: Callable[[Group], bytes | None]) -> None:
         """Give the slots the keys of another plan, the largest first where the limit is lower.
 
@@ -368,6 +376,10 @@ def _published(slots: list[Slot]) -> Rows:
     return Rows(
         [slot.labels for slot in slots], tuple([row[field] for row in rows] for field in range(5))
     )
+
+
+def _held(slots: list[Slot]) -> dict[Group, tuple[int, ...]]:
+    return {slot.labels: tuple(slot.sums) for slot in slots if slot.unpublished >= 2}
 
 
 def _loaded(saved: object, labels: int) -> dict[Group, Slot]:

@@ -6,12 +6,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from conntrack_textfile.aggregate import Aggregate, Talker
     from conntrack_textfile.kernel.events import Buffer
     from conntrack_textfile.kernel.sysctl import Conntrack
-    from conntrack_textfile.tally import Rows, Sums
+    from conntrack_textfile.tally import Group, Rows, Sums
 
 _ACCOUNTING_OFF = (
     "accounting is off, so packets and bytes are not counted: set "
@@ -54,6 +54,9 @@ class Traffic(NamedTuple):
     tracked: int | None  # connections in the ledger
     listening: bool | None  # whether the kernel sends events
     buffer: Buffer | None  # of the event socket, None without one
+    # What series that are published as 0 at first have already:
+    held: Mapping[Group, Sequence[int]] = MappingProxyType({})
+    held_by_protocol: Mapping[Group, Sequence[int]] = MappingProxyType({})
 
 
 class Talkers(NamedTuple):
@@ -100,6 +103,20 @@ class Snapshot(NamedTuple):
 
     errors: Mapping[str, str] = {}
     """Why network namespaces could not be read."""
+
+    @property
+    def fills(self) -> list[tuple[str, int, int]]:
+        """Each table with its network namespace, entries and limit, the fullest first.
+
+        The name is "" where the table is that of our own.
+        """
+        tables = {"": self} if self.parts is None else self.parts
+        known = [
+            (name, of.conntrack.entries, of.conntrack.entries_limit)
+            for name, of in tables.items()
+            if of.conntrack.entries is not None and of.conntrack.entries_limit
+        ]
+        return sorted(known, key=lambda row: (-row[1] / row[2], row[0]))
 
     @property
     def failed(self) -> Snapshot:

@@ -223,7 +223,7 @@ def _help(view: View, width: int) -> list[str]:
 
 
 def _summary(snapshot: Snapshot) -> list[str]:
-    live, talkers, conntrack = snapshot.live, snapshot.talkers, snapshot.conntrack
+    live, talkers = snapshot.live, snapshot.talkers
     assert live is not None
     assert talkers is not None
     assert snapshot.timestamp is not None
@@ -242,9 +242,9 @@ def _summary(snapshot: Snapshot) -> list[str]:
     parts.append(f"{totals.connections} connections in {live.keys} keys{counted}")
     sent, reply = (binary(totals[f]) if known else _UNKNOWN for f in (2, 4))
     parts.append(f"{sent} sent, {reply} reply")
-    if conntrack.entries is not None and conntrack.entries_limit:
-        fill = conntrack.entries / conntrack.entries_limit
-        parts.append(f"table {conntrack.entries} of {conntrack.entries_limit} ({fill:.1%})")
+    for name, entries, limit in snapshot.fills[:1]:
+        table = f"fullest table {columns.printable(name)}:" if name else "table"
+        parts.append(f"{table} {entries} of {limit} ({entries / limit:.1%})")
     return parts
 
 
