@@ -28,6 +28,7 @@ from conntrack_textfile.errors import (
 from conntrack_textfile.kernel import events, namespace, netlink, procfs, sysctl
 from conntrack_textfile.kernel.engine import make, slowness
 from conntrack_textfile.kernel.source import may_be_netlink
+from conntrack_textfile.snapshot import some
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,7 +39,6 @@ _DEBIAN = "/var/lib/prometheus/node-exporter"
 _SYSTEMD = "/run/systemd/system"  # sd_booted(3)
 _SYSTEMCTL_SECONDS = 5
 _FULL = 0.8  # as in prometheus/conntrack-alerts.yml
-_NAMED = 5  # network namespaces in a line
 _OLD_SECONDS = 600  # as in prometheus/conntrack-alerts.yml
 
 _TIMER = "conntrack-textfile.timer"
@@ -71,7 +71,7 @@ def run(opts: Options) -> list[Result]:
             for result in _inside(check, opts, path):
                 found.setdefault(result, []).append(space)
         results += [
-            Result(level, name, f"{_some(of)}: {text}" if any(of) else text)
+            Result(level, name, f"{some(of)}: {text}" if any(of) else text)
             for (level, text), of in found.items()
         ]
         if check is _netns and not spaces:
@@ -89,12 +89,6 @@ def _inside(check: _Check, opts: Options, path: str) -> list[_Found]:
         return [("fail", str(error))] if check is _netns else []
     except Exception as error:  # noqa: BLE001  # one that fails must not hide the others
         return [("warn", f"cannot be checked: {type(error).__name__}: {error}")]
-
-
-def _some(names: list[str]) -> str:
-    """Names in a line, of many the first."""
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def table(results: list[Result]) -> str:

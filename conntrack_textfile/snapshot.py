@@ -37,7 +37,7 @@ _RESOLVED = {
     "lost": "no event was lost for a minute",
 }
 
-# Network namespaces that a warning names.
+# Network namespaces that a message names.
 _NAMED = 5
 
 
@@ -133,8 +133,7 @@ class Snapshot(NamedTuple):
         if self.parts is not None:
             off = [name for name, part in self.parts.items() if part.conntrack.accounting is False]
             if off:
-                more = f" and {len(off) - _NAMED} more" if len(off) > _NAMED else ""
-                found["accounting"] = f"in {', '.join(off[:_NAMED])}{more}: {_ACCOUNTING_OFF}"
+                found["accounting"] = f"in {some(off)}: {_ACCOUNTING_OFF}"
         elif self.conntrack.accounting is False:
             found["accounting"] = _ACCOUNTING_OFF
         if self.live is not None and self.live.folded:
@@ -144,6 +143,12 @@ class Snapshot(NamedTuple):
         if self.traffic is not None and self.traffic.lost:
             found["lost"] = _LOST.format(self.traffic.lost)
         return found
+
+
+def some(namespaces: list[str]) -> str:
+    """Their names for people: of many the first."""
+    more = len(namespaces) - _NAMED
+    return ", ".join(namespaces[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def resolved(kind: str) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from conntrack_textfile import columns, filters, labels, networks
 from conntrack_textfile.aggregate import MEASURES, measure
 from conntrack_textfile.filters import Filter
+from conntrack_textfile.snapshot import some
 from conntrack_textfile.tally import Sums
 from conntrack_textfile.units import binary
 
@@ -260,8 +261,15 @@ def _missing(snapshot: Snapshot) -> list[tuple[str, str]]:
     traffic, talkers = snapshot.traffic, snapshot.talkers
     if traffic is None:
         return [_NO_RATES]
-    if not traffic.listening:
-        return [_NO_EVENTS]
+    tables = {"": traffic}
+    if snapshot.parts is not None:
+        tables = {name: part.traffic for name, part in snapshot.parts.items() if part.traffic}
+    silent = [name for name, of in tables.items() if of.listening is False]
+    if silent:
+        short, long = _NO_EVENTS
+        # Of several namespaces some are named, as in warnings.
+        of = f"in {some(silent)}: " if silent[0] else ""
+        return [(f"{of}{short}", f"{of}{long}")]
     if talkers is not None and talkers.ended_unseen:
         short, long = _ENDED_UNSEEN
         return [(short.format(talkers.ended_unseen), long)]
