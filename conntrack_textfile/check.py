@@ -218,8 +218,10 @@ def _events(opts: Options) -> Iterator[_Found]:
         )
         yield "warn", text
         return
-    try:
+    others = None
+    with contextlib.suppress(OSError):  # without /proc
         others = events.listeners()
+    try:
         with events.listen(opts.event_buffer) as sock:
             size = events.buffer(sock).size
     except OSError as error:
@@ -229,10 +231,12 @@ def _events(opts: Options) -> Iterator[_Found]:
         )
         yield "warn", text
         return
-    holders = _holders(opts.proc_root, others)
-    beside = f"; others listen too: {', '.join(holders)}" if holders else "; nobody else listens"
+    beside = ""
+    if others is not None:
+        holders = _holders(opts.proc_root, others)
+        beside = f"; others listen too: {', '.join(holders)}" if others else "; nobody else listens"
     yield "ok", f"of ended connections can be had, in a buffer of {size} bytes{beside}"
-    if opts.state_file and not others:
+    if opts.state_file and others == []:
         text = (
             "nobody holds them between two runs of write: conntrack-events.socket does, or use "
             "serve"

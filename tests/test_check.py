@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from conntrack_textfile import check, state
+from conntrack_textfile.kernel import events
 from conntrack_textfile.options import parse
 from tests.builders import proc_root
 from tests.conftest import need
@@ -509,3 +510,20 @@ def test_each_file_of_names_that_is_wrong_is_named(tmp_path: Path) -> None:
     argv = [f"--{kind}.file={tmp_path}/{kind}" for kind in ("networks", "hosts", "services")]
     reasons = [text.partition(":")[0] for _, text in found(*argv, name="names")]
     assert reasons == ["--networks.file", "--hosts.file", "--services.file"]
+
+
+def test_events_are_not_refused_where_it_cannot_be_seen_who_else_listens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    need("ip", root=True)
+
+    def missing() -> list[int]:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(events, "listeners", missing)
+    level, text = one(name="events")
+    assert (level, text.partition(" in a buffer of ")[0]) == (
+        "ok",
+        "of ended connections can be had,",
+    )
+    assert "listen" not in text
