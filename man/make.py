@@ -36,6 +36,11 @@ those to listen on.
 .TP
 .BR NOTIFY_SOCKET ,\\  WATCHDOG_PID ,\\  WATCHDOG_USEC
 Where serve tells systemd that it is ready and alive.
+.TP
+.B TERM
+Where it is
+.I dumb
+top \\-\\-watch prints one table after the other.
 .SH FILES
 .TP
 .I /etc/default/conntrack-textfile
