@@ -63,8 +63,17 @@ _Check: TypeAlias = "Callable[[Options], Iterator[_Found]]"
 
 def run(opts: Options) -> list[Result]:
     """The results of all checks that concern these options, in order."""
-    spaces = namespace.find(opts.netns, opts.proc_root) if opts.netns else {"": ""}
     results = []
+    spaces = {"": ""}
+    if opts.netns:
+        try:
+            spaces = namespace.find(opts.netns, opts.proc_root)
+            if not spaces:
+                text = f"none is named in {namespace.DIRECTORY}"
+                results.append(Result("ok", "netns", text))
+        except OSError as error:  # as without /proc
+            spaces = {}
+            results.append(Result("fail", "netns", f"cannot be found: {error}"))
     for name, check in _CHECKS.items():
         found: dict[_Found, list[str]] = {}
         for space, path in (spaces if check in _BY_NAMESPACE else {"": ""}).items():
@@ -74,8 +83,6 @@ def run(opts: Options) -> list[Result]:
             Result(level, name, f"{some(of)}: {text}" if any(of) else text)
             for (level, text), of in found.items()
         ]
-        if check is _netns and not spaces:
-            results.append(Result("ok", name, f"none is named in {namespace.DIRECTORY}"))
     return results
 
 
@@ -85,9 +92,9 @@ def _inside(check: _Check, opts: Options, path: str) -> list[_Found]:
         opts = opts._replace(source="netlink")  # the proc file is of our own
     try:
         return namespace.Namespace(path).run(lambda: list(check(opts)))
-    except SourceError as error:  # there is no way in, which is said once
-        return [("fail", str(error))] if check is _netns else []
     except Exception as error:  # noqa: BLE001  # one that fails must not hide the others
+        if path and isinstance(error, SourceError):  # there is no way in, which is said once
+            return [("fail", str(error))] if check is _netns else []
         return [("warn", f"cannot be checked: {type(error).__name__}: {error}")]
 
 

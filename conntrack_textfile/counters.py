@@ -27,7 +27,7 @@ from conntrack_textfile.aggregate import (
 from conntrack_textfile.tally import Rows, Sums, add
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from conntrack_textfile.tally import Group, Groups, Tally
 
@@ -55,7 +55,7 @@ class Slot:
         self.unpublished = 2  # values: the 0 to begin with, and the first after it
 
     def add(self, row: Iterable[int]) -> None:
-        """Add traffic."""
+        """Add traffic. The sums before are not changed: a snapshot may have them."""
         self.sums = [a + b for a, b in zip(self.sums, row, strict=True)]
 
 
@@ -149,11 +149,11 @@ class Counters:
         """The series by l3protocol and l4protocol, and netns where there are several."""
         return _published(list(self.protocols.values()))
 
-    def held(self) -> dict[Group, tuple[int, ...]]:
+    def held(self) -> dict[Group, Sequence[int]]:
         """What the series by group that are published as 0 at first have already."""
         return _held([*self.slots.values(), *self.others.values()])
 
-    def held_by_protocol(self) -> dict[Group, tuple[int, ...]]:
+    def held_by_protocol(self) -> dict[Group, Sequence[int]]:
         """The same of those by protocol."""
         return _held(list(self.protocols.values()))
 
@@ -378,8 +378,8 @@ def _published(slots: list[Slot]) -> Rows:
     )
 
 
-def _held(slots: list[Slot]) -> dict[Group, tuple[int, ...]]:
-    return {slot.labels: tuple(slot.sums) for slot in slots if slot.unpublished >= 2}
+def _held(slots: list[Slot]) -> dict[Group, Sequence[int]]:
+    return {slot.labels: slot.sums for slot in slots if slot.unpublished >= 2}
 
 
 def _loaded(saved: object, labels: int) -> dict[Group, Slot]:
