@@ -305,7 +305,7 @@ def _rates(points: Points, series: Sequence[float], factor: int) -> list[Span]:
 def _levels(points: Points, series: Sequence[float], longest: float) -> list[Span]:
     """Each value from the point before on, if that is not too long ago."""
     spans = []
-    before = points.times[0]
+    before = points.times[0] - points.seconds[0]
     for t, value in zip(points.times, series, strict=True):
         spans.append(Span(max(before, t - longest), t, value))
         before = t

@@ -193,6 +193,16 @@ def test_the_pictures_are_of_what_was_counted() -> None:
     ]
 
 
+def test_the_pictures_of_levels_begin_with_those_of_rates() -> None:
+    made = History()
+    key = ("a", "b", "tcp", "x")
+    first, last = snapshots({key: (1,) * 5}, {key: (2,) * 5})
+    made.add(first, NOW - 6)
+    text = render(last, page.overview(last, made.add(last, NOW)))
+    begun = re.findall(r'class="line line0" d="M([0-9.]+) [0-9.]+H([0-9.]+)', text)
+    assert begun == [("540.0", "600.0")] * 4
+
+
 def test_without_counters_it_says_why_there_are_no_rates() -> None:
     (first,) = snapshots(ONE)
     live = first._replace(traffic=None)
