@@ -11,7 +11,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from conntrack_textfile.errors import UsageError
-from conntrack_textfile.options import described, parse, usage
+from conntrack_textfile.options import REPEATED, described, parse, usage
 
 if TYPE_CHECKING:
     from conntrack_textfile.options import Described
@@ -50,11 +50,6 @@ def is_file(option: Described) -> bool:
 def short(option: Described) -> str:
     """The beginning of what is said of an option, for a line of a terminal."""
     return textwrap.shorten(re.split(r"[.;:] ", option.text)[0], 72, placeholder="...")
-
-
-def repeated(command: str, option: Described) -> bool:
-    """Whether an option may be given again."""
-    return f"[{option.names[-1]}={option.value}]..." in usage(command)
 
 
 def bash() -> str:
@@ -167,7 +162,7 @@ def zsh() -> str:
                 action = "_groups"
             text = re.sub(r"([\[\]:\\])", r"\\\1", short(option))
             for name in option.names:
-                again = "*" if repeated(command, option) else ""
+                again = "*" if option.names[-1] in REPEATED else ""
                 glued = "=" if option.value and name.startswith("--") else ""
                 value = f":{option.value.partition('[')[0]}:{action}" if option.value else ""
                 specs.append(shlex.quote(f"{again}{name}{glued}[{text}]{value}"))

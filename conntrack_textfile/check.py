@@ -15,7 +15,7 @@ import stat
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from conntrack_textfile import options, state, textfile
 from conntrack_textfile.errors import (
@@ -28,6 +28,7 @@ from conntrack_textfile.errors import (
 from conntrack_textfile.kernel import events, namespace, netlink, procfs, sysctl
 from conntrack_textfile.kernel.engine import make, slowness
 from conntrack_textfile.kernel.source import may_be_netlink
+from conntrack_textfile.snapshot import some
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -57,18 +58,44 @@ class Result(NamedTuple):
 
 
 _Found = tuple[str, str]  # level and text
+_Check: TypeAlias = "Callable[[Options], Iterator[_Found]]"
 
 
 def run(opts: Options) -> list[Result]:
     """The results of all checks that concern these options, in order."""
     results = []
-    for name, check in _CHECKS.items():
+    spaces = {"": ""}
+    if opts.netns:
         try:
-            found = list(check(opts))
-        except Exception as error:  # noqa: BLE001  # one that fails must not hide the others
-            found = [("warn", f"cannot be checked: {type(error).__name__}: {error}")]
-        results += [Result(level, name, text) for level, text in found]
+            spaces = namespace.find(opts.netns, opts.proc_root)
+            if not spaces:
+                text = f"none is named in {namespace.DIRECTORY}"
+                results.append(Result("ok", "netns", text))
+        except OSError as error:  # as without /proc
+            spaces = {}
+            results.append(Result("fail", "netns", f"cannot be found: {error}"))
+    for name, check in _CHECKS.items():
+        found: dict[_Found, list[str]] = {}
+        for space, path in (spaces if check in _BY_NAMESPACE else {"": ""}).items():
+            for result in _inside(check, opts, path):
+                found.setdefault(result, []).append(space)
+        results += [
+            Result(level, name, f"{some(of)}: {text}" if any(of) else text)
+            for (level, text), of in found.items()
+        ]
     return results
+
+
+def _inside(check: _Check, opts: Options, path: str) -> list[_Found]:
+    """What a check finds in the network namespace at a path, our own where that is ""."""
+    if path:
+        opts = opts._replace(source="netlink")  # the proc file is of our own
+    try:
+        return namespace.Namespace(path).run(lambda: list(check(opts)))
+    except Exception as error:  # noqa: BLE001  # one that fails must not hide the others
+        if path and isinstance(error, SourceError):  # there is no way in, which is said once
+            return [("fail", str(error))] if check is _netns else []
+        return [("warn", f"cannot be checked: {type(error).__name__}: {error}")]
 
 
 def table(results: list[Result]) -> str:
@@ -198,8 +225,10 @@ def _events(opts: Options) -> Iterator[_Found]:
         )
         yield "warn", text
         return
-    try:
+    others = None
+    with contextlib.suppress(OSError):  # without /proc
         others = events.listeners()
+    try:
         with events.listen(opts.event_buffer) as sock:
             size = events.buffer(sock).size
     except OSError as error:
@@ -209,10 +238,12 @@ def _events(opts: Options) -> Iterator[_Found]:
         )
         yield "warn", text
         return
-    holders = _holders(opts.proc_root, others)
-    beside = f"; others listen too: {', '.join(holders)}" if holders else "; nobody else listens"
+    beside = ""
+    if others is not None:
+        holders = _holders(opts.proc_root, others)
+        beside = f"; others listen too: {', '.join(holders)}" if others else "; nobody else listens"
     yield "ok", f"of ended connections can be had, in a buffer of {size} bytes{beside}"
-    if opts.state_file and not others:
+    if opts.state_file and others == []:
         text = (
             "nobody holds them between two runs of write: conntrack-events.socket does, or use "
             "serve"
@@ -267,18 +298,8 @@ def _table(opts: Options) -> Iterator[_Found]:
 
 
 def _netns(opts: Options) -> Iterator[_Found]:
-    if not opts.netns:
-        return
-    found = namespace.find(opts.netns, opts.proc_root)
-    for name, path in found.items():
-        try:
-            namespace.Namespace(path).run(lambda: None)
-        except SourceError as error:  # noqa: PERF203
-            yield "fail", f"{name}: {error}"
-        else:
-            yield "ok", f"{name}: can be entered"
-    if not found:
-        yield "ok", f"none is named in {namespace.DIRECTORY}"
+    if opts.netns:
+        yield "ok", "can be entered"
 
 
 def _web(opts: Options) -> Iterator[_Found]:
@@ -300,12 +321,21 @@ def _web(opts: Options) -> Iterator[_Found]:
 
 
 def _names(opts: Options) -> Iterator[_Found]:
-    try:
-        named = options.with_names(opts)
-    except UsageError as error:
-        yield "fail", str(error)
-        return
-    if named is not opts and named.plan is not opts.plan:
+    # Each file by itself: of several that are wrong all are named.
+    none = opts._replace(networks_file="", services_file="", hosts_files=())
+    alone = [
+        *([none._replace(networks_file=opts.networks_file)] if opts.networks_file else []),
+        *[none._replace(hosts_files=(file,)) for file in opts.hosts_files],
+        *([none._replace(services_file=opts.services_file)] if opts.services_file else []),
+    ]
+    wrong = []
+    for one in alone:
+        try:
+            options.with_names(one)
+        except UsageError as error:  # noqa: PERF203
+            wrong.append(str(error))
+    yield from [("fail", why) for why in wrong]
+    if alone and not wrong:
         yield "ok", "the files of names can be read"
 
 
@@ -528,18 +558,21 @@ def _show(systemctl: str) -> dict[str, dict[str, str]]:
     return found
 
 
-_CHECKS: dict[str, Callable[[Options], Iterator[_Found]]] = {
+_CHECKS: dict[str, _Check] = {
     "engine": _engine,
     "module": _module,
+    "netns": _netns,
     "accounting": _accounting,
     "timestamps": _timestamps,
     "source": _source,
     "events": _events,
     "table": _table,
-    "netns": _netns,
     "names": _names,
     "web": _web,
     "textfile": _textfile,
     "state": _state,
     "systemd": _units,
 }
+
+# Those that look at one network namespace: each that is to be read.
+_BY_NAMESPACE = (_netns, _accounting, _timestamps, _source, _events, _table)

@@ -413,6 +413,8 @@ class Collector:
             labels=self._labels,
             groups=self._counters.groups(),
             protocols=protocols,
+            held=self._counters.held(),
+            held_by_protocol=self._counters.held_by_protocol(),
             totals=dict(self._counters.totals),
             lost=self._lately_lost(sum(of.statistics["lost"] for of in readings.values())),
             started=self._counters.started,

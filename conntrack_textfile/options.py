@@ -29,11 +29,7 @@ Prometheus metrics from the Linux connection tracking table.
 # Of each command: how it is called, what it does, and the options that are its alone.
 _COMMANDS: dict[str, tuple[str, str, str]] = {
     "write": (
-        """\
-  conntrack-textfile write [FILE] [options]
-                     [--filter.include=EXPR]... [--filter.exclude=EXPR]...
-                     [--hosts.file=FILE]... [--netns=NAME]...
-""",
+        "  conntrack-textfile write [FILE] [options]\n",
         """\
   write  Take one snapshot and write it to FILE, atomically, for the textfile
          collector of node_exporter. FILE defaults to -, the standard output.
@@ -47,12 +43,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
 """,
     ),
     "serve": (
-        """\
-  conntrack-textfile serve [options]
-                     [--filter.include=EXPR]... [--filter.exclude=EXPR]...
-                     [--hosts.file=FILE]... [--netns=NAME]...
-                     [--web.listen-address=ADDR]...
-""",
+        "  conntrack-textfile serve [options]\n",
         """\
   serve  Take a snapshot every interval and serve the last one over HTTP.
 """,
@@ -78,11 +69,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
 """,
     ),
     "top": (
-        """\
-  conntrack-textfile top [options]
-                     [--filter.include=EXPR]... [--filter.exclude=EXPR]...
-                     [--hosts.file=FILE]... [--netns=NAME]...
-""",
+        "  conntrack-textfile top [options]\n",
         """\
   top    Show one snapshot as a table on the terminal, largest first.
 """,
@@ -95,12 +82,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
 """,
     ),
     "check": (
-        """\
-  conntrack-textfile check [FILE] [options]
-                     [--filter.include=EXPR]... [--filter.exclude=EXPR]...
-                     [--hosts.file=FILE]... [--netns=NAME]...
-                     [--web.listen-address=ADDR]...
-""",
+        "  conntrack-textfile check [FILE] [options]\n",
         """\
   check  Say in a few lines what works here and what not, and what to do. Takes
          the options of write and serve, changes nothing, and has exit status 1
@@ -108,6 +90,15 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
 """,
         "",  # see _own
     ),
+}
+
+# Options that may be given again, with what stands for their values.
+REPEATED = {
+    "--filter.include": "EXPR",
+    "--filter.exclude": "EXPR",
+    "--hosts.file": "FILE",
+    "--netns": "NAME",
+    "--web.listen-address": "ADDR",
 }
 
 _HELP = """\
@@ -134,7 +125,7 @@ _OPTIONS = """\
                                    backend=CIDR, joined by commas, which mean
                                    and
   --filter.exclude=EXPR            Leave out what it describes, whatever is
-                                   included
+                                   included; may be given again
   --aggregate.by=LABELS            Labels to keep, the others are summed over.
                                    Beside the default there are zone, mark,
                                    egress (the address that the source is
@@ -332,11 +323,14 @@ def parse(argv: list[str], version: Callable[[], str] = lambda: __version__) -> 
         _answer(argv, command, version)
     if not command:
         raise UsageError(_without_command(argv))
-    calls = _COMMANDS[command][0]
+    texts = f"{_own(command)}{_OPTIONS}"
+    again = [f"[{name}={value}]..." for name, value in REPEATED.items() if _is_option(name, texts)]
     try:
         # Of one command, and without what is said to people: it takes time by both.
         given = docopt.docopt(
-            f"Usage:\n{calls}\nOptions:\n{_own(command)}{_OPTIONS}", argv, default_help=False
+            f"Usage:\n{_COMMANDS[command][0].rstrip()} {' '.join(again)}\n\nOptions:\n{texts}",
+            argv,
+            default_help=False,
         )
     except docopt.DocoptExit as error:
         raise UsageError(_explain(error, command, argv)) from None

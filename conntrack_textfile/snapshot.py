@@ -6,12 +6,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from conntrack_textfile.aggregate import Aggregate, Talker
     from conntrack_textfile.kernel.events import Buffer
     from conntrack_textfile.kernel.sysctl import Conntrack
-    from conntrack_textfile.tally import Rows, Sums
+    from conntrack_textfile.tally import Group, Rows, Sums
 
 _ACCOUNTING_OFF = (
     "accounting is off, so packets and bytes are not counted: set "
@@ -37,7 +37,7 @@ _RESOLVED = {
     "lost": "no event was lost for a minute",
 }
 
-# Network namespaces that a warning names.
+# Network namespaces that a message names.
 _NAMED = 5
 
 
@@ -54,6 +54,9 @@ class Traffic(NamedTuple):
     tracked: int | None  # connections in the ledger
     listening: bool | None  # whether the kernel sends events
     buffer: Buffer | None  # of the event socket, None without one
+    # What series that are published as 0 at first have already:
+    held: Mapping[Group, Sequence[int]] = MappingProxyType({})
+    held_by_protocol: Mapping[Group, Sequence[int]] = MappingProxyType({})
 
 
 class Talkers(NamedTuple):
@@ -102,6 +105,20 @@ class Snapshot(NamedTuple):
     """Why network namespaces could not be read."""
 
     @property
+    def fills(self) -> list[tuple[str, int, int]]:
+        """Each table with its network namespace, entries and limit, the fullest first.
+
+        The name is "" where the table is that of our own.
+        """
+        tables = {"": self} if self.parts is None else self.parts
+        known = [
+            (name, of.conntrack.entries, of.conntrack.entries_limit)
+            for name, of in tables.items()
+            if of.conntrack.entries is not None and of.conntrack.entries_limit
+        ]
+        return sorted(known, key=lambda row: (-row[1] / row[2], row[0]))
+
+    @property
     def failed(self) -> Snapshot:
         """The same after a reading that failed."""
         parts = self.parts
@@ -116,8 +133,7 @@ class Snapshot(NamedTuple):
         if self.parts is not None:
             off = [name for name, part in self.parts.items() if part.conntrack.accounting is False]
             if off:
-                more = f" and {len(off) - _NAMED} more" if len(off) > _NAMED else ""
-                found["accounting"] = f"in {', '.join(off[:_NAMED])}{more}: {_ACCOUNTING_OFF}"
+                found["accounting"] = f"in {some(off)}: {_ACCOUNTING_OFF}"
         elif self.conntrack.accounting is False:
             found["accounting"] = _ACCOUNTING_OFF
         if self.live is not None and self.live.folded:
@@ -127,6 +143,12 @@ class Snapshot(NamedTuple):
         if self.traffic is not None and self.traffic.lost:
             found["lost"] = _LOST.format(self.traffic.lost)
         return found
+
+
+def some(namespaces: list[str]) -> str:
+    """Their names for people: of many the first."""
+    more = len(namespaces) - _NAMED
+    return ", ".join(namespaces[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def resolved(kind: str) -> str:

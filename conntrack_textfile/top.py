@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from conntrack_textfile import columns, filters, labels, networks
 from conntrack_textfile.aggregate import MEASURES, measure
 from conntrack_textfile.filters import Filter
+from conntrack_textfile.snapshot import some
 from conntrack_textfile.tally import Sums
 from conntrack_textfile.units import binary
 
@@ -223,7 +224,7 @@ def _help(view: View, width: int) -> list[str]:
 
 
 def _summary(snapshot: Snapshot) -> list[str]:
-    live, talkers, conntrack = snapshot.live, snapshot.talkers, snapshot.conntrack
+    live, talkers = snapshot.live, snapshot.talkers
     assert live is not None
     assert talkers is not None
     assert snapshot.timestamp is not None
@@ -242,9 +243,9 @@ def _summary(snapshot: Snapshot) -> list[str]:
     parts.append(f"{totals.connections} connections in {live.keys} keys{counted}")
     sent, reply = (binary(totals[f]) if known else _UNKNOWN for f in (2, 4))
     parts.append(f"{sent} sent, {reply} reply")
-    if conntrack.entries is not None and conntrack.entries_limit:
-        fill = conntrack.entries / conntrack.entries_limit
-        parts.append(f"table {conntrack.entries} of {conntrack.entries_limit} ({fill:.1%})")
+    for name, entries, limit in snapshot.fills[:1]:
+        table = f"fullest table {columns.printable(name)}:" if name else "table"
+        parts.append(f"{table} {entries} of {limit} ({entries / limit:.1%})")
     return parts
 
 
@@ -260,8 +261,15 @@ def _missing(snapshot: Snapshot) -> list[tuple[str, str]]:
     traffic, talkers = snapshot.traffic, snapshot.talkers
     if traffic is None:
         return [_NO_RATES]
-    if not traffic.listening:
-        return [_NO_EVENTS]
+    tables = {"": traffic}
+    if snapshot.parts is not None:
+        tables = {name: part.traffic for name, part in snapshot.parts.items() if part.traffic}
+    silent = [name for name, of in tables.items() if of.listening is False]
+    if silent:
+        short, long = _NO_EVENTS
+        # Of several namespaces some are named, as in warnings.
+        of = f"in {some(silent)}: " if silent[0] else ""
+        return [(f"{of}{short}", f"{of}{long}")]
     if talkers is not None and talkers.ended_unseen:
         short, long = _ENDED_UNSEEN
         return [(short.format(talkers.ended_unseen), long)]

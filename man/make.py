@@ -40,7 +40,7 @@ Where serve tells systemd that it is ready and alive.
 .B TERM
 Where it is
 .I dumb
-top prints its frames one below the other.
+top \\-\\-watch prints one table after the other.
 .SH FILES
 .TP
 .I /etc/default/conntrack-textfile

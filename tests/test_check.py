@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from conntrack_textfile import check, state
+from conntrack_textfile.kernel import events, namespace
 from conntrack_textfile.options import parse
 from tests.builders import proc_root
 from tests.conftest import need
@@ -477,3 +478,64 @@ def test_a_check_that_fails_hides_no_other(root: Path, monkeypatch: pytest.Monke
     lines = check.table(results).splitlines()
     assert "warn  table      cannot be checked: RuntimeError: a\\nb" in lines
     assert len(lines) == len(results) > 5
+
+
+def test_the_settings_and_tables_are_those_of_the_namespaces_that_are_read() -> None:
+    need("ip", root=True)
+    with namespaces("on", "off") as (on, off):
+        sysctl(on, net__netfilter__nf_conntrack_acct=1)
+        sysctl(off, net__netfilter__nf_conntrack_acct=0)
+        argv = [f"--netns={on}", f"--netns={off}", f"--netns={off}-not"]
+        both = ", ".join(sorted((on, off)))
+        assert sorted(found(*argv, name="accounting")) == [
+            ("ok", f"{on}: packets and bytes are counted"),
+            (
+                "warn",
+                f"{off}: packets and bytes are not counted: sysctl -w "
+                "net.netfilter.nf_conntrack_acct=1, to stay in /etc/sysctl.d",
+            ),
+        ]
+        assert sorted(found(*argv, name="netns")) == [
+            ("fail", f"{off}-not: there is no /run/netns/{off}-not"),
+            ("ok", f"{both}: can be entered"),
+        ]
+        source = ("ok", f"{both}: netlink: root may dump the table")
+        assert found(*argv, name="source") == [source]
+        ((level, text),) = found(*argv, name="table")
+        assert level == "warn"
+        assert text.startswith(f"{both}: 0 of ")
+
+
+def test_each_file_of_names_that_is_wrong_is_named(tmp_path: Path) -> None:
+    argv = [f"--{kind}.file={tmp_path}/{kind}" for kind in ("networks", "hosts", "services")]
+    reasons = [text.partition(":")[0] for _, text in found(*argv, name="names")]
+    assert reasons == ["--networks.file", "--hosts.file", "--services.file"]
+
+
+def test_events_are_not_refused_where_it_cannot_be_seen_who_else_listens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    need("ip", root=True)
+
+    def missing() -> list[int]:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(events, "listeners", missing)
+    level, text = one(name="events")
+    assert (level, text.partition(" in a buffer of ")[0]) == (
+        "ok",
+        "of ended connections can be had,",
+    )
+    assert "listen" not in text
+
+
+def test_namespaces_that_cannot_be_found_hide_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> dict[str, str]:
+        raise FileNotFoundError(2, "No such file or directory", "/proc/self/ns/net")
+
+    monkeypatch.setattr(namespace, "find", missing)
+    level, text = one("--netns=all", name="netns")
+    assert (level, text.partition(":")[0]) == ("fail", "cannot be found")
+    assert one("--netns=all", name="engine")[0] == "ok"
+    monkeypatch.setattr(namespace, "find", lambda *_: {})
+    assert one("--netns=all", name="netns") == ("ok", "none is named in /run/netns")

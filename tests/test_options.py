@@ -327,6 +327,23 @@ def test_the_usage_text_fits_a_terminal_and_docopt_reads_all_of_it() -> None:
         }
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_may_be_given_again_says_so_where_it_is_described_alone(command: str) -> None:
+    values = {"EXPR": "dport=1", "ADDR": ":1"}
+    for option in options_of(command):
+        name = option.names[-1]
+        if option.value and not option.names[-1].startswith("-n"):
+            argv = [command, *[f"{name}={values.get(option.value, '/dev/null')}"] * 2]
+            try:
+                parse(argv)
+            except UsageError as error:
+                again = "only once" not in str(error)
+            else:
+                again = True
+            assert again == ("given again" in option.text), name
+    assert "]..." not in usage(*COMMANDS)
+
+
 def test_the_usage_text_names_every_label_and_condition() -> None:
     text = usage("write")
     assert f"[default: {','.join(row.name for row in ROWS if row.default)}]" in text

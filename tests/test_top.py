@@ -323,6 +323,23 @@ def test_a_screen_says_how_it_is_made_and_no_part_of_it_is_cut() -> None:
         assert lines[-1] == "q quit  ? help  bpc sort  / filter  1-9 labels  space pause"
 
 
+def test_of_several_tables_the_fullest_is_named() -> None:
+    of = watched({("10.0.0.1",): (1, 1, 1, 1, 1)}, None, "src")
+    full = of._replace(conntrack=of.conntrack._replace(entries=190))
+    summary = top.plain(of._replace(parts={"blue": of, "red\x1b": full}), "bytes", 9)[0]
+    assert summary.endswith(r"fullest table 'red\x1b': 190 of 200 (95.0%)")
+
+
+def test_of_several_tables_those_without_events_are_named() -> None:
+    of = watched({("10.0.0.1",): (1, 1, 1, 1, 1)}, {}, "src")
+    assert of.traffic is not None
+    whole = of._replace(traffic=of.traffic._replace(listening=None))
+    deaf = of._replace(traffic=of.traffic._replace(listening=False))
+    assert top.notes(whole._replace(parts={"blue": of, "red": of})) == []
+    (note,) = top.notes(whole._replace(parts={"blue": of, "gone": whole, "red": deaf}))
+    assert note.startswith("in red: rates are of live connections only")
+
+
 def test_a_screen_is_filled_but_not_beyond_the_rows_asked_for() -> None:
     rows: Series = {(f"10.0.0.{n}", "53"): (1, 1, n, 1, n) for n in range(90)}
     snapshot = shown(rows)

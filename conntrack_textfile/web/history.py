@@ -14,7 +14,7 @@ from conntrack_textfile.aggregate import MEASURES, PROTOCOLS, growth, other_grou
 from conntrack_textfile.tally import Rows, Sums, add
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from conntrack_textfile.aggregate import Aggregate
     from conntrack_textfile.snapshot import Snapshot, Traffic
@@ -43,7 +43,7 @@ class Points(NamedTuple):
     reply_bytes: Sequence[float]
     opened: Sequence[float]  # connections that began
     live: Sequence[float]  # connections: the most in that time
-    entries: Sequence[float]  # of the whole table: the most in that time
+    entries: Sequence[float]  # of the whole table, the fullest of several: the most in that time
     entries_limit: Sequence[float]  # 0 where it is not known
 
 
@@ -80,7 +80,7 @@ class History:
     def __init__(self) -> None:
         self._points = Points(*[array("d") for _ in Points._fields])
         self._point_began = 0.0
-        self._before: Traffic | None = None
+        self._before: tuple[Rows, Rows] | None = None  # by group and by protocol
         self._at = 0.0  # when that was
         self._parts: list[tuple[float, float, Rows]] = []  # when each began and ended
         self._part_began = 0.0  # the one that goes on
@@ -89,23 +89,29 @@ class History:
     def add(self, snapshot: Snapshot, now: float) -> Past:
         """Take a good snapshot, at so many seconds of a clock that is never set."""
         traffic, before = snapshot.traffic, self._before
+        counted = None
+        if traffic is not None:
+            counted = (
+                _whole(traffic.groups, traffic.held),
+                _whole(traffic.protocols, traffic.held_by_protocol),
+            )
         interval = None
         totals = Sums(0, 0, 0, 0, 0)
-        if traffic is None or before is None:
+        if traffic is None or counted is None or before is None:
             self._end_part()
             self._part_began = now
         elif now > self._at:
-            columns = growth(before.protocols, traffic.protocols).columns
-            totals = Sums(*map(sum, columns))
-            rows = bounded(traffic.labels, _moved(growth(before.groups, traffic.groups)))
+            groups, protocols = map(growth, before, counted)
+            totals = Sums(*map(sum, protocols.columns))
+            rows = bounded(traffic.labels, _moved(groups))
             interval = Carried((rows,), now - self._at)
             for group, row in zip(rows.groups, zip(*rows.columns, strict=True), strict=True):
                 add(self._sums, group, row)
         else:  # no time has passed: what came since is of the next interval
-            traffic = before
+            counted = before
         self._add_point(snapshot, totals, interval.seconds if interval else 0.0, now)
         self._at = now
-        self._before = traffic and traffic._replace(groups=_packed(traffic.groups))
+        self._before = counted and (_packed(counted[0]), counted[1])
         if self._before and now - self._part_began >= _PART_SECONDS:
             self._end_part()
             self._part_began = now
@@ -131,12 +137,12 @@ class History:
     def _add_point(self, snapshot: Snapshot, totals: Sums, seconds: float, now: float) -> None:
         series: Iterable[array[float]] = self._points  # type: ignore[assignment]
         times, *more = series
-        conntrack = snapshot.conntrack
+        _, entries, limit = next(iter(snapshot.fills), ("", 0, 0))
         flows = seconds, totals.sent_bytes, totals.reply_bytes, totals.connections
         levels = (
             snapshot.live.totals.connections if snapshot.live else 0,
-            conntrack.entries or 0,
-            conntrack.entries_limit or 0,
+            entries,
+            limit,
         )
         if times and now - self._point_began <= _POINT_SECONDS:
             times[-1] = now
@@ -181,6 +187,16 @@ def compact(live: Aggregate, traffic: Traffic | None) -> Rows:
         for group in rows.groups
     ]
     return _packed(Rows(groups, rows.columns))
+
+
+def _whole(rows: Rows, held: Mapping[Group, Sequence[int]]) -> Rows:
+    """Counters with what they have and do not show yet: it was carried now, not later."""
+    if not held:
+        return rows
+    pairs = zip(rows.groups, zip(*rows.columns, strict=True), strict=True)
+    return Rows(
+        rows.groups, tuple(zip(*[held.get(group, row) for group, row in pairs], strict=True))
+    )
 
 
 def _moved(rows: Rows) -> Rows:

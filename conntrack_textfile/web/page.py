@@ -45,6 +45,7 @@ _PROTOCOLS = 256  # all that there can be
 _WIDTHS = (26, 34, 42, 54, 70, 90, 120)
 
 _TITLES = {
+    "netns": "Network namespaces",
     "src": "Sources",
     "dst": "Destinations",
     "l7protocol": "Services",
@@ -250,8 +251,8 @@ def _facts(snapshot: Snapshot, overview: Overview | None, clock: float) -> Eleme
         element("div", element("dt", what), element("dd", much), **hints.get(what, {}))
         for what, much in facts
     ]
-    entries, limit = snapshot.conntrack.entries, snapshot.conntrack.entries_limit
-    if entries is not None and limit:
+    if snapshot.parts is None and snapshot.fills:
+        ((_, entries, limit),) = snapshot.fills
         fill = element("dd", f"{entries:,} of {limit:,} ({entries / limit:.1%})")
         fill.append(_bar(entries, limit))
         items.insert(0, element("div", element("dt", "Table"), fill, class_="wide"))
@@ -288,10 +289,11 @@ def _pictures(view: _View) -> Iterable[Element]:
     figures.append(picture.draw("Live connections", [connections], times, lambda v: f"{v:,.0f}"))
     if all(points.entries_limit):
         parts = [e / most for e, most in zip(points.entries, points.entries_limit, strict=True)]
-        entries, limit = view.snapshot.conntrack.entries, view.snapshot.conntrack.entries_limit
-        present = entries / limit if fresh and entries is not None and limit else None
+        fills = view.snapshot.fills if fresh else []
+        present = next((entries / limit for _, entries, limit in fills), None)
         full = Line("", "", _levels(points, parts, longest), present)
-        figures.append(picture.draw("Table fill", [full], times, lambda v: f"{v:.1%}", "%"))
+        title = "Table fill" if view.snapshot.parts is None else "Fullest table"
+        figures.append(picture.draw(title, [full], times, lambda v: f"{v:.1%}", "%"))
     yield element("div", *figures, class_="pictures wide")
 
 
@@ -303,7 +305,7 @@ def _rates(points: Points, series: Sequence[float], factor: int) -> list[Span]:
 def _levels(points: Points, series: Sequence[float], longest: float) -> list[Span]:
     """Each value from the point before on, if that is not too long ago."""
     spans = []
-    before = points.times[0]
+    before = points.times[0] - points.seconds[0]
     for t, value in zip(points.times, series, strict=True):
         spans.append(Span(max(before, t - longest), t, value))
         before = t
@@ -582,6 +584,29 @@ def _ports(names: Sequence[str], ports: int, *others: tuple[str, int]) -> _Row:
     )
 
 
+def _fills(view: _View) -> Iterable[Element]:
+    """How full the table of each network namespace is."""
+    fills = view.snapshot.fills
+    if view.snapshot.parts is None or not fills or not view.state.fresh or view.query.only:
+        return
+    rows = [
+        _Row(
+            (name,),
+            [_name("netns", name, view.query, alone=True, rest=False)],
+            [
+                ("entries", f"{entries:,}", f"{entries:,} entries", "entries in the table"),
+                ("limit", f"{limit:,}", f"{limit:,} entries", "entries that fit"),
+                ("used", f"{entries / limit:.1%}", "of the limit", "of the limit"),
+            ],
+            _bar(entries, limit),
+        )
+        for name, entries, limit in fills[:_ROWS]
+    ]
+    of = f", {_ROWS} of {len(fills):,}" if len(fills) > _ROWS else ""
+    card = _card(f"Tables of network namespaces by fill{of}", ("netns",), rows, wide=True)
+    yield element("div", card, class_="tables wide")
+
+
 def _counts(view: _View) -> Iterable[Element]:
     """All connections by protocol, state and flag."""
     counts = view.overview.counts if view.state.fresh and not view.query.only else ()
@@ -626,7 +651,7 @@ def _sorted(counts: dict[str, int]) -> list[tuple[str, int]]:
     return sorted(shown, key=lambda item: (-item[1], item[0]))
 
 
-_SECTIONS = (_pictures, _tables, _nat, _counts)
+_SECTIONS = (_pictures, _tables, _fills, _nat, _counts)
 
 _FILES = importlib.resources.files(__package__)
 _STYLE = (_FILES / "page.css").read_text("utf-8")

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from conntrack_textfile import exposition
-from conntrack_textfile.labels import LABELS
+from conntrack_textfile.labels import BY_NAME
 from conntrack_textfile.logs import LOG
 from conntrack_textfile.snapshot import resolved
 from conntrack_textfile.web import page, query
@@ -101,7 +101,7 @@ class Refresher:
         """
         state = self._state
         overview = state.overview if state else None
-        view = query.parse(asked, overview.labels if overview else LABELS)
+        view = query.parse(asked, overview.labels if overview else BY_NAME)
         now = time.monotonic()
         fresh = state is not None and now <= state.expires
         snapshot = state.snapshot if state else None

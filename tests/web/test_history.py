@@ -58,6 +58,23 @@ def test_what_counters_grow_by_is_the_traffic_of_the_interval_and_of_the_hour() 
     assert [list(series) for series in points[2:5]] == [[0, 3, 3], [0, 5, 6], [0, 1, 1]]
 
 
+def test_what_a_new_series_has_is_of_its_first_interval_though_it_is_published_as_0() -> None:
+    made = History()
+    made.add(snapshot({}), 0.0)
+    first = snapshot({A: (0,) * 5, B: (0,) * 5})
+    assert first.traffic is not None
+    held: Series = {A: (1, 2, 3, 4, 5), B: (1, 1, 1, 1, 1)}
+    of_all: Series = {("ipv4", "tcp"): (2, 3, 4, 5, 6)}
+    past = made.add(
+        first._replace(traffic=first.traffic._replace(held=held, held_by_protocol=of_all)), 60.0
+    )
+    assert carried(past.interval) == held
+    past = made.add(snapshot({A: (1, 2, 3, 4, 5), B: (2, 2, 2, 2, 2)}), 120.0)
+    assert carried(past.interval) == {B: (1, 1, 1, 1, 1)}
+    assert list(past.points.sent_bytes) == [0, 4, 1]
+    assert carried(past.hour) == {A: (1, 2, 3, 4, 5), B: (2, 2, 2, 2, 2)}
+
+
 def test_a_series_that_was_lost_gives_no_negative_and_no_absurd_rate() -> None:
     made = History()
     made.add(snapshot({A: (10**6,) * 5, B: (10**6,) * 5}), 0.0)
@@ -144,3 +161,13 @@ def test_live_groups_are_kept_once_and_in_little_memory() -> None:
     kinds = [c.typecode if isinstance(c, array) else "" for c in found.columns]
     assert kinds == ["B", "H", "I", "Q", ""]
     assert [size(tuple(c[1] for c in found.columns)) for size in MEASURES.values()] == [8, 6, 1]
+
+
+def test_of_several_tables_the_fullest_is_the_one_in_the_picture() -> None:
+    of = snapshot(None)
+    parts = {
+        name: of._replace(conntrack=of.conntrack._replace(entries=entries, entries_limit=limit))
+        for name, (entries, limit) in {"large": (90, 1000), "full": (50, 100)}.items()
+    }
+    points = History().add(of._replace(parts=parts), 0.0).points
+    assert (list(points.entries), list(points.entries_limit)) == ([50], [100])

@@ -13,6 +13,7 @@ from conntrack_textfile.collector import Collector
 from conntrack_textfile.kernel.engine import make
 from conntrack_textfile.labels import DEFAULT
 from conntrack_textfile.options import parse
+from conntrack_textfile.tally import Egress, Nat
 from conntrack_textfile.web import page
 from conntrack_textfile.web.application import Application
 from conntrack_textfile.web.history import History
@@ -192,6 +193,16 @@ def test_the_pictures_are_of_what_was_counted() -> None:
     ]
 
 
+def test_the_pictures_of_levels_begin_with_those_of_rates() -> None:
+    made = History()
+    key = ("a", "b", "tcp", "x")
+    first, last = snapshots({key: (1,) * 5}, {key: (2,) * 5})
+    made.add(first, NOW - 6)
+    text = render(last, page.overview(last, made.add(last, NOW)))
+    begun = re.findall(r'class="line line0" d="M([0-9.]+) [0-9.]+H([0-9.]+)', text)
+    assert begun == [("540.0", "600.0")] * 4
+
+
 def test_without_counters_it_says_why_there_are_no_rates() -> None:
     (first,) = snapshots(ONE)
     live = first._replace(traffic=None)
@@ -264,6 +275,23 @@ def test_the_rest_has_no_view_of_its_own() -> None:
     text = render(EMPTY, overview(aggregated(rows, *KEYS)))
     assert "src=a" in text
     assert "=other" not in text
+
+
+def test_each_network_namespace_has_its_fill() -> None:
+    shown = snapshots({("<b>", "a", "tcp", "x"): (1,) * 5}, labels=("netns", *KEYS[1:]))[0]
+    parts = {
+        name: shown._replace(conntrack=CONNTRACK._replace(entries=entries, entries_limit=limit))
+        for name, (entries, limit) in {"blue": (90, 1000), "<b>": (50, 100)}.items()
+    }
+    shown = shown._replace(parts=parts, conntrack=CONNTRACK._replace(entries_limit=None))
+    text = render(shown, after(shown))
+    assert "netns entries limit used <b> 50 100 50.0% blue 90 1,000 9.0%" in words(text)
+    assert "Fullest table 50.0%" in words(text)
+    assert "Table 50 of" not in words(text)
+    assert "by fill" not in words(render(shown, after(shown), Query(only=(("netns", "blue"),))))
+    assert "by fill" not in words(render(shown, after(shown), fresh=False))
+    many = shown._replace(parts={f"n{n:02}": parts["blue"] for n in range(12)})
+    assert "by fill, 10 of 12 " in words(render(many, after(many)))
 
 
 def test_an_empty_card_is_left_out() -> None:
@@ -442,6 +470,26 @@ def test_nothing_is_cut_of_rates_and_history(
                 )
                 assert high == [], (width, view)
         assert browser.complaints() == []
+
+
+def test_no_half_of_a_row_is_empty_beside_the_last_of_the_cards(
+    browser: Browser, tmp_path: Path
+) -> None:
+    # The right edge of each card that has none after it in its row.
+    edges = """[...document.querySelectorAll('.tables')].flatMap(tables => {
+        const rows = {}; for (const card of tables.children) {
+            const r = card.getBoundingClientRect();
+            rows[r.top] = Math.max(rows[r.top] ?? 0, r.right); }
+        return Object.values(rows).map(x => Math.round(tables.getBoundingClientRect().right - x));
+    })"""
+    egress = Egress("192.0.2.1", "tcp", 3, 3, [("10.0.0.9", "80", 3)])
+    live = aggregated({("a", "b", "tcp", "x"): (1,) * 5}, *KEYS)
+    shown = taken(live._replace(nat=Nat({}, [egress])))
+    file = tmp_path / "page.html"
+    file.write_text(render(shown, after(shown)))
+    for width in (1200, 1900, 2560):
+        browser.open(file.as_uri(), width=width)
+        assert set(browser.evaluate(edges)) == {0}, width
 
 
 def test_it_renews_itself_and_keeps_its_place(browser: Browser) -> None:

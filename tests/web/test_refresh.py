@@ -289,3 +289,11 @@ def test_it_begins_with_a_snapshot_at_once() -> None:
     made = refresher(Table(7), interval=1e6)
     made.start()
     assert "conntrack_total_connections 7\n" in shown(made)
+
+
+@pytest.mark.parametrize("label", ["netns", "egress", "src"])
+def test_a_view_of_any_label_is_waited_for_while_labels_are_not_known(label: str) -> None:
+    # A 400 would end the renewal of a page that was open while serve was started again.
+    made = Refresher(Table().take, Table().failure, 60.0)
+    text, _ = made.html("/m", f"{label}=a")
+    assert b"first snapshot is not finished" in text
