@@ -28,7 +28,7 @@ LAYERS = [
         labels
         plan
         aggregate hosts
-        options counters joined
+        options counters joined talkers
         kernel.uapi kernel.procfs
         kernel.namespace
         kernel.sysctl kernel.netlink kernel.nat kernel.events

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import socket
 import sys
 import time
 from typing import TYPE_CHECKING, TypeVar
@@ -15,6 +14,7 @@ from conntrack_textfile.errors import SourceError
 from conntrack_textfile.kernel import uapi
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterable, Iterator
 
 # Where ip-netns(8) keeps the named ones.
@@ -183,6 +183,9 @@ def boot() -> str:
 
 def cookie(sock: socket.socket) -> str:
     """The cookie of the network namespace that a socket is in, "" before Linux 5.14."""
+    # Imported here, as below: to import that costs more than to read a small table.
+    import socket
+
     try:
         return sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, _COOKIE_SIZE).hex()
     except OSError:
@@ -228,6 +231,8 @@ def _setns(fd: int) -> None:
 
 
 def _socket() -> socket.socket:
+    import socket
+
     return socket.socket(
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, uapi.NETLINK_NETFILTER
     )
@@ -247,6 +252,8 @@ def _drain(sock: socket.socket) -> None:
 
     Until then the kernel would refuse another dump (EBUSY).
     """
+    import socket
+
     with contextlib.suppress(BlockingIOError):
         while True:
             with _ignoring(errno.ENOBUFS):

@@ -195,6 +195,17 @@ class Drain:
             self._trackers[tracker.socket.fileno()] = tracker
             self._epoll.register(tracker.socket, select.EPOLLIN)
 
+    def remove(self, tracker: Tracker) -> None:
+        """Read no more of a tracker, before its socket is closed.
+
+        To close it would not do where systemd has it open too: epoll would go on to say
+        that there is something to read, and there would be no descriptor to end that by.
+        """
+        # Where its last events were read before, it is out already.
+        with self._lock, contextlib.suppress(OSError):
+            if tracker.socket is not None:
+                self._epoll.unregister(tracker.socket)
+
     def _run(self) -> None:
         while True:
             for descriptor, _ in self._epoll.poll():
