@@ -166,6 +166,7 @@ def _handed() -> _Handed:
     # Imported here: most runs of write are handed nothing.
     from conntrack_textfile import handover
     from conntrack_textfile.kernel import events
+    from conntrack_textfile.kernel.namespace import OWN
 
     for name, sock in handover.sockets():
         kind, _, netns = name.partition("=")
@@ -178,7 +179,7 @@ def _handed() -> _Handed:
         elif (
             netns not in found.events
             and events.is_listening(sock)
-            and (netns or events.is_of_our_own(sock))
+            and (netns or events.is_in(sock, OWN.identity()))
         ):
             found.events[netns] = sock
         else:
@@ -186,7 +187,7 @@ def _handed() -> _Handed:
     return found
 
 
-def _listener(handed: _Handed, buffer_bytes: int = 0, log: Logger | None = None) -> Listen:
+def _listener(handed: _Handed, buffer_bytes: int, log: Logger | None) -> Listen:
     """What gives the socket with the events of a table: a handed one, or one of its own.
 
     The latter is made where it is to have a buffer of some size. A log is told of all.
@@ -197,6 +198,11 @@ def _listener(handed: _Handed, buffer_bytes: int = 0, log: Logger | None = None)
         # Once: where another namespace has taken the name it is not of that one.
         sock = held = handed.events.pop(table.key, None)
         of = f" of {table.name}" if table.name else ""
+        if held is not None and not events.is_in(held, table.identity):
+            if log:
+                log.warning("systemd's socket%s is of a namespace before: restart its unit", of)
+            held.close()
+            sock = held = None
         if sock is None and buffer_bytes:
             try:
                 sock = table.space.run(lambda: events.listen(buffer_bytes))
@@ -205,7 +211,8 @@ def _listener(handed: _Handed, buffer_bytes: int = 0, log: Logger | None = None)
                     reason = getattr(error, "strerror", None) or error
                     log.warning("no events of ended connections%s: %s", of, reason)
         if sock is not None and log:
-            say = log.debug if of else log.info  # there may be hundreds
+            # There may be hundreds, and write says no more than it has to.
+            say = log.debug if of or not buffer_bytes else log.info
             size = events.buffer(sock).size
             say("events of ended connections%s: a buffer of %d bytes", of, size)
         return sock, held is not None
@@ -230,7 +237,7 @@ def _counting(opts: Options, collector: Collector, handed: _Handed) -> Iterator[
 
     held = bool(handed.events)
     with state.run(opts.state_file) as run:
-        _begin(opts, collector, _listener(handed), run)
+        _begin(opts, collector, _listener(handed, 0, _log(opts)), run)
         yield
         # Not after an error, or where the proc file stood in: events were read and are lost.
         if collector.saved or not held:
@@ -331,7 +338,7 @@ def _measure(opts: Options, collector: Collector) -> None:
 
     if opts.netns or may_be_netlink(opts.source, opts.proc_root):
         # The view says what is missing.
-        collector.count(_listener(_Handed(), events.BUFFER_BYTES), None, interrupted=0)
+        collector.count(_listener(_Handed(), events.BUFFER_BYTES, None), None, interrupted=0)
         collector.drain()
 
 

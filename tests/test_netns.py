@@ -765,3 +765,25 @@ print(json.dumps([[sock.fileno() for sock in handed.events.values()],
 """,
     )
     assert found == [[4], [5, 6], ["blue"], []]
+
+
+def test_a_socket_of_a_namespace_before_is_not_that_of_another(host: Host) -> None:
+    """systemd's socket keeps the one before: its events are of a table that nobody reads."""
+    found = program(
+        host,
+        """
+from conntrack_textfile import cli
+add()
+handed = cli._Handed()
+handed.events["blue"] = Namespace("/run/netns/blue").run(lambda: events.listen(1 << 22))
+ip("netns", "del", "blue")
+add()
+opts = options.parse(["serve", "--netns=blue"])
+one = Collector(opts, make(opts.plan))
+one.count(cli._listener(handed, 1 << 22, None), None, interrupted=0)
+one.take()
+talk(1)
+print(json.dumps(one.take().parts["blue"].traffic.totals["received"]))
+""",
+    )
+    assert found == 2

@@ -68,9 +68,9 @@ def is_listening(sock: socket.socket) -> bool:
     return of > 0 and of & _DESTROY_MASK != 0
 
 
-def is_of_our_own(sock: socket.socket) -> bool:
-    """Whether a socket that was handed over is in our own network namespace."""
-    return cookie(sock) == OWN.identity()[-1]
+def is_in(sock: socket.socket, identity: list[str]) -> bool:
+    """Whether a socket that was handed over is in the network namespace of an identity."""
+    return cookie(sock) == identity[-1]
 
 
 def groups(sock: socket.socket) -> int:
