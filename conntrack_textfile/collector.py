@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from conntrack_textfile import aggregate
 from conntrack_textfile.errors import SourceError
@@ -42,14 +42,6 @@ if TYPE_CHECKING:
 
 # Lost events are warned of once, until none was lost for so long.
 _LOST_SECONDS = 60
-
-
-class _Count(NamedTuple):
-    """The traffic since the last snapshot, in the counters."""
-
-    readings: Mapping[str, tracker.Reading]  # by the name of the table
-    protocols: Mapping[str, Rows]  # the counters by protocol, by the same
-    traffic: Traffic  # of all tables together
 
 
 class Collector:
@@ -162,11 +154,11 @@ class Collector:
         # Before the limit, which frees the rest.
         summaries = {name: aggregate.summary(of, self._labels) for name, of in tallies.items()}
         tally = self._joined(tallies)
-        count = self._count(tally.groups, errors)
+        readings, traffic = self._count(tally.groups, errors)
         talkers = None
         if self._ranked:
             live = aggregate.summary(tally, self._labels)
-            talkers = self._talkers(tally, count)
+            talkers = self._talkers(tally, readings)
         else:
             live = aggregate.fold(tally, self._labels, self._limit)
         if netns:
@@ -179,7 +171,7 @@ class Collector:
             live = live._replace(nat=joined.nat(nats) if nats else None)
         if "live" not in options.families:
             live = live._replace(groups=(), columns=((),) * 5)
-        parts = self._parts(summaries, errors, count) if netns else None
+        parts = self._parts(summaries, errors, readings, traffic) if netns else None
         read = [table.last for name, table in self._tables.items() if name in tallies]
         used = {of.source for of in read if of}
         return Snapshot(
@@ -190,7 +182,7 @@ class Collector:
             timestamp=time.time(),
             duration=time.monotonic() - started,
             live=live,
-            traffic=count.traffic if count else None,
+            traffic=traffic,
             talkers=talkers,
             statistics=read[0].statistics if read and read[0] and not netns else {},
             uncountable=self._counters is not None and "procfs" in used,
@@ -202,10 +194,13 @@ class Collector:
         self,
         summaries: Mapping[str, Aggregate],
         errors: Mapping[str, SourceError],
-        count: _Count | None,
+        readings: Mapping[str, tracker.Reading],
+        traffic: Traffic | None,
     ) -> dict[str, Snapshot]:
         """What is published of each network namespace, that of which there are counters yet too."""
-        counted = self._counters.health.keys() - {""} if self._counters else set()
+        counted: dict[str, Traffic] = {}
+        if traffic is not None:
+            counted = self._traffic_by_table(readings, traffic.protocols)
         parts = {}
         for name in sorted({*self._tables, *counted}):
             # One that was listed, and was gone when it was to be read, is not there either.
@@ -224,25 +219,34 @@ class Collector:
                 duration=last.duration if last else None,
                 live=summaries.get(name),
                 statistics=last.statistics if last and name in summaries else {},
-                traffic=self._part_traffic(name, count) if count and name in counted else None,
+                traffic=counted.get(name),
             )
         return parts
 
-    def _part_traffic(self, name: str, count: _Count) -> Traffic:
+    def _traffic_by_table(
+        self, readings: Mapping[str, tracker.Reading], protocols: Rows
+    ) -> dict[str, Traffic]:
+        """The counters of each network namespace, by its name, without groups."""
         assert self._counters is not None
-        health = self._counters.health[name]
-        reading = count.readings.get(name)
-        return Traffic(
-            labels=self._labels,
-            groups=Rows((), ((),) * 5),
-            protocols=count.protocols.get(name, Rows((), ((),) * 5)),
-            totals=dict(health.totals),
-            lost=0,
-            started=health.started,
-            tracked=reading.tracked if reading else None,
-            listening=self._tables[name].listening() if reading else None,
-            buffer=reading.buffer if reading else None,
-        )
+        nothing = Rows((), ((),) * 5)
+        by_table = _by_first_label(protocols)
+        found = {}
+        for name, health in self._counters.health.items():
+            if not name:
+                continue
+            reading = readings.get(name)
+            found[name] = Traffic(
+                labels=self._labels,
+                groups=nothing,
+                protocols=by_table.get(name, nothing),
+                totals=dict(health.totals),
+                lost=0,
+                started=health.started,
+                tracked=reading.tracked if reading else None,
+                listening=self._tables[name].listening() if reading else None,
+                buffer=reading.buffer if reading else None,
+            )
+        return found
 
     def _follow(self) -> dict[str, Table]:
         """The tables that there are now. Those of namespaces that are gone are given up."""
@@ -387,15 +391,18 @@ class Collector:
         for name, reading in readings.items():
             self._counters.add_totals(reading.statistics, name)
 
-    def _count(self, live: Groups | None, failed: Collection[str] = ()) -> _Count | None:
+    def _count(
+        self, live: Groups | None, failed: Collection[str] = ()
+    ) -> tuple[dict[str, tracker.Reading], Traffic | None]:
         """Add the traffic since the last time to the counters, and save them.
 
-        live are the groups of a snapshot; without them it is the last time.
+        live are the groups of a snapshot; without them it is the last time. Gives what
+        was read of each table, and the counters of all together.
         """
+        readings: dict[str, tracker.Reading] = {}
         if self._counters is None:
-            return None
+            return readings, None
         path = self._options.state_file
-        readings = {}
         with self._lock:
             for name, table in self._tables.items():
                 # A baseline that was not read to its end is taken again.
@@ -406,7 +413,7 @@ class Collector:
                         listening=table.listening(), save=bool(path), last=live is None
                     )
             if not readings and not self._options.netns:
-                return None
+                return readings, None
             if self._given_up.keys() & readings:  # another namespace has taken the name
                 self._settle()
             given_up, self._given_up = self._given_up, {}
@@ -415,21 +422,16 @@ class Collector:
             if path:
                 self._save(path, readings, published=live is not None)
             self._counters.published = live is not None
-            protocols = self._counters.by_protocol()
-            traffic = self._traffic(readings, protocols)
-        by_table: dict[str, Rows] = {}
-        if self._options.netns:
-            by_table = _by_first_label(protocols)
-        return _Count(readings, by_table, traffic)
+            return readings, self._traffic(readings)
 
-    def _traffic(self, readings: Mapping[str, tracker.Reading], protocols: Rows) -> Traffic:
+    def _traffic(self, readings: Mapping[str, tracker.Reading]) -> Traffic:
         """The counters of all tables together."""
         assert self._counters is not None
         only = readings.get("")
         return Traffic(
             labels=self._labels,
             groups=self._counters.groups(),
-            protocols=protocols,
+            protocols=self._counters.by_protocol(),
             totals=dict(self._counters.totals),
             lost=self._lately_lost(sum(of.statistics["lost"] for of in readings.values())),
             started=self._counters.started,
@@ -438,12 +440,11 @@ class Collector:
             buffer=only.buffer if only else None,
         )
 
-    def _talkers(self, live: Tally, count: _Count | None) -> Talkers:
+    def _talkers(self, live: Tally, readings: Mapping[str, tracker.Reading]) -> Talkers:
         """The largest groups of a snapshot: by its own traffic, so that no slot is needed."""
         from conntrack_textfile import talkers
 
         now = time.monotonic()
-        readings = count.readings if count else {}
         # The first reading has the baseline, and ends it: there is no traffic yet.
         since = self._measured_at
         traffic = None
