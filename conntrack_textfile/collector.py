@@ -296,10 +296,7 @@ class Collector:
         from conntrack_textfile.kernel.tracker import Tracker
         from conntrack_textfile.logs import LOG
 
-        try:
-            identity = table.identity = table.space.identity()
-        except OSError as error:
-            raise SourceError(f"cannot tell which it is: {error.strerror}") from error
+        identity = table.identity = table.space.identity()
         sock, held = self._listen(table)
         saved = self._saved.pop(table.name, None)
         ledger = None

@@ -787,3 +787,30 @@ print(json.dumps(one.take().parts["blue"].traffic.totals["received"]))
 """,
     )
     assert found == 2
+
+
+def test_handed_sockets_without_the_right_to_ask_are_an_error_in_a_line(host: Host) -> None:
+    need("setpriv")
+    found = program(
+        host,
+        """
+add()
+for at in range(2):
+    sock = Namespace("/run/netns/blue").run(lambda: socket.socket(socket.AF_NETLINK, 3, 12))
+    os.dup2(sock.fileno(), 100 + at)
+caps = "+dac_read_search"
+script = "import os, sys; os.dup2(100, 3); os.dup2(101, 4); os.environ.update("
+script += "LISTEN_PID=str(os.getpid()), LISTEN_FDS='2', LISTEN_FDNAMES='netns=blue:netns=blue');"
+script += "os.execvp(sys.argv[1], sys.argv[1:])"
+done = subprocess.run([sys.executable, "-c", script, "setpriv", "--reuid=65534", "--regid=65534",
+    "--clear-groups", "--inh-caps=" + caps, "--ambient-caps=" + caps,
+    "--bounding-set=-all," + caps, sys.executable, "-m", "conntrack_textfile", "write",
+    "--netns=blue"], capture_output=True, text=True, pass_fds=(100, 101))
+print(json.dumps([done.returncode, done.stderr]))
+""",
+    )
+    status, text = found
+    assert status == 1, text
+    assert text.count("\n") == 1, text
+    assert "blue" in text
+    assert "CAP_NET_ADMIN" in text

@@ -97,13 +97,18 @@ class Namespace:
         """What is the same as long as its table is: boot id, number, cookie.
 
         The number of a namespace's inode is given again to another when it is gone;
-        its cookie is not. Raises SourceError and OSError.
+        its cookie is not. Raises SourceError.
         """
-        if not self.path:
-            with _socket() as sock:
-                return [boot(), os.readlink("/proc/self/ns/net"), cookie(sock)]
-        with self.socket() as sock:
-            return [boot(), f"net:[{_inode(sock)}]", cookie(sock)]
+        try:
+            if not self.path:
+                with _socket() as sock:
+                    return [boot(), os.readlink("/proc/self/ns/net"), cookie(sock)]
+            with self.socket() as sock:
+                return [boot(), f"net:[{_inode(sock)}]", cookie(sock)]
+        except OSError as error:
+            raise SourceError(
+                f"cannot tell which network namespace it is: {error.strerror}"
+            ) from error
 
     def check(self) -> None:
         """Raise SourceError where it is gone, though there are sockets in it still."""
@@ -239,8 +244,14 @@ def _socket() -> socket.socket:
 
 
 def _inode(sock: socket.socket) -> int:
-    """The number of the namespace that a socket is in. Raises OSError without CAP_NET_ADMIN."""
-    fd = fcntl.ioctl(sock.fileno(), _SIOCGSKNS)
+    """The number of the namespace that a socket is in. Raises SourceError."""
+    try:
+        fd = fcntl.ioctl(sock.fileno(), _SIOCGSKNS)
+    except OSError as error:
+        raise SourceError(
+            "cannot tell which namespace systemd's sockets are in: "
+            f"{error.strerror} (it takes CAP_NET_ADMIN)"
+        ) from error
     try:
         return os.fstat(fd).st_ino
     finally:
