@@ -60,14 +60,6 @@ class Aggregate(NamedTuple):
         return self.keys - self.exported
 
 
-class Talker(NamedTuple):
-    """A group as it is in the table, and what it carried since the reading before."""
-
-    group: Group
-    live: Sums
-    traffic: Sums
-
-
 class Ranking(NamedTuple):
     """The top groups by some of the labels."""
 
@@ -173,20 +165,6 @@ def _with_busiest_destinations(found: dict[str, Nat], keys: int) -> dict[str, Na
 def totals(tally: Tally) -> Sums:
     """The sums over all groups."""
     return Sums(*map(sum, zip(Sums(0, 0, 0, 0, 0), *tally.protocols.values(), strict=True)))
-
-
-def talkers(live: Tally, traffic: Tally | None, count: int) -> list[Talker]:
-    """The so many largest groups by each measure, of the live connections and of the traffic."""
-    both = [tally.groups for tally in (live, traffic) if tally is not None]
-    keys = sorted(
-        {key for groups in both for by in MEASURES for key, _ in groups.largest(count, by)}
-    )
-    nothing = Sums(0, 0, 0, 0, 0)
-    carried = traffic.groups.get(keys) if traffic is not None else [None] * len(keys)
-    return [
-        Talker(live.groups.labels(key), now or nothing, since or nothing)
-        for key, now, since in zip(keys, live.groups.get(keys), carried, strict=True)
-    ]
 
 
 def measure(by: str, totals: Sums) -> str:

@@ -7,7 +7,7 @@ import gc
 import itertools
 import os
 import sys
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from conntrack_textfile import __version__, exposition, options, textfile
 from conntrack_textfile.collector import Collector
@@ -144,12 +144,13 @@ def _check(opts: Options) -> int:
     return int(any(result.level == "fail" for result in results))
 
 
-class _Handed(NamedTuple):
+class _Handed:
     """The sockets that systemd handed over, sorted by what they are."""
 
-    listeners: list[socket.socket]  # and whatever else is no netlink socket
-    events: dict[str, socket.socket]  # by the name of a network namespace, "" for our own
-    dumps: dict[str, list[socket.socket]]  # for dumps, by the same
+    def __init__(self) -> None:
+        self.listeners: list[socket.socket] = []  # and whatever else is no netlink socket
+        self.events: dict[str, socket.socket] = {}  # by network namespace, "" for our own
+        self.dumps: dict[str, list[socket.socket]] = {}  # for dumps, by the same
 
     @property
     def netlink(self) -> list[socket.socket]:
@@ -159,27 +160,64 @@ class _Handed(NamedTuple):
 
 def _handed() -> _Handed:
     """What systemd handed over. Those in a network namespace are named netns=NAME."""
-    found = _Handed([], {}, {})
+    found = _Handed()
     if "LISTEN_FDS" not in os.environ:
         return found
     # Imported here: most runs of write are handed nothing.
     from conntrack_textfile import handover
     from conntrack_textfile.kernel import events
+    from conntrack_textfile.kernel.namespace import OWN
 
     for name, sock in handover.sockets():
         kind, _, netns = name.partition("=")
+        netns = netns if kind == "netns" else ""
         groups = events.groups(sock)
         if groups < 0:
             found.listeners.append(sock)
-        elif kind == "netns" and netns and groups == 0:
+        elif netns and groups == 0:
             found.dumps.setdefault(netns, []).append(sock)
-        elif kind == "netns" and netns and netns not in found.events:
+        elif (
+            netns not in found.events
+            and events.is_listening(sock)
+            and (netns or events.is_in(sock, OWN.identity()))
+        ):
             found.events[netns] = sock
-        elif "" not in found.events and events.is_listening(sock):
-            found.events[""] = sock
         else:
             sock.close()
     return found
+
+
+def _listener(handed: _Handed, buffer_bytes: int, log: Logger | None) -> Listen:
+    """What gives the socket with the events of a table: a handed one, or one of its own.
+
+    The latter is made where it is to have a buffer of some size. A log is told of all.
+    """
+    from conntrack_textfile.kernel import events
+
+    def listen(table: Table) -> tuple[socket.socket | None, bool]:
+        # Once: where another namespace has taken the name it is not of that one.
+        sock = held = handed.events.pop(table.key, None)
+        of = f" of {table.name}" if table.name else ""
+        if held is not None and not events.is_in(held, table.identity):
+            if log:
+                log.warning("systemd's socket%s is of a namespace before: restart its unit", of)
+            held.close()
+            sock = held = None
+        if sock is None and buffer_bytes:
+            try:
+                sock = table.space.run(lambda: events.listen(buffer_bytes))
+            except (OSError, SourceError) as error:
+                if log:
+                    reason = getattr(error, "strerror", None) or error
+                    log.warning("no events of ended connections%s: %s", of, reason)
+        if sock is not None and log:
+            # There may be hundreds, and write says no more than it has to.
+            say = log.debug if of or not buffer_bytes else log.info
+            size = events.buffer(sock).size
+            say("events of ended connections%s: a buffer of %d bytes", of, size)
+        return sock, held is not None
+
+    return listen
 
 
 @contextlib.contextmanager
@@ -197,15 +235,12 @@ def _counting(opts: Options, collector: Collector, handed: _Handed) -> Iterator[
     # Imported here, as all of counting: without a state there are no counters.
     from conntrack_textfile import state
 
-    def listen(table: Table) -> tuple[socket.socket | None, bool]:
-        held = handed.events.get(table.key)
-        return held, held is not None
-
+    held = bool(handed.events)
     with state.run(opts.state_file) as run:
-        _begin(opts, collector, listen, run)
+        _begin(opts, collector, _listener(handed, 0, _log(opts)), run)
         yield
         # Not after an error, or where the proc file stood in: events were read and are lost.
-        if collector.saved or not handed.events:
+        if collector.saved or not held:
             run.end()
 
 
@@ -301,13 +336,9 @@ def _measure(opts: Options, collector: Collector) -> None:
     """Begin to count in top, for rates: with the events of sockets of its own."""
     from conntrack_textfile.kernel import events
 
-    def listen(table: Table) -> tuple[socket.socket | None, bool]:
-        with contextlib.suppress(OSError, SourceError):  # the view says what is missing
-            return table.space.run(lambda: events.listen(events.BUFFER_BYTES)), False
-        return None, False
-
     if opts.netns or may_be_netlink(opts.source, opts.proc_root):
-        collector.count(listen, None, interrupted=0)
+        # The view says what is missing.
+        collector.count(_listener(_Handed(), events.BUFFER_BYTES, None), None, interrupted=0)
         collector.drain()
 
 
@@ -399,33 +430,14 @@ def _count(
     opts: Options, collector: Collector, handed: _Handed, stack: contextlib.ExitStack
 ) -> None:
     """Begin to count in serve: with the events of systemd's sockets, or of sockets of its own."""
-    import logging
-
     from conntrack_textfile import state
-    from conntrack_textfile.kernel import events
 
     log = _log(opts)
     if not (opts.netns or may_be_netlink(opts.source, opts.proc_root)):
         log.warning("%s", NO_COUNTERS)
         return
 
-    def listen(table: Table) -> tuple[socket.socket | None, bool]:
-        # Once: where another namespace has taken the name it is not of that one.
-        sock = held = handed.events.pop(table.key, None)
-        of = f" of {table.name}" if table.name else ""
-        if sock is None:
-            try:
-                sock = table.space.run(lambda: events.listen(opts.event_buffer))
-            except SourceError as error:
-                log.warning("no events of ended connections%s: %s", of, error)
-            except OSError as error:
-                log.warning("no events of ended connections%s: %s", of, error.strerror)
-        if sock is not None:
-            size = events.buffer(sock).size
-            level = logging.DEBUG if of else logging.INFO  # there may be hundreds
-            log.log(level, "events of ended connections%s: a buffer of %d bytes", of, size)
-        return sock, held is not None
-
+    listen = _listener(handed, opts.event_buffer, log)
     if opts.state_file:
         run = stack.enter_context(state.run(opts.state_file))
         _begin(opts, collector, listen, run)

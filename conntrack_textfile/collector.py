@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from conntrack_textfile import aggregate, joined
+from conntrack_textfile import aggregate
 from conntrack_textfile.errors import SourceError
-from conntrack_textfile.joined import JoinedGroups, join
 from conntrack_textfile.kernel import namespace, sysctl
 from conntrack_textfile.kernel.engine import make
 from conntrack_textfile.kernel.namespace import OWN
 from conntrack_textfile.kernel.sysctl import Conntrack
 from conntrack_textfile.kernel.table import Table
 from conntrack_textfile.labels import NETNS
-from conntrack_textfile.snapshot import Snapshot, Talkers, Traffic
+from conntrack_textfile.snapshot import Snapshot, Traffic
 from conntrack_textfile.tally import Rows
 
 if TYPE_CHECKING:
@@ -35,6 +33,7 @@ if TYPE_CHECKING:
     from conntrack_textfile.options import Options
     from conntrack_textfile.plan import Plan
     from conntrack_textfile.state import State
+    from conntrack_textfile.talkers import Talkers
     from conntrack_textfile.tally import Group, Groups, Tally
 
     # Gives the socket with the events of a table, and whether another process made and holds it.
@@ -43,21 +42,6 @@ if TYPE_CHECKING:
 
 # Lost events are warned of once, until none was lost for so long.
 _LOST_SECONDS = 60
-
-
-class _Saved(NamedTuple):
-    """What was saved of a table."""
-
-    numbers: dict[str, Any]
-    ledger: bytes
-
-
-class _Count(NamedTuple):
-    """The traffic since the last snapshot, in the counters."""
-
-    readings: Mapping[str, tracker.Reading]  # by the name of the table
-    protocols: Mapping[str, Rows]  # the counters by protocol, by the same
-    traffic: Traffic  # of all tables together
 
 
 class Collector:
@@ -93,8 +77,9 @@ class Collector:
         self._counters: Counters | None = None
         self._listen: Listen = lambda _: (None, False)
         self._drain: tracker.Drain | None = None
-        self._saved: dict[str, _Saved] = {}  # of tables that are not begun yet
-        self._lock = threading.Lock()
+        self._saved: dict[str, State] = {}  # of tables that are not begun yet
+        # take() and stop() may be called by two threads where it is counted.
+        self._lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         self._lost = 0
         self._lost_until = 0.0
         self.saved = False
@@ -107,9 +92,12 @@ class Collector:
         So many runs were interrupted before, as far as the mark tells; gives how many.
         """
         # Imported here, as all below: a run without counters need not pay for it.
+        import threading
+
         from conntrack_textfile.counters import Counters
         from conntrack_textfile.logs import LOG
 
+        self._lock = threading.Lock()
         counters = Counters(self._labels, self._limit)
         if saved is not None and not self._is_ours(saved):
             LOG.info("the state is of another boot or network namespace: counting from 0")
@@ -166,22 +154,24 @@ class Collector:
         # Before the limit, which frees the rest.
         summaries = {name: aggregate.summary(of, self._labels) for name, of in tallies.items()}
         tally = self._joined(tallies)
-        count = self._count(tally.groups, errors)
+        readings, traffic = self._count(tally.groups, errors)
         talkers = None
         if self._ranked:
             live = aggregate.summary(tally, self._labels)
-            talkers = self._talkers(tally, count)
+            talkers = self._talkers(tally, readings)
         else:
             live = aggregate.fold(tally, self._labels, self._limit)
-        if isinstance(tally.groups, JoinedGroups):
+        if netns:
+            from conntrack_textfile import joined
+
             found = {name: of.nat for name, of in tallies.items() if of.nat}
             nats = aggregate.nats(found, options.limit)
-            for name, exported in tally.groups.exported.items():
+            for name, exported in joined.exported(tally).items():
                 summaries[name] = summaries[name]._replace(exported=exported, nat=nats.get(name))
             live = live._replace(nat=joined.nat(nats) if nats else None)
         if "live" not in options.families:
             live = live._replace(groups=(), columns=((),) * 5)
-        parts = self._parts(summaries, errors, count) if netns else None
+        parts = self._parts(summaries, errors, readings, traffic) if netns else None
         read = [table.last for name, table in self._tables.items() if name in tallies]
         used = {of.source for of in read if of}
         return Snapshot(
@@ -192,7 +182,7 @@ class Collector:
             timestamp=time.time(),
             duration=time.monotonic() - started,
             live=live,
-            traffic=count.traffic if count else None,
+            traffic=traffic,
             talkers=talkers,
             statistics=read[0].statistics if read and read[0] and not netns else {},
             uncountable=self._counters is not None and "procfs" in used,
@@ -204,10 +194,13 @@ class Collector:
         self,
         summaries: Mapping[str, Aggregate],
         errors: Mapping[str, SourceError],
-        count: _Count | None,
+        readings: Mapping[str, tracker.Reading],
+        traffic: Traffic | None,
     ) -> dict[str, Snapshot]:
         """What is published of each network namespace, that of which there are counters yet too."""
-        counted = self._counters.health.keys() - {""} if self._counters else set()
+        counted: dict[str, Traffic] = {}
+        if traffic is not None:
+            counted = self._traffic_by_table(readings, traffic.protocols)
         parts = {}
         for name in sorted({*self._tables, *counted}):
             # One that was listed, and was gone when it was to be read, is not there either.
@@ -226,25 +219,34 @@ class Collector:
                 duration=last.duration if last else None,
                 live=summaries.get(name),
                 statistics=last.statistics if last and name in summaries else {},
-                traffic=self._part_traffic(name, count) if count and name in counted else None,
+                traffic=counted.get(name),
             )
         return parts
 
-    def _part_traffic(self, name: str, count: _Count) -> Traffic:
+    def _traffic_by_table(
+        self, readings: Mapping[str, tracker.Reading], protocols: Rows
+    ) -> dict[str, Traffic]:
+        """The counters of each network namespace, by its name, without groups."""
         assert self._counters is not None
-        health = self._counters.health[name]
-        reading = count.readings.get(name)
-        return Traffic(
-            labels=self._labels,
-            groups=Rows((), ((),) * 5),
-            protocols=count.protocols.get(name, Rows((), ((),) * 5)),
-            totals=dict(health.totals),
-            lost=0,
-            started=health.started,
-            tracked=reading.tracked if reading else None,
-            listening=self._tables[name].listening() if reading else None,
-            buffer=reading.buffer if reading else None,
-        )
+        nothing = Rows((), ((),) * 5)
+        by_table = _by_first_label(protocols)
+        found = {}
+        for name, health in self._counters.health.items():
+            if not name:
+                continue
+            reading = readings.get(name)
+            found[name] = Traffic(
+                labels=self._labels,
+                groups=nothing,
+                protocols=by_table.get(name, nothing),
+                totals=dict(health.totals),
+                lost=0,
+                started=health.started,
+                tracked=reading.tracked if reading else None,
+                listening=self._tables[name].listening() if reading else None,
+                buffer=reading.buffer if reading else None,
+            )
+        return found
 
     def _follow(self) -> dict[str, Table]:
         """The tables that there are now. Those of namespaces that are gone are given up."""
@@ -268,11 +270,22 @@ class Collector:
     def _give_up(self, table: Table) -> None:
         """Read the last events of a table whose namespace is gone, and let it go."""
         if table.tracker is not None:
+            if table.name in self._given_up:  # no snapshot came since another had the name
+                self._settle()
+            if self._drain is not None:
+                self._drain.remove(table.tracker)
             self._given_up[table.name] = table.tracker.reading(
                 listening=table.listening(), save=False, last=True
             )
         table.close()
         self._handed.pop(table.name, None)
+
+    def _settle(self) -> None:
+        """Add what namespaces that are gone had to the counters, before the next snapshot."""
+        assert self._counters is not None
+        given_up, self._given_up = self._given_up, {}
+        self._update(given_up, None)
+        self._counters.published = False
 
     def _begin(self, table: Table) -> None:
         """Begin to count the traffic of a table, or go on with what was saved of it.
@@ -283,10 +296,7 @@ class Collector:
         from conntrack_textfile.kernel.tracker import Tracker
         from conntrack_textfile.logs import LOG
 
-        try:
-            identity = table.identity = table.space.identity()
-        except OSError as error:
-            raise SourceError(f"cannot tell which it is: {error.strerror}") from error
+        identity = table.identity = table.space.identity()
         sock, held = self._listen(table)
         saved = self._saved.pop(table.name, None)
         ledger = None
@@ -319,13 +329,21 @@ class Collector:
         return (NETNS.name, *plan.labels) if self._options.netns else plan.labels
 
     def _joined(self, tallies: Mapping[str, Tally]) -> Tally:
-        return join(tallies) if self._options.netns else tallies[""]
+        if not self._options.netns:
+            return tallies[""]
+        from conntrack_textfile import joined
+
+        return joined.join(tallies)
 
     def _key_parser(self, plan: Plan) -> Callable[[Group], bytes | None]:
         from conntrack_textfile.kernel.grouping import key_parser
 
         parse = key_parser(plan)
-        return joined.key_parser(parse) if self._options.netns else parse
+        if not self._options.netns:
+            return parse
+        from conntrack_textfile import joined
+
+        return joined.key_parser(parse)
 
     def _replan(self, plan: Plan) -> None:
         """Go on with another plan. Series of names that are gone end.
@@ -339,6 +357,8 @@ class Collector:
 
             anew = _kept(plan) != _kept(self._plan)
             with self._lock:
+                if self._given_up:  # by keys of the plan before
+                    self._settle()
                 readings = {
                     name: table.tracker.replace(engine.ledger, anew=anew)
                     for name, table in self._tables.items()
@@ -368,15 +388,18 @@ class Collector:
         for name, reading in readings.items():
             self._counters.add_totals(reading.statistics, name)
 
-    def _count(self, live: Groups | None, failed: Collection[str] = ()) -> _Count | None:
+    def _count(
+        self, live: Groups | None, failed: Collection[str] = ()
+    ) -> tuple[dict[str, tracker.Reading], Traffic | None]:
         """Add the traffic since the last time to the counters, and save them.
 
-        live are the groups of a snapshot; without them it is the last time.
+        live are the groups of a snapshot; without them it is the last time. Gives what
+        was read of each table, and the counters of all together.
         """
+        readings: dict[str, tracker.Reading] = {}
         if self._counters is None:
-            return None
+            return readings, None
         path = self._options.state_file
-        readings = {}
         with self._lock:
             for name, table in self._tables.items():
                 # A baseline that was not read to its end is taken again.
@@ -387,32 +410,25 @@ class Collector:
                         listening=table.listening(), save=bool(path), last=live is None
                     )
             if not readings and not self._options.netns:
-                return None
+                return readings, None
+            if self._given_up.keys() & readings:  # another namespace has taken the name
+                self._settle()
             given_up, self._given_up = self._given_up, {}
-            again = {name: of for name, of in given_up.items() if name in readings}
-            if again:  # another namespace has taken the name
-                self._update(again, None)
-                self._counters.published = False
             self._update({**given_up, **readings}, live, failed)
             self._counters.published = False
             if path:
                 self._save(path, readings, published=live is not None)
             self._counters.published = live is not None
-            protocols = self._counters.by_protocol()
-            traffic = self._traffic(readings, protocols)
-        by_table: dict[str, Rows] = {}
-        if self._options.netns:
-            by_table = _by_first_label(protocols)
-        return _Count(readings, by_table, traffic)
+            return readings, self._traffic(readings)
 
-    def _traffic(self, readings: Mapping[str, tracker.Reading], protocols: Rows) -> Traffic:
+    def _traffic(self, readings: Mapping[str, tracker.Reading]) -> Traffic:
         """The counters of all tables together."""
         assert self._counters is not None
         only = readings.get("")
         return Traffic(
             labels=self._labels,
             groups=self._counters.groups(),
-            protocols=protocols,
+            protocols=self._counters.by_protocol(),
             held=self._counters.held(),
             held_by_protocol=self._counters.held_by_protocol(),
             totals=dict(self._counters.totals),
@@ -423,10 +439,11 @@ class Collector:
             buffer=only.buffer if only else None,
         )
 
-    def _talkers(self, live: Tally, count: _Count | None) -> Talkers:
+    def _talkers(self, live: Tally, readings: Mapping[str, tracker.Reading]) -> Talkers:
         """The largest groups of a snapshot: by its own traffic, so that no slot is needed."""
+        from conntrack_textfile import talkers
+
         now = time.monotonic()
-        readings = count.readings if count else {}
         # The first reading has the baseline, and ends it: there is no traffic yet.
         since = self._measured_at
         traffic = None
@@ -434,9 +451,9 @@ class Collector:
             if since is not None:
                 traffic = self._joined({name: of.traffic for name, of in readings.items()})
             self._measured_at = now
-        return Talkers(
+        return talkers.Talkers(
             labels=self._labels,
-            rows=aggregate.talkers(live, traffic, self._ranked),
+            rows=talkers.largest(live, traffic, self._ranked),
             totals=aggregate.totals(traffic) if traffic else None,
             seconds=now - since if since is not None else 0.0,
             ended_unseen=sum(of.statistics["ended_unseen"] for of in readings.values()),
@@ -480,7 +497,7 @@ class Collector:
                 "drops": tracker.drops,
                 "others_at": tracker.others_at,
             }
-            tables[name] = _Saved(numbers, reading.ledger)
+            tables[name] = state.State(numbers, reading.ledger)
         numbers = {
             "boot": namespace.boot(),
             "tables": {
@@ -546,7 +563,7 @@ class Collector:
             self._count(None, self._tables)
 
 
-def _ledgers(saved: State) -> dict[str, _Saved]:
+def _ledgers(saved: State) -> dict[str, State]:
     """What a state has of each table."""
     found = {}
     at = 0
@@ -554,7 +571,9 @@ def _ledgers(saved: State) -> dict[str, _Saved]:
         for number in ("drops", "others_at", "ledger"):
             int(numbers[number])
         numbers["table"], numbers["filters"], numbers["socket"]
-        found[name] = _Saved(numbers, saved.ledger[at : at + numbers["ledger"]])
+        found[name] = saved._replace(
+            numbers=numbers, ledger=saved.ledger[at : at + numbers["ledger"]]
+        )
         at += numbers["ledger"]
     return found
 

@@ -219,12 +219,13 @@ class Counters:
         """
         labels: tuple[str, ...] = tuple(saved["labels"])  # type: ignore[arg-type]
         self.published = bool(saved["published"])
-        rows: list[list[Any]] = saved.get("namespaces", [])  # type: ignore[assignment]
+        same = protocol_labels(labels) == protocol_labels(self.labels)
+        rows: list[list[Any]] = saved.get("namespaces", []) if same else []  # type: ignore[assignment]
         for netns, started, totals, seen in [["", saved["started"], saved["totals"], 0], *rows]:
             health = self.health[str(netns)] = Health(int(seen))
             health.started = float(started)
             health.totals = {name: int(totals[name]) for name in TOTALS}
-        if protocol_labels(labels) != protocol_labels(self.labels):
+        if not same:
             return
         self.protocols = _loaded(saved["protocols"], len(protocol_labels(labels)))
         if labels != self.labels:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -81,12 +80,18 @@ def parse_mark(text: str) -> Mark:
     return mark
 
 
+_DECIMAL = frozenset("0123456789")
+_HEXADECIMAL = _DECIMAL | set("abcdefABCDEF")
+
+
 def parse_bits(text: str) -> int:
     """Read 32 bits, decimal or hexadecimal with 0x. Raises ValueError."""
     # Not int(text, 16), which takes 0x0x1, 1_0 and digits of all scripts.
-    match = re.fullmatch("0[xX]([0-9a-fA-F]{1,8})|([0-9]{1,10})", text)
-    if match:
-        number = int(match[1], 16) if match[1] else int(match[2])
+    # Nor a regular expression: to compile it takes longer than all else here.
+    hexadecimal = text[:2] in ("0x", "0X")
+    digits, known = (text[2:], _HEXADECIMAL) if hexadecimal else (text, _DECIMAL)
+    if 0 < len(digits) <= (8 if hexadecimal else 10) and known.issuperset(digits):
+        number = int(digits, 16 if hexadecimal else 10)
         if number < 1 << 32:
             return number
     raise ValueError("a mark is a number of 32 bits, decimal or 0x and hexadecimal digits")

@@ -49,6 +49,12 @@ def join(tallies: Mapping[str, Tally]) -> Tally:
     )
 
 
+def exported(tally: Tally) -> Mapping[str, int]:
+    """How many groups of each namespace the rows of a joined tally had."""
+    assert isinstance(tally.groups, JoinedGroups)
+    return tally.groups.exported
+
+
 def nat(found: Mapping[str, Nat]) -> Nat:
     """The translated entries of all namespaces, for people: the addresses are with names."""
     connections: Counts = collections.Counter()
@@ -138,8 +144,7 @@ class JoinedGroups:
     def labels(self, key: bytes) -> Group:
         """See tally.Groups."""
         prefix, rest = _split(key)
-        # Any will do: a key may be of a namespace that is not there any more.
-        _, groups = self._parts.get(prefix) or next(iter(self._parts.values()))
+        _, groups = self._parts[prefix]
         return (prefix[:-1].decode(), *groups.labels(rest))
 
     def _by_part(self, keys: Iterable[bytes]) -> dict[bytes, list[bytes]]:

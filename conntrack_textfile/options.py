@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import time
-from math import inf
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import docopt
@@ -285,7 +284,7 @@ class Options(NamedTuple):
     services_file: str = ""
     netns: tuple[str, ...] = ()  # none: one's own, without a label
     hosts_files: tuple[str, ...] = ()
-    names_until: float = inf  # when a name of plan ends, in seconds since the epoch
+    names_until: float = float("inf")  # when a name of plan ends, in seconds since the epoch
 
     # Of write, and of check, where it is "" if it was not given:
     file: str = "-"

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from conntrack_textfile.aggregate import Aggregate, Talker
+    from conntrack_textfile.aggregate import Aggregate
     from conntrack_textfile.kernel.events import Buffer
     from conntrack_textfile.kernel.sysctl import Conntrack
-    from conntrack_textfile.tally import Group, Rows, Sums
+    from conntrack_textfile.talkers import Talkers
+    from conntrack_textfile.tally import Group, Rows
 
 _ACCOUNTING_OFF = (
     "accounting is off, so packets and bytes are not counted: set "
@@ -57,16 +58,6 @@ class Traffic(NamedTuple):
     # What series that are published as 0 at first have already:
     held: Mapping[Group, Sequence[int]] = MappingProxyType({})
     held_by_protocol: Mapping[Group, Sequence[int]] = MappingProxyType({})
-
-
-class Talkers(NamedTuple):
-    """The largest groups by each measure: what a view needs to sort by any."""
-
-    labels: tuple[str, ...]
-    rows: list[Talker]
-    totals: Sums | None  # carried since the snapshot before; None where it is not known
-    seconds: float  # since then
-    ended_unseen: int  # connections of which the last traffic is missing
 
 
 class Snapshot(NamedTuple):

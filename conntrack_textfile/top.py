@@ -20,8 +20,8 @@ from conntrack_textfile.units import binary
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from conntrack_textfile.aggregate import Talker
-    from conntrack_textfile.snapshot import Snapshot, Talkers
+    from conntrack_textfile.snapshot import Snapshot
+    from conntrack_textfile.talkers import Talker, Talkers
 
     _Text = Callable[[int], str]
     _Measured = tuple[str, tuple[int, int], _Text, Callable[[float], str], bool]

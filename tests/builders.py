@@ -9,7 +9,8 @@ from conntrack_textfile import aggregate
 from conntrack_textfile.counters import TOTALS
 from conntrack_textfile.kernel.engine import make
 from conntrack_textfile.kernel.sysctl import Conntrack
-from conntrack_textfile.snapshot import Snapshot, Talkers, Traffic
+from conntrack_textfile.snapshot import Snapshot, Traffic
+from conntrack_textfile.talkers import Talker, Talkers
 from conntrack_textfile.tally import Rows, Sums
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def watched(live: Series, traffic: Series | None, *labels: str, seconds: float =
     nothing = (0,) * len(Sums._fields)
     carried = traffic or {}
     rows = [
-        aggregate.Talker(group, Sums(*live.get(group, nothing)), Sums(*carried.get(group, nothing)))
+        Talker(group, Sums(*live.get(group, nothing)), Sums(*carried.get(group, nothing)))
         for group in sorted({*live, *carried})
     ]
     totals = Sums(*map(sum, zip(nothing, *carried.values(), strict=True)))

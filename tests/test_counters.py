@@ -455,3 +455,4 @@ def test_what_namespaces_have_is_saved_and_loaded() -> None:
     other = Counters(("dst",), Limit())
     other.load(saved, key_parser(plan))
     assert (other.slots, other.protocols) == ({}, {})
+    assert list(other.health) == [""]

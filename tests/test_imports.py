@@ -28,7 +28,7 @@ LAYERS = [
         labels
         plan
         aggregate hosts
-        options counters joined
+        options counters joined talkers
         kernel.uapi kernel.procfs
         kernel.namespace
         kernel.sysctl kernel.netlink kernel.nat kernel.events
@@ -65,8 +65,8 @@ TO_THE_ENDS = {
     "kernel.table kernel.tracker",
     "check": "kernel.engine kernel.events kernel.namespace kernel.netlink kernel.procfs "
     "kernel.source kernel.sysctl web.config",
-    "cli": "kernel.engine kernel.events kernel.source kernel.sysctl kernel.table web.application "
-    "web.config web.http web.limiter web.process web.refresh web.sockets",
+    "cli": "kernel.engine kernel.events kernel.namespace kernel.source kernel.sysctl kernel.table "
+    "web.application web.config web.http web.limiter web.process web.refresh web.sockets",
 }
 
 

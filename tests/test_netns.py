@@ -602,3 +602,215 @@ def cpu(pid: int) -> float:
     """The seconds of CPU that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+# What each program begins with: collector() counts as serve and top do, with the events
+# of sockets that somebody else has open too.
+PRELUDE = """
+import json, os, select, socket, struct, subprocess, sys, time
+from conntrack_textfile import options
+from conntrack_textfile.collector import Collector
+from conntrack_textfile.errors import SourceError
+from conntrack_textfile.kernel import events
+from conntrack_textfile.kernel.engine import make
+from conntrack_textfile.kernel.namespace import Namespace
+from conntrack_textfile.kernel.table import Table
+
+held = []
+
+def listen(table):
+    sock = table.space.run(lambda: events.listen(1 << 22))
+    held.append(sock.dup())
+    return sock, True
+
+def collector(argv, **kwargs):
+    opts = options.parse(argv)
+    plans = [opts.plan]
+    made = Collector(opts, make(opts.plan), lambda: plans[-1], **kwargs)
+    made.count(listen, None, interrupted=0)
+    made.drain()
+    return made, plans
+
+def ip(*argv):
+    subprocess.run(["ip", *argv], check=True)
+
+TALK, RULES = sys.argv[1:]
+
+def talk(packets):
+    subprocess.run(["ip", "netns", "exec", "blue", sys.executable, "-c", TALK, str(packets)],
+        check=True)
+    subprocess.run(["ip", "netns", "exec", "blue", "conntrack", "-F"], check=True,
+        capture_output=True)
+
+def add():
+    ip("netns", "add", "blue")
+    ip("-n", "blue", "link", "set", "lo", "up")
+    subprocess.run(["ip", "netns", "exec", "blue", "sh", "-euc",
+        "printf %s \\"$1\\" | nft -f -; sysctl -qw net.netfilter.nf_conntrack_acct=1",
+        "sh", RULES], check=True)
+"""
+
+
+def program(host: Host, text: str) -> Any:
+    """What a program printed as JSON."""
+    argv = [sys.executable, "-c", PRELUDE + text, TALK, RULES]
+    return json.loads(check(*host.prefix, *argv))
+
+
+def test_a_namespace_that_is_gone_costs_nothing_while_its_socket_is_held(host: Host) -> None:
+    """systemd has the event socket open: it stays readable, and nobody reads it."""
+    found = program(
+        host,
+        """
+add()
+one, _ = collector(["serve", "--netns=all"])
+one.take()
+inside = os.open("/run/netns/blue", os.O_RDONLY)
+ip("netns", "del", "blue")
+assert not one.take().success is False
+
+def end():
+    sent, other = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
+    other.bind(("127.0.0.1", 0))
+    sent.sendto(b"x", other.getsockname())
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as sock:
+        sock.send(struct.pack("=IHHIIBBH", 20, 0x102, 5, 1, 0, 0, 0, 0))
+        sock.recv(4096)
+
+Namespace(f"/proc/self/fd/{inside}").run(end)
+waits = bool(select.select([held[0]], [], [], 30)[0])
+before = time.process_time()
+time.sleep(1)
+print(json.dumps([waits, time.process_time() - before]))
+""",
+    )
+    assert found[0]
+    assert found[1] < 0.2
+
+
+def test_a_namespace_that_goes_while_top_reads_it_had_traffic(host: Host) -> None:
+    found = program(
+        host,
+        """
+add()
+one, _ = collector(["top", "--watch", "--netns=all", "--aggregate.by=dport"], ranked=5)
+one.take()
+talk(3)
+read = Table.read
+
+def gone(self, engine):
+    ip("netns", "del", "blue")
+    return read(self, engine)
+
+Table.read = gone
+talkers = one.take().talkers
+print(json.dumps([[row.group, row.traffic[1]] for row in talkers.rows]))
+""",
+    )
+    assert found == [[["blue", "5001"], 3], [["blue", "5002"], 3]]
+
+
+@pytest.mark.parametrize(
+    "change", ["labels=('dport', 'zone')", "networks=networks.parse_names('127.0.0.0/8 here')"]
+)
+def test_what_a_namespace_had_survives_a_change_of_the_plan(host: Host, change: str) -> None:
+    """It went, nothing could be read, and before something can other labels are asked for."""
+    found = program(
+        host,
+        f"""
+from conntrack_textfile import networks
+add()
+one, plans = collector(["serve", "--netns=blue", "--aggregate.by=src,dport"])
+one.take()
+talk(2)
+ip("netns", "del", "blue")
+try:
+    one.take()
+    sys.exit("it is there")
+except SourceError:
+    pass
+plans.append(plans[0]._replace({change}))
+add()
+for _ in range(5):  # new series are published as 0 at first
+    traffic = one.take().traffic
+rows = zip(traffic.groups.groups, traffic.groups.columns[1])
+print(json.dumps([traffic.labels, [[group, sent] for group, sent in rows if sent],
+    sum(traffic.groups.columns[1]), sum(traffic.protocols.columns[1])]))
+""",
+    )
+    labels, groups, *sums = found
+    assert all(len(group) == len(labels) for group, _ in groups)
+    assert sums[0] == sums[1]
+    if "networks" in change:
+        assert sums[0] == 4
+
+
+def test_a_socket_without_events_of_ends_is_not_taken_for_one(host: Host) -> None:
+    """As of a socket unit for other groups: there would be no events, and no word of it."""
+    found = program(
+        host,
+        """
+from conntrack_textfile import cli
+for at, groups in enumerate((1, 4, 0, 0)):
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
+    sock.bind((0, groups))
+    os.dup2(sock.fileno(), 100 + at)
+    sock.close()
+    os.dup2(100 + at, 3 + at)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="4",
+    LISTEN_FDNAMES=":".join(["netns=blue"] * 4))
+handed = cli._handed()
+print(json.dumps([[sock.fileno() for sock in handed.events.values()],
+    [sock.fileno() for sock in handed.dumps["blue"]], list(handed.events), handed.listeners]))
+""",
+    )
+    assert found == [[4], [5, 6], ["blue"], []]
+
+
+def test_a_socket_of_a_namespace_before_is_not_that_of_another(host: Host) -> None:
+    """systemd's socket keeps the one before: its events are of a table that nobody reads."""
+    found = program(
+        host,
+        """
+from conntrack_textfile import cli
+add()
+handed = cli._Handed()
+handed.events["blue"] = Namespace("/run/netns/blue").run(lambda: events.listen(1 << 22))
+ip("netns", "del", "blue")
+add()
+opts = options.parse(["serve", "--netns=blue"])
+one = Collector(opts, make(opts.plan))
+one.count(cli._listener(handed, 1 << 22, None), None, interrupted=0)
+one.take()
+talk(1)
+print(json.dumps(one.take().parts["blue"].traffic.totals["received"]))
+""",
+    )
+    assert found == 2
+
+
+def test_handed_sockets_without_the_right_to_ask_are_an_error_in_a_line(host: Host) -> None:
+    need("setpriv")
+    found = program(
+        host,
+        """
+add()
+for at in range(2):
+    sock = Namespace("/run/netns/blue").run(lambda: socket.socket(socket.AF_NETLINK, 3, 12))
+    os.dup2(sock.fileno(), 100 + at)
+caps = "+dac_read_search"
+script = "import os, sys; os.dup2(100, 3); os.dup2(101, 4); os.environ.update("
+script += "LISTEN_PID=str(os.getpid()), LISTEN_FDS='2', LISTEN_FDNAMES='netns=blue:netns=blue');"
+script += "os.execvp(sys.argv[1], sys.argv[1:])"
+done = subprocess.run([sys.executable, "-c", script, "setpriv", "--reuid=65534", "--regid=65534",
+    "--clear-groups", "--inh-caps=" + caps, "--ambient-caps=" + caps,
+    "--bounding-set=-all," + caps, sys.executable, "-m", "conntrack_textfile", "write",
+    "--netns=blue"], capture_output=True, text=True, pass_fds=(100, 101))
+print(json.dumps([done.returncode, done.stderr]))
+""",
+    )
+    status, text = found
+    assert status == 1, text
+    assert text.count("\n") == 1, text
+    assert "blue" in text
+    assert "CAP_NET_ADMIN" in text

@@ -63,9 +63,14 @@ def listen(buffer_bytes: int) -> socket.socket:
 
 
 def is_listening(sock: socket.socket) -> bool:
-    """Whether a socket that was handed over gets the DESTROY events of our network namespace."""
+    """Whether a socket that was handed over gets DESTROY events."""
     of = groups(sock)
-    return of > 0 and of & _DESTROY_MASK != 0 and cookie(sock) == OWN.identity()[-1]
+    return of > 0 and of & _DESTROY_MASK != 0
+
+
+def is_in(sock: socket.socket, identity: list[str]) -> bool:
+    """Whether a socket that was handed over is in the network namespace of an identity."""
+    return cookie(sock) == identity[-1]
 
 
 def groups(sock: socket.socket) -> int:

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import socket
 import sys
 import time
 from typing import TYPE_CHECKING, TypeVar
@@ -15,6 +14,7 @@ from conntrack_textfile.errors import SourceError
 from conntrack_textfile.kernel import uapi
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterable, Iterator
 
 # Where ip-netns(8) keeps the named ones.
@@ -97,13 +97,18 @@ class Namespace:
         """What is the same as long as its table is: boot id, number, cookie.
 
         The number of a namespace's inode is given again to another when it is gone;
-        its cookie is not. Raises SourceError and OSError.
+        its cookie is not. Raises SourceError.
         """
-        if not self.path:
-            with _socket() as sock:
-                return [boot(), os.readlink("/proc/self/ns/net"), cookie(sock)]
-        with self.socket() as sock:
-            return [boot(), f"net:[{_inode(sock)}]", cookie(sock)]
+        try:
+            if not self.path:
+                with _socket() as sock:
+                    return [boot(), os.readlink("/proc/self/ns/net"), cookie(sock)]
+            with self.socket() as sock:
+                return [boot(), f"net:[{_inode(sock)}]", cookie(sock)]
+        except OSError as error:
+            raise SourceError(
+                f"cannot tell which network namespace it is: {error.strerror}"
+            ) from error
 
     def check(self) -> None:
         """Raise SourceError where it is gone, though there are sockets in it still."""
@@ -183,6 +188,9 @@ def boot() -> str:
 
 def cookie(sock: socket.socket) -> str:
     """The cookie of the network namespace that a socket is in, "" before Linux 5.14."""
+    # Imported here, as below: to import that costs more than to read a small table.
+    import socket
+
     try:
         return sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, _COOKIE_SIZE).hex()
     except OSError:
@@ -228,14 +236,22 @@ def _setns(fd: int) -> None:
 
 
 def _socket() -> socket.socket:
+    import socket
+
     return socket.socket(
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, uapi.NETLINK_NETFILTER
     )
 
 
 def _inode(sock: socket.socket) -> int:
-    """The number of the namespace that a socket is in. Raises OSError without CAP_NET_ADMIN."""
-    fd = fcntl.ioctl(sock.fileno(), _SIOCGSKNS)
+    """The number of the namespace that a socket is in. Raises SourceError."""
+    try:
+        fd = fcntl.ioctl(sock.fileno(), _SIOCGSKNS)
+    except OSError as error:
+        raise SourceError(
+            "cannot tell which namespace systemd's sockets are in: "
+            f"{error.strerror} (it takes CAP_NET_ADMIN)"
+        ) from error
     try:
         return os.fstat(fd).st_ino
     finally:
@@ -247,6 +263,8 @@ def _drain(sock: socket.socket) -> None:
 
     Until then the kernel would refuse another dump (EBUSY).
     """
+    import socket
+
     with contextlib.suppress(BlockingIOError):
         while True:
             with _ignoring(errno.ENOBUFS):

@@ -7,10 +7,9 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from conntrack_textfile.errors import SourceError
-from conntrack_textfile.kernel import source, statistics, sysctl
+from conntrack_textfile.kernel import source, sysctl
 from conntrack_textfile.kernel.namespace import OWN, Namespace, stamp
 from conntrack_textfile.kernel.sysctl import Conntrack
-from conntrack_textfile.logs import LOG
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -77,6 +76,9 @@ class Table:
         used, tally = self._read(engine)
         counted: dict[str, int] = {}
         if used == "netlink":
+            # Imported here, as all below: each costs time that a small table does not.
+            from conntrack_textfile.kernel import statistics
+
             counted = statistics.read(self.space)
         duration = time.monotonic() - started
         self.last = Reading(used, self.conntrack(), counted, time.time(), duration)
@@ -86,6 +88,8 @@ class Table:
         """The settings and figures of the table, of which what cannot be read is None."""
         if not self.space.path:
             return sysctl.read(self._proc_root)
+        from conntrack_textfile.kernel import statistics
+
         found = Conntrack()
         with contextlib.suppress(SourceError):
             found = self.space.run(lambda: sysctl.read(self._proc_root))
@@ -99,6 +103,8 @@ class Table:
         try:
             self.space.run(lambda: sysctl.enable_accounting(self._proc_root))
         except (OSError, SourceError) as error:
+            from conntrack_textfile.logs import LOG
+
             LOG.warning(
                 "network namespace %s: cannot set net.netfilter.nf_conntrack_acct=1: %s",
                 self.name,

@@ -195,12 +195,27 @@ class Drain:
             self._trackers[tracker.socket.fileno()] = tracker
             self._epoll.register(tracker.socket, select.EPOLLIN)
 
+    def remove(self, tracker: Tracker) -> None:
+        """Read no more of a tracker, before its socket is closed.
+
+        To close it would not do where systemd has it open too: epoll would go on to say
+        that there is something to read, and there would be no descriptor to end that by.
+        """
+        if tracker.socket is None:
+            return
+        with self._lock:
+            self._trackers.pop(tracker.socket.fileno(), None)
+            # Where its last events were read before, it is out already.
+            with contextlib.suppress(OSError):
+                self._epoll.unregister(tracker.socket)
+
     def _run(self) -> None:
         while True:
             for descriptor, _ in self._epoll.poll():
                 try:
                     with self._lock:
-                        if not self._trackers[descriptor].drain():
+                        tracker = self._trackers.get(descriptor)
+                        if tracker is not None and not tracker.drain():
                             # Where it was closed it is out already.
                             with contextlib.suppress(OSError):
                                 self._epoll.unregister(descriptor)

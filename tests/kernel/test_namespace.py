@@ -138,3 +138,19 @@ def test_sockets_of_a_namespace_before_are_not_read(name: str) -> None:
         Namespace("/run/netns/nope", sockets).check()
     assert events.groups(sockets[0]) == 0
     sockets[0].close()
+
+
+def test_what_cannot_be_told_of_a_namespace_is_an_error_for_people(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (sock,) = handed(Namespace(f"/run/netns/{name}"), 1)
+    sock.close()
+    with pytest.raises(SourceError, match="cannot tell which network namespace it is"):
+        Namespace(f"/run/netns/{name}", [sock]).identity()
+
+    def refused() -> socket.socket:  # as where systemd allows no such sockets
+        raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+
+    monkeypatch.setattr(namespace, "_socket", refused)
+    with pytest.raises(SourceError, match="Address family not supported"):
+        OWN.identity()

@@ -221,11 +221,11 @@ def test_a_socket_of_another_namespace_is_not_ours(namespace: str) -> None:
     program = """
 import ctypes
 sock = events.listen(1 << 20)
-ours = events.is_listening(sock)
+ours = events.is_in(sock, namespace.OWN.identity())
 before = namespace.OWN.identity()
 assert before == namespace.OWN.identity()
 assert ctypes.CDLL(None, use_errno=True).unshare(0x40000000) == 0  # CLONE_NEWNET
-print(json.dumps([ours, events.is_listening(sock),
+print(json.dumps([ours, events.is_in(sock, namespace.OWN.identity()),
     [a == b for a, b in zip(before, namespace.OWN.identity())]]))
 """
     assert run(namespace, program) == [True, False, [True, False, False]]
