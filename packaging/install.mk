@@ -94,7 +94,7 @@ endif
 activate:
 	systemd-sysusers $(NAME).conf
 	systemd-tmpfiles --create $(NAME).conf
-	-modprobe nf_conntrack
+	-test -e /proc/sys/net/netfilter/nf_conntrack_acct || modprobe nf_conntrack
 	-systemctl restart systemd-sysctl.service
 	systemctl daemon-reload
 	systemctl try-restart conntrack-exporter.service
@@ -105,6 +105,7 @@ deactivate:
 	-systemctl stop '$(NAME)*' 'conntrack-exporter*' 'conntrack-events*'
 	-systemctl disable --quiet $(UNITS)
 	-systemctl clean --what=runtime $(NAME).service conntrack-exporter.service
+	-systemctl reset-failed '$(NAME)*' 'conntrack-exporter*' 'conntrack-events*'
 
 # All of it, the settings too.
 uninstall:

@@ -404,5 +404,8 @@ def test_purged_it_leaves_nothing(machine: Machine) -> None:
     apt(machine, "install", "/root/newer.deb")
     assert machine.show(TIMER, "ActiveState") == "inactive"
 
+    # Nor is one that has failed remembered without its file.
+    machine.fails("systemctl", "start", WRITER)
     apt(machine, "purge", "conntrack-textfile")
+    assert "conntrack" not in machine.systemctl("list-units", "--all", "--plain", "--no-legend")
     assert machine.run("sh", "-c", LIST).splitlines() == before.splitlines()

@@ -173,12 +173,12 @@ def test_check_looks_at_the_units_and_at_node_exporter(machine: Machine) -> None
     assert f"fail  systemd    {WRITER} is failed, static (exit-code): journalctl -u" in said
 
 
-def test_the_socket_takes_the_place_of_the_service_as_the_readme_says(machine: Machine) -> None:
+def test_the_socket_takes_the_place_of_the_service_as_its_page_says(machine: Machine) -> None:
     machine.systemctl("enable", "--now", EXPORTER)
     until(lambda: machine.get(METRICS))
     machine.fails("systemctl", "start", SOCKET)  # which is why the service goes first
-    readme = (ROOT / "README.md").read_text()
-    (block,) = re.findall(r"^```sh\n(systemctl disable .*?)^```", readme, re.MULTILINE | re.DOTALL)
+    page = (ROOT / "docs/serve.md").read_text()
+    (block,) = re.findall(r"^```sh\n(systemctl disable .*?)^```", page, re.MULTILINE | re.DOTALL)
     machine.run("sh", "-euc", block)
     until(lambda: machine.get(METRICS))
     assert machine.show(SOCKET, "UnitFileState") == "enabled"
@@ -601,6 +601,22 @@ def test_the_socket_is_there_as_long_as_the_timer(counting: Machine) -> None:
     assert not machine.systemctl("--failed", "--no-legend")
 
 
+def test_what_is_under_way_when_the_timer_stops_has_not_failed(counting: Machine) -> None:
+    slow = "[Service]\nExecStart=\nExecStart=/bin/sleep 600\n"
+    units = (WRITER, "conntrack-events-hold.service")
+    for unit in units:
+        counting.dropin(unit, slow)
+    counting.systemctl("restart", WRITER_EVENTS)  # with it ends what an event has started
+    counting.systemctl("start", "--no-block", *units)
+    for unit in units:
+        until(lambda unit=unit: counting.show(unit, "ActiveState") == "activating")
+    counting.systemctl("stop", TIMER, WRITER_EVENTS)  # as at removal
+    for unit in units:
+        until(lambda unit=unit: counting.show(unit, "ActiveState") == "inactive")
+    assert counting.show(WRITER_EVENTS, "ActiveState") == "inactive"
+    assert counting.systemctl("--failed", "--no-legend") == ""
+
+
 def test_the_socket_comes_back_after_too_many_starts(counting: Machine) -> None:
     """Which systemd does not allow, and then ends the sockets of a service."""
     machine = counting
@@ -890,8 +906,8 @@ def test_the_exporter_reads_another_namespace_without_the_right_to_enter_it(
 def test_the_timer_may_be_given_the_right_to_enter_namespaces(
     machine: Machine, blue: list[str]
 ) -> None:
-    """As the README says."""
-    text = (ROOT / "README.md").read_text()
+    """As its page says."""
+    text = (ROOT / "docs/netns.md").read_text()
     (right,) = re.findall(r"^```\n(\[Service\]\n[^`]*CAP_SYS_ADMIN[^`]*)```", text, re.MULTILINE)
     check(*blue, "ping", "-q", "-c", "1", "127.0.0.1")
     machine.write("/etc/default/conntrack-textfile", 'ARGS="--netns=all"\n')
