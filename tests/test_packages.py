@@ -148,7 +148,13 @@ def test_the_sdist_has_the_source_of_the_compiled_engine(checkout: Path) -> None
 def test_make_run_in_a_clone_is_quick_and_small(checkout: Path) -> None:
     need("make")
     runs = [
-        subprocess.run(["make", "run"], cwd=checkout, capture_output=True, text=True, check=True)
+        subprocess.run(
+            ["env", "-u", "MAKEFLAGS", "-u", "MAKELEVEL", "make", "run"],  # not as a part of make
+            cwd=checkout,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         for _ in range(2)
     ]
     assert runs[0].stderr.startswith("make: installing three packages into .venv-run, once\n")
