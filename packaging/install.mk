@@ -90,12 +90,15 @@ ifeq ($(SYSTEMD),yes)
 endif
 
 # What is not to be had is said, and is no failure: a container has no modules, and "write"
-# itself says what it lacks.
+# itself says what it lacks. Of sysctl.d our two settings alone: others may have been set
+# by hand since boot.
 activate:
 	systemd-sysusers $(NAME).conf
 	systemd-tmpfiles --create $(NAME).conf
 	-test -e /proc/sys/net/netfilter/nf_conntrack_acct || modprobe nf_conntrack
-	-systemctl restart systemd-sysctl.service
+	-$(firstword $(wildcard /usr/lib/systemd/systemd-sysctl /lib/systemd/systemd-sysctl)) \
+		--prefix=/net/netfilter/nf_conntrack_acct \
+		--prefix=/net/netfilter/nf_conntrack_timestamp
 	systemctl daemon-reload
 	systemctl try-restart conntrack-exporter.service
 	systemctl enable --now $(NAME).timer

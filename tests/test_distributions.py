@@ -349,6 +349,15 @@ def node_exporter(machine: Machine, port: int = 0) -> str:
     return str(text)
 
 
+BY_HAND = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal"
+
+
+def set_by_hand(machine: Machine) -> None:
+    """A setting of the kernel that is another one than at boot, which is to stay."""
+    machine.write("/etc/sysctl.d/another.conf", "net.netfilter.nf_conntrack_tcp_be_liberal = 0\n")
+    machine.write(BY_HAND, "1")
+
+
 def counted(machine: Machine) -> tuple[float, float]:
     text = machine.run("cat", f"{STATE}/conntrack.prom")
     names = ("conntrack_counters_start_timestamp_seconds", "conntrack_snapshot_timestamp_seconds")
@@ -359,10 +368,12 @@ def counted(machine: Machine) -> tuple[float, float]:
 def test_a_package_from_the_first_metric_to_its_removal(machine: Machine) -> None:
     recommended = machine.run("dpkg-deb", "--field", "/root/first.deb", "Recommends")
     assert recommended == "kmod, python3-bcrypt, python3-yaml\n"
+    set_by_hand(machine)
     apt(machine, "install", "/root/first.deb", *recommended.replace(",", "").split())
     shown = {unit: machine.show(unit, "ActiveState") for unit in (TIMER, EVENTS, EXPORTER)}
     assert shown == {TIMER: "active", EVENTS: "active", EXPORTER: "inactive"}
     assert machine.run("cat", "/proc/sys/net/netfilter/nf_conntrack_acct") == "1\n"
+    assert machine.run("cat", BY_HAND) == "1\n"
     until(lambda: not missing(machine, SHOWN[0]))  # of the first run
     traffic(machine, 4242)
     machine.systemctl("start", WRITER)  # before the datagrams are forgotten
@@ -466,8 +477,10 @@ def test_make_install_on_a_system_that_runs(compiled: Path, tmp_path: Path) -> N
             lines = machine.run("sh", "-c", LIST).splitlines()
             return [line for line in lines if not re.match(r"/etc/\w+- ", line)]
 
+        set_by_hand(machine)
         before = listed()
         machine.run(*make_here, "install")
+        assert machine.run("cat", BY_HAND) == "1\n"
         shown = {unit: machine.show(unit, "ActiveState") for unit in (TIMER, EVENTS, PUBLISH)}
         assert shown == dict.fromkeys(shown, "active")
         assert machine.show(WRITER, "FragmentPath") == f"/usr/local/lib/systemd/system/{WRITER}"
