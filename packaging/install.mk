@@ -34,7 +34,7 @@ DIRECTORIES = $(DOC) $(UNITDIR) $(dir $(UNITDIR)) $(CONFIGURATION:%=$(LIB)/%.d) 
 SYSTEM_PYTHON := $(if $(filter file,$(origin PYTHON)),$(or $(wildcard /usr/bin/python3),$(PYTHON)),$(PYTHON))
 INTERPRETER = $$($(SYSTEM_PYTHON) -c 'import sys; print(sys._base_executable)')
 
-.PHONY: site install uninstall activate deactivate
+.PHONY: site install uninstall activate deactivate deactivate-cron
 
 # The build and its tools have versions that are known; for its own tools see PIP_CONSTRAINT,
 # which pip hands on to the environment that it builds in.
@@ -90,12 +90,15 @@ ifeq ($(SYSTEMD),yes)
 endif
 
 # What is not to be had is said, and is no failure: a container has no modules, and "write"
-# itself says what it lacks.
+# itself says what it lacks. Of sysctl.d our two settings alone: others may have been set
+# by hand since boot.
 activate:
 	systemd-sysusers $(NAME).conf
 	systemd-tmpfiles --create $(NAME).conf
-	-modprobe nf_conntrack
-	-systemctl restart systemd-sysctl.service
+	-test -e /proc/sys/net/netfilter/nf_conntrack_acct || modprobe nf_conntrack
+	-$(firstword $(wildcard /usr/lib/systemd/systemd-sysctl /lib/systemd/systemd-sysctl)) \
+		--prefix=/net/netfilter/nf_conntrack_acct \
+		--prefix=/net/netfilter/nf_conntrack_timestamp
 	systemctl daemon-reload
 	systemctl try-restart conntrack-exporter.service
 	systemctl enable --now $(NAME).timer
@@ -105,9 +108,23 @@ deactivate:
 	-systemctl stop '$(NAME)*' 'conntrack-exporter*' 'conntrack-events*'
 	-systemctl disable --quiet $(UNITS)
 	-systemctl clean --what=runtime $(NAME).service conntrack-exporter.service
+	-systemctl reset-failed '$(NAME)*' 'conntrack-exporter*' 'conntrack-events*'
+
+# Of cron, what docs/write.md has an administrator do. First the line, then its last run.
+CRON := /etc/cron.d/$(NAME)
+PUBLISHED := /var/lib/prometheus/node-exporter/conntrack.prom
+deactivate-cron:
+	if [ -e $(CRON) ]; then \
+		rm $(CRON); \
+		flock /run/$(NAME).lock true; \
+		test ! -L $(PUBLISHED) || rm $(PUBLISHED); \
+		rm -rf /var/lib/$(NAME) /run/$(NAME).lock; \
+		! getent passwd conntrack-metrics >/dev/null || userdel conntrack-metrics; \
+	fi
 
 # All of it, the settings too.
 uninstall:
+	$(if $(DESTDIR),,$(MAKE) --no-print-directory deactivate-cron)
 ifeq ($(SYSTEMD),yes)
 	$(if $(DESTDIR),,$(MAKE) --no-print-directory deactivate)
 	cd $(DESTDIR)$(UNITDIR) && rm -f $(UNITS)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests import booted
 from tests.booted import Machine, boot, builder, check, fresh, suite, until
 from tests.conftest import need
 from tests.test_systemd import traffic, udp_packets, value
@@ -231,6 +232,43 @@ def test_make_uninstall_leaves_nothing_of_make_install(
     assert tree(root) == before
 
 
+INSTALL_RPM = """
+tree=$1 package=$2
+mount -t tmpfs -o mode=755 tmpfs /mnt
+mkdir /mnt/upper /mnt/work /mnt/root
+mount -t overlay -o "lowerdir=$tree,upperdir=/mnt/upper,workdir=/mnt/work" overlay /mnt/root
+mount --rbind /dev /mnt/root/dev
+mount -t proc proc /mnt/root/proc
+left() {
+    find /mnt/upper -not -type d -not -type c -path '*conntrack*' -printf '/%P\\n' | sort
+}
+do_rpm() { rpm --root=/mnt/root --nodeps "$@" 2>&1; }
+do_rpm -i "$package"
+chroot /mnt/root conntrack-textfile --version
+chroot /mnt/root systemctl is-enabled conntrack-textfile.timer
+grep ^ExecStart= /mnt/root/usr/lib/systemd/system/conntrack-textfile.service
+chroot /mnt/root getent group conntrack-metrics
+echo ARGS=--limit.keys=7 >/mnt/root/etc/default/conntrack-textfile
+do_rpm -e conntrack-textfile
+left
+"""
+
+
+def test_the_rpm_installs_runs_and_goes(released: Path) -> None:
+    """Into a Debian, and by rpm itself: dnf and the names of dependencies are not tried."""
+    need("rpm", "unshare", "mmdebstrap", root=True)
+    argv = ["unshare", "-m", "--propagation=private", "sh", "-euc", INSTALL_RPM, "sh"]
+    said = check(*argv, booted.tree(), only(released, "*.rpm")).splitlines()
+    said = [line for line in said if not line.startswith(("rpm: ", "Creating group"))]
+    assert re.fullmatch(rf"conntrack-textfile {VERSION} \(compiled engine, Python .*\)", said[0])
+    assert said[1] == "enabled"
+    assert said[2].startswith("ExecStart=/usr/bin/conntrack-textfile write")
+    assert said[3].startswith("conntrack-metrics:")
+    # Settings that were made stay beside.
+    saved = "/etc/default/conntrack-textfile.rpmsave"
+    assert said[4:] == [f"warning: {saved[:-8]} saved as {saved}", saved]
+
+
 def newer(package: Path, where: Path) -> Path:
     """The same package as one of a later version."""
     check("dpkg-deb", "--raw-extract", package, where / "tree")
@@ -311,6 +349,15 @@ def node_exporter(machine: Machine, port: int = 0) -> str:
     return str(text)
 
 
+BY_HAND = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal"
+
+
+def set_by_hand(machine: Machine) -> None:
+    """A setting of the kernel that is another one than at boot, which is to stay."""
+    machine.write("/etc/sysctl.d/another.conf", "net.netfilter.nf_conntrack_tcp_be_liberal = 0\n")
+    machine.write(BY_HAND, "1")
+
+
 def counted(machine: Machine) -> tuple[float, float]:
     text = machine.run("cat", f"{STATE}/conntrack.prom")
     names = ("conntrack_counters_start_timestamp_seconds", "conntrack_snapshot_timestamp_seconds")
@@ -321,10 +368,12 @@ def counted(machine: Machine) -> tuple[float, float]:
 def test_a_package_from_the_first_metric_to_its_removal(machine: Machine) -> None:
     recommended = machine.run("dpkg-deb", "--field", "/root/first.deb", "Recommends")
     assert recommended == "kmod, python3-bcrypt, python3-yaml\n"
+    set_by_hand(machine)
     apt(machine, "install", "/root/first.deb", *recommended.replace(",", "").split())
     shown = {unit: machine.show(unit, "ActiveState") for unit in (TIMER, EVENTS, EXPORTER)}
     assert shown == {TIMER: "active", EVENTS: "active", EXPORTER: "inactive"}
     assert machine.run("cat", "/proc/sys/net/netfilter/nf_conntrack_acct") == "1\n"
+    assert machine.run("cat", BY_HAND) == "1\n"
     until(lambda: not missing(machine, SHOWN[0]))  # of the first run
     traffic(machine, 4242)
     machine.systemctl("start", WRITER)  # before the datagrams are forgotten
@@ -404,5 +453,63 @@ def test_purged_it_leaves_nothing(machine: Machine) -> None:
     apt(machine, "install", "/root/newer.deb")
     assert machine.show(TIMER, "ActiveState") == "inactive"
 
+    # Nor is one that has failed remembered without its file.
+    machine.fails("systemctl", "start", WRITER)
     apt(machine, "purge", "conntrack-textfile")
+    assert "conntrack" not in machine.systemctl("list-units", "--all", "--plain", "--no-legend")
     assert machine.run("sh", "-c", LIST).splitlines() == before.splitlines()
+
+
+def test_make_install_on_a_system_that_runs(compiled: Path, tmp_path: Path) -> None:
+    """Without DESTDIR: systemd reads what is below /usr/local, and uninstall stops it; or cron."""
+    need("nft", "systemd-nspawn", "nsenter", root=True)
+    root = tmp_path / "root"
+    (root / "usr/bin").mkdir(parents=True)
+    for directory in (root, root / "usr", root / "usr/bin"):
+        directory.chmod(0o755)
+    shutil.copy("/usr/bin/make", root / "usr/bin")
+    with boot(booted.tree(), root, f"--bind={compiled}:/mnt") as machine:
+        make_here = ("make", "-C", "/mnt", "-o", "site", "PYTHON=/usr/bin/python3")
+        machine.run("mkdir", "-p", "/etc/cron.d", TEXTFILES)
+
+        def listed() -> list[str]:
+            """But for what passwd and group were before."""
+            lines = machine.run("sh", "-c", LIST).splitlines()
+            return [line for line in lines if not re.match(r"/etc/\w+- ", line)]
+
+        set_by_hand(machine)
+        before = listed()
+        machine.run(*make_here, "install")
+        assert machine.run("cat", BY_HAND) == "1\n"
+        shown = {unit: machine.show(unit, "ActiveState") for unit in (TIMER, EVENTS, PUBLISH)}
+        assert shown == dict.fromkeys(shown, "active")
+        assert machine.show(WRITER, "FragmentPath") == f"/usr/local/lib/systemd/system/{WRITER}"
+        for name in ("acct", "timestamp"):
+            assert machine.run("cat", f"/proc/sys/net/netfilter/nf_conntrack_{name}") == "1\n"
+        assert 'engine="compiled"' in node_exporter(machine)
+        assert machine.show(TIMER, "UnitFileState") == "enabled"
+
+        # Again is the upgrade: counters go on, and no event is lost.
+        held = machine.show(EVENTS, "InvocationID")
+        start, taken = counted(machine)
+        machine.run(*make_here, "install")
+        assert counted(machine)[0] == start
+        assert counted(machine)[1] > taken
+        assert machine.show(EVENTS, "InvocationID") == held
+
+        machine.systemctl("enable", "--now", EXPORTER)
+        machine.run(*make_here, "uninstall")
+        assert listed() == before
+        assert "conntrack" not in machine.systemctl("list-units", "--all", "--plain", "--no-legend")
+
+        machine.run(*make_here, "install", "SYSTEMD=no")
+        page = (ROOT / "docs/write.md").read_text()
+        (block,) = re.findall(r"^## cron\n.*?^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+        machine.run("sh", "-euc", f"cd /mnt; {block}")
+        line = machine.run(
+            "sed", "-n", r"s/^\* \* \* \* \* root //p", "/etc/cron.d/conntrack-textfile"
+        )
+        machine.run("sh", "-euc", f"PATH=/usr/local/bin:$PATH; {line}")
+        node_exporter(machine)
+        machine.run(*make_here, "uninstall", "SYSTEMD=no")
+        assert listed() == before

@@ -574,6 +574,24 @@ def hold(machine: Machine) -> None:
     until(lambda: machine.show("conntrack-events-hold.service", "ActiveState") == "active")
 
 
+def test_what_is_under_way_when_the_timer_stops_has_not_failed(counting: Machine) -> None:
+    slow = "[Service]\nExecStart=\nExecStart=/bin/sleep 600\n"
+    units = (WRITER, "conntrack-events-hold.service")
+
+    def states() -> set[str]:
+        return {counting.show(unit, "ActiveState") for unit in units}
+
+    for unit in units:
+        counting.dropin(unit, slow)
+    counting.systemctl("restart", WRITER_EVENTS)  # with it ends what an event has started
+    counting.systemctl("start", "--no-block", *units)
+    until(lambda: states() == {"activating"})
+    counting.systemctl("stop", TIMER, WRITER_EVENTS)  # as at removal
+    until(lambda: states() == {"inactive"})
+    assert counting.show(WRITER_EVENTS, "ActiveState") == "inactive"
+    assert counting.systemctl("--failed", "--no-legend") == ""
+
+
 def test_the_socket_is_there_as_long_as_the_timer(counting: Machine) -> None:
     machine = counting
     for command in ("restart", "stop"):
@@ -737,7 +755,7 @@ UNSHARE = [
 def test_cron_runs_it_and_skips_a_run_while_another_goes_on(venv: Path) -> None:
     need("cron", "faketime", "flock", "logger", "setpriv", root=True)
     page = (ROOT / "docs" / "write.md").read_text()
-    block = re.search(r"^## cron\n\n```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    block = re.search(r"^## cron\n.*?^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     assert block
     process = subprocess.Popen(
         [*UNSHARE, "sh", "-euc", CRON, "sh", ROOT, venv, TRAFFIC, RULES, block[1], "0"],
