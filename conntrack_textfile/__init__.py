@@ -1,3 +1,3 @@
 """Prometheus metrics from the Linux connection tracking table."""
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"

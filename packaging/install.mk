@@ -68,6 +68,7 @@ install: site
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man1 man/$(NAME).1
 	install -D -m 644 -t $(DESTDIR)$(SHARE) prometheus/*.yml grafana/conntrack.json
 	install -D -m 644 -t $(DESTDIR)$(DOC) README.md CHANGELOG.md
+	install -D -m 644 -t $(DESTDIR)$(DOC)/docs docs/*.md docs/*.png
 	install -D -m 644 cron/$(NAME) $(DESTDIR)$(DOC)/examples/cron
 	install -D -m 644 completion/$(NAME).bash \
 		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/$(NAME)
