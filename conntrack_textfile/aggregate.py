@@ -184,21 +184,6 @@ def rank(
     return [_ranking(tuple(kept), by, into, count) for kept, into in zip(wanted, sums, strict=True)]
 
 
-def growth(before: Rows, after: Rows) -> Rows:
-    """What counters by group grew from one snapshot to a later one.
-
-    A group that is new, or that lost its series in between and began again, grew from 0.
-    """
-    old = dict(zip(before.groups, zip(*before.columns, strict=True), strict=True))
-    grown = []
-    for group, row in zip(after.groups, zip(*after.columns, strict=True), strict=True):
-        base = old.get(group)
-        if base is not None and all(map(operator.le, base, row)):
-            row = tuple(map(operator.sub, row, base))  # noqa: PLW2901
-        grown.append(row)
-    return Rows(after.groups, _columns(grown) if grown else ((),) * len(Sums._fields))
-
-
 def _ranking(labels: tuple[str, ...], by: str, sums: dict[Group, list[int]], count: int) -> Ranking:
     # Imported here: write ranks nothing.
     import heapq

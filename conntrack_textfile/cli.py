@@ -346,6 +346,7 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
     # Imported here: one snapshot must not pay for an HTTP server.
     from conntrack_textfile.web import http, process, sockets
     from conntrack_textfile.web.application import Application
+    from conntrack_textfile.web.history import GROUPS
     from conntrack_textfile.web.limiter import Limiter
     from conntrack_textfile.web.refresh import Refresher
 
@@ -366,7 +367,7 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
     process.block_signals()
 
     names = options.watch_names(opts)
-    collector = Collector(opts, engine, names.current, handed=handed.dumps)
+    collector = Collector(opts, engine, names.current, handed=handed.dumps, carried=GROUPS)
     stack = contextlib.ExitStack()
     if "traffic" in opts.families:
         _count(opts, collector, handed, stack)

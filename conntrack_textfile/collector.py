@@ -47,18 +47,20 @@ _LOST_SECONDS = 60
 class Collector:
     """Takes snapshots, with live figures alone until counting is begun."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (each of the last three is of one command)
         self,
         options: Options,
         engine: Engine,
         plans: Callable[[], Plan] | None = None,
         *,
         ranked: int = 0,
+        carried: int = 0,
         handed: Mapping[str, Iterable[socket.socket]] | None = None,
     ) -> None:
         """Of the options, whose plan is the engine's. plans() gives the one to go on with.
 
-        So many groups are ranked by each measure, in place of series by group.
+        So many groups are ranked by each measure, in place of series by group. Of so many,
+        the largest, snapshots have what they carried.
         Sockets for dumps may have been made in network namespaces, by the names of these.
         """
         self._options = options
@@ -70,6 +72,8 @@ class Collector:
         # Ranked groups have no series, and so need no slots.
         self._limit = options.limit._replace(keys=1) if ranked else options.limit
         self._measured_at: float | None = None
+        self._carried = carried
+        self._continued = False  # whether the traffic to come is that since the last snapshot
         self._labels = self._labels_of(options.plan)
         # By the names of their namespaces; "" where there is but one and none is shown.
         self._tables: dict[str, Table] = {}
@@ -154,7 +158,7 @@ class Collector:
         # Before the limit, which frees the rest.
         summaries = {name: aggregate.summary(of, self._labels) for name, of in tallies.items()}
         tally = self._joined(tallies)
-        readings, traffic = self._count(tally.groups, errors)
+        readings, traffic, carried = self._count(tally.groups, errors)
         talkers = None
         if self._ranked:
             live = aggregate.summary(tally, self._labels)
@@ -184,6 +188,7 @@ class Collector:
             live=live,
             traffic=traffic,
             talkers=talkers,
+            carried=carried,
             statistics=read[0].statistics if read and read[0] and not netns else {},
             uncountable=self._counters is not None and "procfs" in used,
             parts=parts,
@@ -373,32 +378,34 @@ class Collector:
                     self._counters.rekey(self._key_parser(plan))
         self._engine, self._plan, self._labels = engine, plan, self._labels_of(plan)
         self._measured_at = None
+        self._continued = False
 
     def _update(
         self,
         readings: Mapping[str, tracker.Reading],
         live: Groups | None,
         failed: Collection[str] = (),
-    ) -> None:
-        """Add the traffic of some tables to the counters."""
+    ) -> Tally:
+        """Add the traffic of some tables to the counters. Gives that of all together."""
         assert self._counters is not None
         traffic = self._joined({name: reading.traffic for name, reading in readings.items()})
         present = readings if self._options.netns else ()
         self._counters.update(traffic, live, namespace.seconds(), present, failed)
         for name, reading in readings.items():
             self._counters.add_totals(reading.statistics, name)
+        return traffic
 
     def _count(
         self, live: Groups | None, failed: Collection[str] = ()
-    ) -> tuple[dict[str, tracker.Reading], Traffic | None]:
+    ) -> tuple[dict[str, tracker.Reading], Traffic | None, Rows | None]:
         """Add the traffic since the last time to the counters, and save them.
 
         live are the groups of a snapshot; without them it is the last time. Gives what
-        was read of each table, and the counters of all together.
+        was read of each table, the counters of all together, and what was carried.
         """
         readings: dict[str, tracker.Reading] = {}
         if self._counters is None:
-            return readings, None
+            return readings, None, None
         path = self._options.state_file
         with self._lock:
             for name, table in self._tables.items():
@@ -410,16 +417,26 @@ class Collector:
                         listening=table.listening(), save=bool(path), last=live is None
                     )
             if not readings and not self._options.netns:
-                return readings, None
+                self._continued = False
+                return readings, None, None
             if self._given_up.keys() & readings:  # another namespace has taken the name
                 self._settle()
             given_up, self._given_up = self._given_up, {}
-            self._update({**given_up, **readings}, live, failed)
+            traffic = self._update({**given_up, **readings}, live, failed)
             self._counters.published = False
             if path:
                 self._save(path, readings, published=live is not None)
             self._counters.published = live is not None
-            return readings, self._traffic(readings)
+            return readings, self._traffic(readings), self._carried_by(traffic)
+
+    def _carried_by(self, traffic: Tally) -> Rows | None:
+        """The traffic of a snapshot by group. Its groups are gone after it."""
+        continued, self._continued = self._continued, True
+        if not self._carried or not continued:
+            return None
+        limit = self._limit._replace(keys=self._carried)
+        found = aggregate.fold(traffic, self._labels, limit)
+        return Rows(found.groups, found.columns)
 
     def _traffic(self, readings: Mapping[str, tracker.Reading]) -> Traffic:
         """The counters of all tables together."""
@@ -429,8 +446,6 @@ class Collector:
             labels=self._labels,
             groups=self._counters.groups(),
             protocols=self._counters.by_protocol(),
-            held=self._counters.held(),
-            held_by_protocol=self._counters.held_by_protocol(),
             totals=dict(self._counters.totals),
             lost=self._lately_lost(sum(of.statistics["lost"] for of in readings.values())),
             started=self._counters.started,

@@ -27,7 +27,7 @@ from conntrack_textfile.aggregate import (
 from conntrack_textfile.tally import Rows, Sums, add
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable
 
     from conntrack_textfile.tally import Group, Groups, Tally
 
@@ -148,14 +148,6 @@ class Counters:
     def by_protocol(self) -> Rows:
         """The series by l3protocol and l4protocol, and netns where there are several."""
         return _published(list(self.protocols.values()))
-
-    def held(self) -> dict[Group, Sequence[int]]:
-        """What the series by group that are published as 0 at first have already."""
-        return _held([*self.slots.values(), *self.others.values()])
-
-    def held_by_protocol(self) -> dict[Group, Sequence[int]]:
-        """The same of those by protocol."""
-        return _held(list(self.protocols.values()))
 
     def rekey(self, key_of: Callable[[Group], bytes | None]) -> None:
         """Give the slots the keys of another plan, the largest first where the limit is lower.
@@ -377,10 +369,6 @@ def _published(slots: list[Slot]) -> Rows:
     return Rows(
         [slot.labels for slot in slots], tuple([row[field] for row in rows] for field in range(5))
     )
-
-
-def _held(slots: list[Slot]) -> dict[Group, Sequence[int]]:
-    return {slot.labels: slot.sums for slot in slots if slot.unpublished >= 2}
 
 
 def _loaded(saved: object, labels: int) -> dict[Group, Slot]:

@@ -6,13 +6,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from conntrack_textfile.aggregate import Aggregate
     from conntrack_textfile.kernel.events import Buffer
     from conntrack_textfile.kernel.sysctl import Conntrack
     from conntrack_textfile.talkers import Talkers
-    from conntrack_textfile.tally import Group, Rows
+    from conntrack_textfile.tally import Rows
 
 _ACCOUNTING_OFF = (
     "accounting is off, so packets and bytes are not counted: set "
@@ -55,9 +55,6 @@ class Traffic(NamedTuple):
     tracked: int | None  # connections in the ledger
     listening: bool | None  # whether the kernel sends events
     buffer: Buffer | None  # of the event socket, None without one
-    # What series that are published as 0 at first have already:
-    held: Mapping[Group, Sequence[int]] = MappingProxyType({})
-    held_by_protocol: Mapping[Group, Sequence[int]] = MappingProxyType({})
 
 
 class Snapshot(NamedTuple):
@@ -78,6 +75,10 @@ class Snapshot(NamedTuple):
 
     traffic: Traffic | None = None
     """None where there are no counters."""
+
+    carried: Rows | None = None
+    """The traffic since the snapshot before by group: the largest, and "other" for the rest.
+    None where it is not known, or not asked for."""
 
     statistics: Mapping[str, int] = MappingProxyType({})
     """What the kernel counted of its own trouble, by name. Empty where it cannot be read."""

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conntrack_textfile import filters, networks, services
-from conntrack_textfile.aggregate import MEASURES, Aggregate, Limit, growth, rank
+from conntrack_textfile.aggregate import MEASURES, Aggregate, Limit, rank
 from conntrack_textfile.filters import Filter
 from conntrack_textfile.labels import LABELS
 from conntrack_textfile.networks import Prefix
@@ -231,25 +231,3 @@ def test_of_equals_the_first_is_first() -> None:
     for labels in (["src"], ["src", "dst"]):
         (ranking,) = rank(live.labels, rows(live), [labels], "bytes", 9)
         assert [values[0] for values, _ in ranking.rows] == ["b", "a"]
-
-
-def test_growth_is_the_difference_of_each_group() -> None:
-    before = Rows([("a",), ("gone",), ("again",)], ([1, 9, 9],) * 5)
-    after = Rows(
-        [("new",), ("again",), ("a",)],
-        ([5, 2, 4], [5, 9, 1], [5, 9, 2], [5, 9, 9], [5, 9, 1]),
-    )
-    grown = growth(before, after)
-    assert grown.groups == [("new",), ("again",), ("a",)]
-    # "again" has fewer connections than before: it lost its series, and began at 0.
-    assert list(zip(*grown.columns, strict=True)) == [
-        (5, 5, 5, 5, 5),
-        (2, 9, 9, 9, 9),
-        (3, 0, 1, 8, 0),
-    ]
-
-
-def test_growth_of_nothing_is_nothing() -> None:
-    nothing = Rows([], ([], [], [], [], []))
-    assert growth(nothing, nothing).groups == []
-    assert len(growth(nothing, nothing).columns) == 5

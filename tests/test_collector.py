@@ -199,3 +199,39 @@ print(json.dumps([carried(snapshot) for snapshot in found]))
         [1, [0, 0, 0, 1], labels],
         [0, [0, 0, 0, 0], labels],
     ]
+
+
+def test_what_was_carried_has_groups_that_have_no_series(namespace: str, tmp_path: Path) -> None:
+    """A scan takes all slots of the counters, and who talks then is to be seen all the same."""
+    program = """
+opts = options.parse(["serve", "--aggregate.by=dport", "--limit.keys=1"])
+plans = [opts.plan]
+one = Collector(opts, make(opts.plan), lambda: plans[-1], carried=3)
+sock = events.listen(1 << 22)
+one.count(lambda _: (sock, False), None, interrupted=0)
+send(5101)
+found = [one.take()]
+for port in (5102, 5103, 5103):
+    send(port)
+found.append(one.take())
+for port in range(5104, 5109):
+    send(port)
+found.append(one.take())
+plans.append(opts.plan._replace(known_ports=True))
+found += [one.take(), one.take()]
+
+def carried(snapshot):
+    if snapshot.carried is None:
+        return None
+    groups, columns = snapshot.carried
+    return dict(zip([group[0] for group in groups], columns[0]))
+
+print(json.dumps([carried(snapshot) for snapshot in found]))
+"""
+    assert run(namespace, tmp_path, program) == [
+        None,  # since the baseline, and not since a snapshot
+        {"5102": 1, "5103": 2},
+        {"5104": 1, "5105": 1, "5106": 1, "other": 2},
+        None,  # of two plans
+        {},
+    ]

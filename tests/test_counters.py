@@ -40,10 +40,6 @@ def values(published: Rows) -> dict[Group, Values]:
     return found
 
 
-def tuples(held: Mapping[Group, Sequence[int]]) -> dict[Group, Values]:
-    return {group: tuple(sums) for group, sums in held.items()}
-
-
 def plus(one: Sequence[int], other: Sequence[int]) -> Values:
     return tuple(a + b for a, b in zip(one, other, strict=True))
 
@@ -271,16 +267,6 @@ def test_a_new_group_is_0_at_first_and_its_value_from_the_next_on(world: World) 
     assert world.snapshot(h1=2, h2=1) == {"10.0.0.1": 7, "10.0.0.2": 0}
     assert world.snapshot(h3=9) == {"10.0.0.1": 7, "10.0.0.2": 1, "other": 0}
     assert world.snapshot() == {"10.0.0.1": 7, "10.0.0.2": 1, "other": 9}
-
-
-def test_what_a_series_has_while_it_is_published_as_0_is_known(world: World) -> None:
-    world.snapshot(h1=5)
-    assert tuples(world.counters.held()) == {("10.0.0.1",): row(5)}
-    assert tuples(world.counters.held_by_protocol()) == {("ipv4", "tcp"): row(5)}
-    world.snapshot(h1=2, h2=1)
-    assert tuples(world.counters.held()) == {("10.0.0.2",): row(1)}
-    world.snapshot()
-    assert world.counters.held() == world.counters.held_by_protocol() == {}
 
 
 def test_twice_the_smallest_for_three_snapshots_takes_its_slot(world: World) -> None:

@@ -50,7 +50,7 @@ def checkout(where: Path) -> Path:
     shutil.copytree(ROOT, where, ignore=NOT_OURS)
     for name, pattern, text in (
         ("conntrack_textfile/__init__.py", r'(__version__ = )".*"', rf'\1"{VERSION}"'),
-        ("CHANGELOG.md", r"## \[Unreleased\]", f"## [{VERSION}] - 2026-01-02"),
+        ("CHANGELOG.md", r"## \[.*", f"## [{VERSION}] - 2026-01-02"),
     ):
         file = where / name
         changed, count = re.subn(pattern, text, file.read_text(), count=1)

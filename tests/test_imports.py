@@ -66,7 +66,8 @@ TO_THE_ENDS = {
     "check": "kernel.engine kernel.events kernel.namespace kernel.netlink kernel.procfs "
     "kernel.source kernel.sysctl web.config",
     "cli": "kernel.engine kernel.events kernel.namespace kernel.source kernel.sysctl kernel.table "
-    "web.application web.config web.http web.limiter web.process web.refresh web.sockets",
+    "web.application web.config web.history web.http web.limiter web.process web.refresh "
+    "web.sockets",
 }
 
 

@@ -1,7 +1,7 @@
 """The last hour in memory, for the page: totals over time, and traffic by group.
 
-Nothing of it is written to a disk: it begins with the process. Traffic is the
-growth of counters, so the first snapshot has none.
+Nothing of it is written to a disk: it begins with the process. The first snapshot
+has no traffic.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ import heapq
 from array import array
 from typing import TYPE_CHECKING, NamedTuple
 
-from conntrack_textfile.aggregate import MEASURES, PROTOCOLS, growth, other_group
+from conntrack_textfile.aggregate import KEPT, MEASURES
+from conntrack_textfile.plan import OTHER
 from conntrack_textfile.tally import Rows, Sums, add
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from conntrack_textfile.aggregate import Aggregate
     from conntrack_textfile.snapshot import Snapshot, Traffic
     from conntrack_textfile.tally import Group
+
+    _Pair = tuple[Group, Sequence[int]]
 
 SECONDS = 3600
 
@@ -29,9 +32,12 @@ _POINT_SECONDS = 10
 # Traffic by group leaves the hour by such parts, or by snapshots that are further apart.
 _PART_SECONDS = 300
 
-# Groups in each part: the default of --limit.keys and what is beyond it. There are more
-# only where the limit is higher, or 0.
-_GROUPS = 11000
+# Groups of each snapshot: the largest. They are more than the default of --limit.keys, as
+# those that have a series are not those with traffic.
+GROUPS = 11000
+
+# And in each part, of which there are many.
+_PART_GROUPS = 4000
 
 
 class Points(NamedTuple):
@@ -80,53 +86,48 @@ class History:
     def __init__(self) -> None:
         self._points = Points(*[array("d") for _ in Points._fields])
         self._point_began = 0.0
-        self._before: tuple[Rows, Rows] | None = None  # by group and by protocol
-        self._at = 0.0  # when that was
+        self._at = 0.0  # when the last snapshot was
         self._parts: list[tuple[float, float, Rows]] = []  # when each began and ended
         self._part_began = 0.0  # the one that goes on
         self._sums: dict[Group, list[int]] = {}  # its traffic so far
 
     def add(self, snapshot: Snapshot, now: float) -> Past:
         """Take a good snapshot, at so many seconds of a clock that is never set."""
-        traffic, before = snapshot.traffic, self._before
-        counted = None
-        if traffic is not None:
-            counted = (
-                _whole(traffic.groups, traffic.held),
-                _whole(traffic.protocols, traffic.held_by_protocol),
-            )
-        interval = None
+        rows, interval = snapshot.carried, None
         totals = Sums(0, 0, 0, 0, 0)
-        if traffic is None or counted is None or before is None:
+        if rows is None:  # what came until now is not known
             self._end_part()
             self._part_began = now
-        elif now > self._at:
-            groups, protocols = map(growth, before, counted)
-            totals = Sums(*map(sum, protocols.columns))
-            rows = bounded(traffic.labels, _moved(groups))
-            interval = Carried((rows,), now - self._at)
+        else:
+            assert snapshot.live is not None
+            totals = Sums(*map(sum, rows.columns))
+            interval = Carried((_packed(rows),), now - self._at)
             for group, row in zip(rows.groups, zip(*rows.columns, strict=True), strict=True):
                 add(self._sums, group, row)
-        else:  # no time has passed: what came since is of the next interval
-            counted = before
+            kept = bounded(snapshot.live.labels, _rows(self._sums), _PART_GROUPS)
+            if len(kept.groups) < len(self._sums):
+                columns = zip(*kept.columns, strict=True)
+                self._sums = dict(zip(kept.groups, map(list, columns), strict=True))
         self._add_point(snapshot, totals, interval.seconds if interval else 0.0, now)
         self._at = now
-        self._before = counted and (_packed(counted[0]), counted[1])
-        if self._before and now - self._part_began >= _PART_SECONDS:
+        if now - self._part_began >= _PART_SECONDS:
             self._end_part()
             self._part_began = now
         self._parts = [part for part in self._parts if part[1] > now - SECONDS]
         points = Points(*[array("d", series) for series in self._points])
-        return Past(points, interval, self._hour(), counted=traffic is not None)
+        return Past(points, interval, self._hour(), counted=snapshot.traffic is not None)
 
     def _end_part(self) -> None:
-        if self._at > self._part_began and self._before:
-            self._parts.append((self._part_began, self._at, _rows(self._sums)))
+        if self._at > self._part_began:
+            # Groups of the parts before are the same objects: there may be very many.
+            known = {group: group for _, _, part in self._parts for group in part.groups}
+            rows = _rows({known.get(group, group): row for group, row in self._sums.items()})
+            self._parts.append((self._part_began, self._at, rows))
         self._sums = {}
 
     def _hour(self) -> Carried | None:
         parts = list(self._parts)
-        if self._at > self._part_began and self._before:
+        if self._at > self._part_began:
             parts.append((self._part_began, self._at, _rows(self._sums)))
         if not parts:
             return None
@@ -157,19 +158,38 @@ class History:
             del kept[:gone]
 
 
-def bounded(labels: Sequence[str], rows: Rows) -> Rows:
-    """Rows of the largest groups, with one for each protocol of all that are not among them."""
-    if len(rows.groups) <= _GROUPS:
+def bounded(labels: Sequence[str], rows: Rows, most: int = GROUPS) -> Rows:
+    """Rows of the largest groups. All others are one for each source, so that a scan has a name.
+
+    Of these too the largest: the rest is one for each protocol.
+    """
+    if len(rows.groups) <= most:
         return rows
-    numbered = enumerate(zip(*rows.columns, strict=True))
-    largest = {n for n, _ in heapq.nlargest(_GROUPS, numbered, key=lambda pair: _size(pair[1]))}
-    at = [labels.index(label) for label in PROTOCOLS if label in labels]
-    sums: dict[Group, list[int]] = {}
     pairs = zip(rows.groups, zip(*rows.columns, strict=True), strict=True)
-    for n, (group, row) in enumerate(pairs):
-        protocol = tuple([group[index] for index in at])
-        add(sums, group if n in largest else other_group(tuple(labels), protocol), row)
+    kept, others = _largest(list(pairs), most // 2)
+    by_source: dict[Group, list[int]] = {}
+    for group, row in others:
+        add(by_source, _summed(labels, group, ("src", *KEPT)), row)
+    sources, others = _largest(list(by_source.items()), most // 2)
+    sums: dict[Group, list[int]] = {}
+    for group, row in (*kept, *sources):
+        add(sums, group, row)
+    for group, row in others:
+        add(sums, _summed(labels, group, KEPT), row)
     return _rows(sums)
+
+
+def _largest(pairs: list[_Pair], count: int) -> tuple[list[_Pair], list[_Pair]]:
+    """The largest of groups with their sums, and the others."""
+    found = heapq.nlargest(count, range(len(pairs)), key=lambda n: _size(pairs[n][1]))
+    largest = set(found)
+    return [pairs[n] for n in found], [p for n, p in enumerate(pairs) if n not in largest]
+
+
+def _summed(labels: Sequence[str], group: Group, kept: Collection[str]) -> Group:
+    """The group of all that differ in other labels."""
+    pairs = zip(labels, group, strict=True)
+    return tuple([value if label in kept else OTHER for label, value in pairs])
 
 
 def _size(row: Sequence[int]) -> tuple[int, ...]:
@@ -187,22 +207,6 @@ def compact(live: Aggregate, traffic: Traffic | None) -> Rows:
         for group in rows.groups
     ]
     return _packed(Rows(groups, rows.columns))
-
-
-def _whole(rows: Rows, held: Mapping[Group, Sequence[int]]) -> Rows:
-    """Counters with what they have and do not show yet: it was carried now, not later."""
-    if not held:
-        return rows
-    pairs = zip(rows.groups, zip(*rows.columns, strict=True), strict=True)
-    return Rows(
-        rows.groups, tuple(zip(*[held.get(group, row) for group, row in pairs], strict=True))
-    )
-
-
-def _moved(rows: Rows) -> Rows:
-    """Those that are not all 0."""
-    pairs = zip(rows.groups, zip(*rows.columns, strict=True), strict=True)
-    return _rows({group: row for group, row in pairs if any(row)})
 
 
 def _rows(sums: dict[Group, list[int]] | dict[Group, tuple[int, ...]]) -> Rows:

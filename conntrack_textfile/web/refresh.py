@@ -157,7 +157,8 @@ class Refresher:
         # A reading that takes longer than the interval is not stale for that.
         lifetime = _MAX_AGE_INTERVALS * max(self._interval, snapshot.duration)
         expires = now + lifetime
-        self._state = _State(snapshot._replace(live=None, traffic=None), text, overview, expires)
+        kept = snapshot._replace(live=None, traffic=None, carried=None)
+        self._state = _State(kept, text, overview, expires)
         if self._failures:
             LOG.info("reading the table works again, after %d failures", self._failures)
         self._failures = 0

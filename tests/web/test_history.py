@@ -20,11 +20,15 @@ A, B = ("10.0.0.1", "tcp"), ("10.0.0.2", "tcp")
 
 
 def snapshot(rows: Series | None, connections: int = 1, entries: int = 5) -> Snapshot:
-    """A snapshot with these counters; None is one without any."""
+    """A snapshot with this traffic since the one before; None is one that does not know it."""
     made = taken(aggregated({A: (connections, 0, 0, 0, 0)}, "src", "l4protocol"))
     conntrack = made.conntrack._replace(entries=entries)
-    traffic = None if rows is None else counted(rows, "src", "l4protocol")
-    return made._replace(traffic=traffic, conntrack=conntrack)
+    since = None if rows is None else Rows(list(rows), columns(rows))
+    return made._replace(carried=since, conntrack=conntrack)
+
+
+def columns(rows: Series) -> tuple[tuple[int, ...], ...]:
+    return tuple(zip(*rows.values(), strict=True)) or ((),) * 5
 
 
 def carried(found: Carried | None) -> dict[tuple[str, ...], Row]:
@@ -34,7 +38,8 @@ def carried(found: Carried | None) -> dict[tuple[str, ...], Row]:
 
 
 def test_the_first_snapshot_has_no_rate() -> None:
-    past = History().add(snapshot({A: (1, 2, 3, 4, 5)}), 100.0)
+    first = snapshot(None)._replace(traffic=counted({A: (1, 2, 3, 4, 5)}, "src", "l4protocol"))
+    past = History().add(first, 100.0)
     assert past.counted
     assert past.interval is None
     assert past.hour is None
@@ -42,11 +47,11 @@ def test_the_first_snapshot_has_no_rate() -> None:
     assert list(past.points.live) == [1]
 
 
-def test_what_counters_grow_by_is_the_traffic_of_the_interval_and_of_the_hour() -> None:
+def test_traffic_is_that_of_the_interval_and_of_the_hour() -> None:
     made = History()
-    made.add(snapshot({A: (10, 20, 30, 40, 50), B: (1, 1, 1, 1, 1)}), 100.0)
-    made.add(snapshot({A: (11, 22, 33, 44, 55), B: (1, 1, 1, 1, 1)}), 160.0)
-    past = made.add(snapshot({A: (11, 22, 33, 44, 56), B: (2, 3, 4, 5, 6)}), 230.0)
+    made.add(snapshot(None), 100.0)
+    made.add(snapshot({A: (1, 2, 3, 4, 5)}), 160.0)
+    past = made.add(snapshot({A: (0, 0, 0, 0, 1), B: (1, 2, 3, 4, 5)}), 230.0)
     assert past.interval is not None
     assert past.interval.seconds == 70.0
     assert carried(past.interval) == {A: (0, 0, 0, 0, 1), B: (1, 2, 3, 4, 5)}
@@ -58,49 +63,30 @@ def test_what_counters_grow_by_is_the_traffic_of_the_interval_and_of_the_hour() 
     assert [list(series) for series in points[2:5]] == [[0, 3, 3], [0, 5, 6], [0, 1, 1]]
 
 
-def test_what_a_new_series_has_is_of_its_first_interval_though_it_is_published_as_0() -> None:
+def test_time_without_traffic_is_of_the_hour_too() -> None:
     made = History()
-    made.add(snapshot({}), 0.0)
-    first = snapshot({A: (0,) * 5, B: (0,) * 5})
-    assert first.traffic is not None
-    held: Series = {A: (1, 2, 3, 4, 5), B: (1, 1, 1, 1, 1)}
-    of_all: Series = {("ipv4", "tcp"): (2, 3, 4, 5, 6)}
-    past = made.add(
-        first._replace(traffic=first.traffic._replace(held=held, held_by_protocol=of_all)), 60.0
-    )
-    assert carried(past.interval) == held
-    past = made.add(snapshot({A: (1, 2, 3, 4, 5), B: (2, 2, 2, 2, 2)}), 120.0)
-    assert carried(past.interval) == {B: (1, 1, 1, 1, 1)}
-    assert list(past.points.sent_bytes) == [0, 4, 1]
-    assert carried(past.hour) == {A: (1, 2, 3, 4, 5), B: (2, 2, 2, 2, 2)}
-
-
-def test_a_series_that_was_lost_gives_no_negative_and_no_absurd_rate() -> None:
-    made = History()
-    made.add(snapshot({A: (10**6,) * 5, B: (10**6,) * 5}), 0.0)
-    # A lost its slot and has another, as at the beginning; B is gone.
-    past = made.add(snapshot({A: (0,) * 5}), 60.0)
+    made.add(snapshot(None), 0.0)
+    made.add(snapshot({}), 60.0)
+    made.add(snapshot({A: (5,) * 5}), 120.0)
+    past = made.add(snapshot({}), 400.0)  # which ends a part
+    past = made.add(snapshot({}), 460.0)
     assert carried(past.interval) == {}
-    past = made.add(snapshot({A: (7,) * 5}), 120.0)
-    assert carried(past.interval) == {A: (7,) * 5}
-    # What B carried before it was gone is still of the hour.
-    made.add(snapshot({A: (7,) * 5, B: (0,) * 5}), 180.0)
-    past = made.add(snapshot({A: (7,) * 5, B: (3,) * 5}), 240.0)
-    past = made.add(snapshot({A: (7,) * 5}), 300.0)
-    assert carried(past.hour) == {A: (7,) * 5, B: (3,) * 5}
+    assert carried(past.hour) == {A: (5,) * 5}
+    assert past.hour is not None
+    assert past.hour.seconds == 460.0
 
 
-def test_an_interval_without_counters_ends_the_rates_and_keeps_the_hour() -> None:
+def test_an_interval_that_is_not_known_ends_the_rates_and_keeps_the_hour() -> None:
     made = History()
-    made.add(snapshot({A: (0,) * 5}), 0.0)
+    made.add(snapshot(None), 0.0)
     made.add(snapshot({A: (5,) * 5}), 60.0)
     past = made.add(snapshot(None), 120.0)
     assert not past.counted
     assert past.interval is None
     assert carried(past.hour) == {A: (5,) * 5}
-    past = made.add(snapshot({A: (1000,) * 5}), 180.0)
+    past = made.add(snapshot(None), 180.0)
     assert past.interval is None
-    past = made.add(snapshot({A: (1001,) * 5}), 240.0)
+    past = made.add(snapshot({A: (1,) * 5}), 240.0)
     assert carried(past.interval) == {A: (1,) * 5}
     assert carried(past.hour) == {A: (6,) * 5}
     assert past.hour is not None
@@ -108,14 +94,22 @@ def test_an_interval_without_counters_ends_the_rates_and_keeps_the_hour() -> Non
     assert list(past.points.seconds) == [0, 60, 0, 0, 60]
 
 
-def test_two_snapshots_at_one_time_lose_nothing() -> None:
+def test_what_an_hour_has_is_bounded_and_a_scan_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "_PART_GROUPS", 6)
     made = History()
-    made.add(snapshot({A: (0,) * 5}), 0.0)
-    made.add(snapshot({A: (5,) * 5}), 60.0)
-    assert made.add(snapshot({A: (6,) * 5}), 60.0).interval is None
-    past = made.add(snapshot({A: (8,) * 5}), 120.0)
-    assert carried(past.interval) == {A: (3,) * 5}
-    assert carried(past.hour) == {A: (8,) * 5}
+    live = taken(aggregated({("a", "b", "tcp"): (1,) * 5}, "src", "dst", "l4protocol"))
+    made.add(live, 0.0)
+    for n in range(1, 40):
+        groups = [("large", "server", "tcp"), ("scan", str(n), "udp"), (f"spoofed{n}", "x", "udp")]
+        since = Rows(groups, tuple([100, 2, 1] for _ in range(5)))
+        past = made.add(live._replace(carried=since), 60.0 * n)
+        assert past.hour is not None
+        assert all(len(part.groups) <= 6 + 2 for part in past.hour.parts)
+    assert past.hour is not None
+    found = carried(past.hour)
+    assert found["large", "server", "tcp"] == (3900,) * 5
+    assert sum(row[0] for group, row in found.items() if group[0] == "scan") == 2 * 39
+    assert [sum(row[n] for row in found.values()) for n in range(5)] == [103 * 39] * 5
 
 
 @pytest.mark.parametrize("interval", [1, 7, 60, 299, 3600])
@@ -123,7 +117,8 @@ def test_the_hour_is_bounded_whatever_the_interval(interval: int) -> None:
     made = History()
     steps = 3 * 3600 // interval + 1
     for n in range(steps):
-        past = made.add(snapshot({A: (n,) * 5}, connections=n, entries=n), float(n * interval))
+        since: Series | None = {A: (1,) * 5} if n else None
+        past = made.add(snapshot(since, connections=n, entries=n), float(n * interval))
     assert past.hour is not None
     assert 3600 <= past.hour.seconds <= 3600 + max(300 + interval, interval)
     assert carried(past.hour) == {A: (round(past.hour.seconds / interval),) * 5}
@@ -137,18 +132,26 @@ def test_the_hour_is_bounded_whatever_the_interval(interval: int) -> None:
     assert points.live[-1] == points.entries[-1] == steps - 1
 
 
-def test_groups_beyond_the_bound_are_summed_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history, "_GROUPS", 2)
-    rows = {(str(n), "udp" if n % 2 else "tcp"): (1, n, n, n, n) for n in range(10)}
-    found = history.bounded(
-        ("src", "l4protocol"), Rows(list(rows), tuple(zip(*rows.values(), strict=True)))
-    )
-    assert list(zip(found.groups, zip(*found.columns, strict=True), strict=True)) == [
-        (("other", "tcp"), (4, 12, 12, 12, 12)),
-        (("other", "udp"), (4, 16, 16, 16, 16)),
-        (("8", "tcp"), (1, 8, 8, 8, 8)),
-        (("9", "udp"), (1, 9, 9, 9, 9)),
-    ]
+def test_groups_beyond_the_bound_are_summed_up_by_source_and_then_by_protocol() -> None:
+    rows: Series = {
+        (str(n % 5), str(n), "udp" if n % 2 else "tcp"): (1, n, n, n, n) for n in range(10)
+    }
+    found = history.bounded(("src", "dst", "l4protocol"), Rows(list(rows), columns(rows)), 4)
+    assert dict(zip(found.groups, zip(*found.columns, strict=True), strict=True)) == {
+        ("4", "9", "udp"): (1, 9, 9, 9, 9),
+        ("3", "8", "tcp"): (1, 8, 8, 8, 8),
+        ("2", "other", "udp"): (1, 7, 7, 7, 7),
+        ("1", "other", "tcp"): (1, 6, 6, 6, 6),
+        ("other", "other", "tcp"): (3, 6, 6, 6, 6),
+        ("other", "other", "udp"): (3, 9, 9, 9, 9),
+    }
+
+
+def test_beyond_the_bound_the_network_namespace_stays() -> None:
+    rows: Series = {("blue", str(n)): (1, n, n, n, n) for n in range(9)}
+    found = history.bounded(("netns", "dport"), Rows(list(rows), columns(rows)), 4)
+    assert set(found.groups) == {("blue", "8"), ("blue", "7"), ("blue", "other")}
+    assert sum(found.columns[1]) == sum(range(9))
 
 
 def test_live_groups_are_kept_once_and_in_little_memory() -> None:

@@ -13,7 +13,7 @@ from conntrack_textfile.collector import Collector
 from conntrack_textfile.kernel.engine import make
 from conntrack_textfile.labels import DEFAULT
 from conntrack_textfile.options import parse
-from conntrack_textfile.tally import Egress, Nat
+from conntrack_textfile.tally import Egress, Nat, Rows
 from conntrack_textfile.web import page
 from conntrack_textfile.web.application import Application
 from conntrack_textfile.web.history import History
@@ -65,9 +65,20 @@ def after(*snapshots: Snapshot) -> page.Overview:
 
 def snapshots(*steps: Series, labels: tuple[str, ...] = KEYS) -> list[Snapshot]:
     """Snapshots with these counters, and live connections that carried the same."""
-    return [
-        taken(aggregated(rows, *labels))._replace(traffic=counted(rows, *labels)) for rows in steps
-    ]
+    made = []
+    before: Series | None = None
+    for rows in steps:
+        carried = None
+        if before is not None:
+            columns = [
+                [row[field] - before.get(group, (0,) * 5)[field] for group, row in rows.items()]
+                for field in range(5)
+            ]
+            carried = Rows(list(rows), tuple(columns))
+        live = taken(aggregated(rows, *labels))
+        made.append(live._replace(traffic=counted(rows, *labels), carried=carried))
+        before = rows
+    return made
 
 
 def words(text: str) -> str:
@@ -431,8 +442,11 @@ def crowded(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
     def take() -> Snapshot:
         step = next(steps)
-        rows: Series = {group: (step * (10**14 - n),) * 5 for n, group in enumerate(groups)}
-        shown = snapshots(rows, labels=DEFAULT)[0]
+        counters: list[Series] = [
+            {group: (many * (10**14 - n),) * 5 for n, group in enumerate(groups)}
+            for many in ((step - 1, step) if step else (step,))
+        ]
+        shown = snapshots(*counters, labels=DEFAULT)[-1]
         conntrack = CONNTRACK._replace(entries=10**14, entries_limit=10**15 - 1)
         return shown._replace(timestamp=time.time(), conntrack=conntrack)
 
