@@ -32,12 +32,11 @@ class BuildEngine(build_ext):
         # an earlier one left. Nor is C code of an earlier .pyx of any use.
         self.force = True
         source = os.path.join(*ext.name.split("."))
-        for left in (
-            self.get_ext_fullpath(ext.name),
-            os.path.join(self.build_lib, self.get_ext_filename(ext.name)),
-            self.get_ext_filename(ext.name),
-            f"{source}.c",
-        ):
+        name = self.get_ext_filename(ext.name)
+        old = [self.get_ext_fullpath(ext.name), os.path.join(self.build_lib, name), f"{source}.c"]
+        if self.editable_mode:  # the tree is what is installed; else it is of another build
+            old.append(name)
+        for left in old:
             if os.path.exists(left):
                 os.remove(left)
         try:

@@ -96,7 +96,8 @@ def test_a_build_without_a_compiler_ships_no_engine_of_an_earlier_one(checkout: 
     for hook in ("build_wheel", "build_editable"):
         wheel = build(hook, checkout, CC="/bin/false")
         assert not any(name.endswith(".so") for name in zipfile.ZipFile(wheel).namelist())
-    assert not list(kernel.glob("*.so"))
+        # A wheel leaves the tree to the installation that it may be.
+        assert bool(list(kernel.glob("*.so"))) == (hook == "build_wheel")
 
 
 def test_a_new_build_has_the_engine_of_the_new_source(checkout: Path) -> None:
