@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from logging import Logger
 
     from conntrack_textfile import state
-    from conntrack_textfile.collector import Listen
+    from conntrack_textfile.counting import Listen
     from conntrack_textfile.kernel.engine import Engine
     from conntrack_textfile.kernel.table import Table
     from conntrack_textfile.options import Options
@@ -114,7 +114,7 @@ def _log(opts: Options) -> Logger:
 def _write(opts: Options, engine: Engine) -> None:
     _configure_accounting(opts)
     handed = _handed()
-    collector = Collector(opts, engine, handed=handed.dumps)
+    collector = Collector(opts, engine, dump_sockets=handed.dumps)
     with contextlib.ExitStack() as stack:
         for sock in handed.netlink:
             stack.enter_context(sock)
@@ -265,6 +265,8 @@ def _top(opts: Options, engine: Engine) -> None:
 
     gc.enable()
     _configure_accounting(opts)
+    # There are no series by group, so the counters need no slots for them.
+    opts = opts._replace(limit=opts.limit._replace(keys=1))
     if opts.watch:
         from conntrack_textfile import terminal
 
@@ -272,14 +274,14 @@ def _top(opts: Options, engine: Engine) -> None:
             _view(opts, engine)
             return
     rows = top.ROWS if opts.rows is None else opts.rows
-    collector = Collector(opts, engine, options.watch_names(opts).current, ranked=max(1, rows))
+    collector = Collector(opts, engine, options.watch_names(opts).current)
     with contextlib.closing(collector):
         if opts.watch:
             _measure(opts, collector)
         known: set[str] = set()
         while True:
             began = time.monotonic()
-            snapshot = collector.take()
+            snapshot = collector.top(max(1, rows))
             notes = top.notes(snapshot) if opts.watch else list(snapshot.warnings.values())
             for note in notes:
                 if note not in known:
@@ -306,10 +308,10 @@ def _view(opts: Options, engine: Engine) -> None:
         include = named.include if view.include is None else view.include
         return named._replace(labels=view.labels, include=include)
 
-    collector = Collector(opts, engine, plan, ranked=top.RANKED)
+    collector = Collector(opts, engine, plan)
     with contextlib.closing(collector):
         _measure(opts, collector)
-        snapshot = shown = collector.take()
+        snapshot = shown = collector.top(top.RANKED)
         # The first rates are not waited for so long.
         due = time.monotonic() + min(opts.interval, _FIRST_SECONDS)
         with logs.held(_log(opts)) as held, terminal.opened() as screen:
@@ -327,7 +329,7 @@ def _view(opts: Options, engine: Engine) -> None:
                     due = time.monotonic() + opts.interval
                     held.clear()
                     try:
-                        snapshot = collector.take()
+                        snapshot = collector.top(top.RANKED)
                     except SourceError as error:
                         held.append(str(error))
 
@@ -338,7 +340,7 @@ def _measure(opts: Options, collector: Collector) -> None:
 
     if opts.netns or may_be_netlink(opts.source, opts.proc_root):
         # The view says what is missing.
-        collector.count(_listener(_Handed(), events.BUFFER_BYTES, None), None, interrupted=0)
+        collector.count(_listener(_Handed(), events.BUFFER_BYTES, None))
         collector.drain()
 
 
@@ -367,7 +369,9 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
     process.block_signals()
 
     names = options.watch_names(opts)
-    collector = Collector(opts, engine, names.current, handed=handed.dumps, carried=GROUPS)
+    collector = Collector(
+        opts, engine, names.current, dump_sockets=handed.dumps, interval_groups=GROUPS
+    )
     stack = contextlib.ExitStack()
     if "traffic" in opts.families:
         _count(opts, collector, handed, stack)
@@ -444,7 +448,7 @@ def _count(
         _begin(opts, collector, listen, run)
         stack.callback(run.end)
     else:
-        collector.count(listen, None, interrupted=0)
+        collector.count(listen)
     collector.drain()
 
 

@@ -54,9 +54,9 @@ class Slot:
         self.sums = [0, 0, 0, 0, 0]
         self.unpublished = 2  # values: the 0 to begin with, and the first after it
 
-    def add(self, row: Iterable[int]) -> None:
-        """Add traffic. The sums before are not changed: a snapshot may have them."""
-        self.sums = [a + b for a, b in zip(self.sums, row, strict=True)]
+    def plus(self, row: Iterable[int]) -> list[int]:
+        """Return the sums with a row of traffic added."""
+        return [a + b for a, b in zip(self.sums, row, strict=True)]
 
 
 class Health:
@@ -81,7 +81,7 @@ class Counters:
         self.protocols: dict[Group, Slot] = {}
         # Of the whole, and of each network namespace where there are several.
         self.health = {"": Health(0)}
-        self.published = True  # what the last update() gave was shown, so far as is known
+        self.published = True  # to be set where the sums of the last update() are published
         # Groups that lost their slots: they get none until they were seen to be gone.
         self._evicted: dict[Group, int] = {}  # to how many snapshots they are missing yet
         # Groups without a slot, and in how many snapshots running they were large.
@@ -111,30 +111,21 @@ class Counters:
         some are present, and of these some could not be read.
         """
         self._see([*present, *self.health.keys() & set(failed)], now)
+        published, self.published = self.published, False
         # No slot is given up while its value, without what comes now, may not be published.
-        if self.published:
+        if published:
             for slot in self._all():
                 slot.unpublished = max(0, slot.unpublished - 1)
             self._evicted = {labels: left - 1 for labels, left in self._evicted.items() if left > 1}
-        if self.published and live is not None:
+        if published and live is not None:
             self._free_idle(traffic.groups, live, now, failed)
             self._forget_namespaces(now)
         waiting = self._admit(traffic, now)
-        if self.published and live is not None:
+        if published and live is not None:
             self._replace_smallest(traffic, waiting, now)
-        by_protocol: dict[Group, list[int]] = {}
-        for protocol, total in traffic.protocols.items():
-            self._slot(self.protocols, protocol, now).add(total)
-            add(by_protocol, self._kept_protocol(protocol), total)
-        for slot, sums in zip(
-            self.slots.values(), traffic.groups.get(list(self.slots)), strict=True
-        ):
-            if sums is not None:
-                slot.add(sums)
-                add(by_protocol, self._protocol_of(slot.labels), [-value for value in sums])
-        for kept, rest in by_protocol.items():
-            if any(rest):
-                self._slot(self.others, other_group(self.labels, kept), now).add(rest)
+        # All sums are made before the first is stored: a MemoryError adds nothing.
+        for slot, sums in self._sums_with(traffic, now):
+            slot.sums = sums
 
     def add_totals(self, numbers: dict[str, int], netns: str = "") -> None:
         """Add to the totals of a network namespace, or of the only one."""
@@ -167,9 +158,10 @@ class Counters:
             if slot.unpublished >= 2:  # what nobody has seen yet is seen as "other"
                 other = other_group(self.labels, self._protocol_of(slot.labels))
                 known = other in self.others
-                self._slot(self.others, other, slot.active).add(slot.sums)
+                found = self._slot(self.others, other, slot.active)
+                found.sums = found.plus(slot.sums)
                 if not known:
-                    self.others[other].unpublished += 1
+                    found.unpublished += 1
         candidates = self._candidates.values()
         self._candidates = {
             key: (labels, count)
@@ -266,6 +258,26 @@ class Counters:
         return tuple(
             [value for label, value in zip(self.labels, labels, strict=True) if label in KEPT]
         )
+
+    def _sums_with(self, traffic: Tally, now: int) -> list[tuple[Slot, list[int]]]:
+        """Return the slots that traffic belongs to, with what it makes of their sums."""
+        found = []
+        rest: dict[Group, list[int]] = {}
+        for protocol, total in traffic.protocols.items():
+            slot = self._slot(self.protocols, protocol, now)
+            found.append((slot, slot.plus(total)))
+            add(rest, self._kept_protocol(protocol), total)
+        for slot, sums in zip(
+            self.slots.values(), traffic.groups.get(list(self.slots)), strict=True
+        ):
+            if sums is not None:
+                found.append((slot, slot.plus(sums)))
+                add(rest, self._protocol_of(slot.labels), [-value for value in sums])
+        for protocol, row in rest.items():
+            if any(row):
+                slot = self._slot(self.others, other_group(self.labels, protocol), now)
+                found.append((slot, slot.plus(row)))
+        return found
 
     def _free_idle(self, traffic: Groups, live: Groups, now: int, failed: Collection[str]) -> None:
         keys = list(self.slots)

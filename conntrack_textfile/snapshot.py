@@ -76,8 +76,8 @@ class Snapshot(NamedTuple):
     traffic: Traffic | None = None
     """None where there are no counters."""
 
-    carried: Rows | None = None
-    """The traffic since the snapshot before by group: the largest, and "other" for the rest.
+    interval: Rows | None = None
+    """The traffic since the snapshot before: the top groups, and "other" for the rest.
     None where it is not known, or not asked for."""
 
     statistics: Mapping[str, int] = MappingProxyType({})

@@ -169,18 +169,18 @@ def test_other_labels_and_filters_begin_anew(namespace: str, tmp_path: Path, cha
 from conntrack_textfile.filters import Filter
 opts = options.parse(["top", "--aggregate.by=dport"])
 plans = [opts.plan]
-one = Collector(opts, make(opts.plan), lambda: plans[-1], ranked=5)
+one = Collector(opts, make(opts.plan), lambda: plans[-1])
 sock = events.listen(1 << 22)
-one.count(lambda _: (sock, False), None, interrupted=0)
+one.count(lambda _: (sock, False))
 send(5006)
-one.take()
+one.top(5)
 send(5007)
-found = [one.take()]
+found = [one.top(5)]
 plans.append(opts.plan._replace({change}))
 send(5008)
-found.append(one.take())
+found.append(one.top(5))
 send(5009)
-found += [one.take(), one.take()]
+found += [one.top(5), one.top(5)]
 one.close()
 
 def carried(snapshot):
@@ -206,9 +206,9 @@ def test_what_was_carried_has_groups_that_have_no_series(namespace: str, tmp_pat
     program = """
 opts = options.parse(["serve", "--aggregate.by=dport", "--limit.keys=1"])
 plans = [opts.plan]
-one = Collector(opts, make(opts.plan), lambda: plans[-1], carried=3)
+one = Collector(opts, make(opts.plan), lambda: plans[-1], interval_groups=3)
 sock = events.listen(1 << 22)
-one.count(lambda _: (sock, False), None, interrupted=0)
+one.count(lambda _: (sock, False))
 send(5101)
 found = [one.take()]
 for port in (5102, 5103, 5103):
@@ -221,9 +221,9 @@ plans.append(opts.plan._replace(known_ports=True))
 found += [one.take(), one.take()]
 
 def carried(snapshot):
-    if snapshot.carried is None:
+    if snapshot.interval is None:
         return None
-    groups, columns = snapshot.carried
+    groups, columns = snapshot.interval
     return dict(zip([group[0] for group in groups], columns[0]))
 
 print(json.dumps([carried(snapshot) for snapshot in found]))

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conntrack_textfile import joined
+from conntrack_textfile import merge
 from conntrack_textfile.aggregate import Limit
-from conntrack_textfile.counters import IDLE_SECONDS, Counters
-from conntrack_textfile.joined import join
+from conntrack_textfile.counters import IDLE_SECONDS, Counters, Slot
 from conntrack_textfile.kernel.grouping import key_parser
 from conntrack_textfile.networks import parse_names
 from conntrack_textfile.plan import Plan
@@ -20,7 +19,7 @@ from tests import engines
 from tests.flows import Flow
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from conntrack_textfile.tally import Rows, Tally
     from tests.engines import Feed
@@ -251,6 +250,7 @@ class World:
         now_live = self.tally(dict.fromkeys(live, 0)).groups
         self.now += seconds
         self.counters.update(traffic, now_live, self.now)
+        self.counters.published = True
         return {group[0]: sums[1] for group, sums in values(self.counters.groups()).items()}
 
     def tally(self, sizes: Mapping[int, int]) -> Tally:
@@ -315,6 +315,35 @@ def test_a_slot_is_free_after_an_hour_without_traffic_and_live_connection(world:
     assert world.snapshot(h1=3, h2=1) == {"10.0.0.2": 2, "10.0.0.1": 0}
 
 
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_an_error_adds_nothing_and_the_same_traffic_can_be_added_again(
+    world: World, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of too little memory: for the first, the second or the third sum."""
+    for _ in range(3):
+        before = world.snapshot(h1=5, h2=3, h3=1)
+    plus, calls = Slot.plus, iter(range(100))
+
+    def failing(self: Slot, row: Iterable[int]) -> list[int]:
+        if next(calls) == step:
+            raise MemoryError
+        return plus(self, row)
+
+    monkeypatch.setattr(Slot, "plus", failing)
+    with pytest.raises(MemoryError):
+        world.snapshot(h1=50, h2=30, h3=10)
+    monkeypatch.undo()
+    assert not world.counters.published
+    assert values(world.counters.by_protocol()) == {("ipv4", "tcp"): (9, 27, 270, 54, 810)}
+    assert {group[0]: sums[1] for group, sums in values(world.counters.groups()).items()} == before
+    after = world.snapshot(h1=50, h2=30, h3=10)
+    assert {name: after[name] - before[name] for name in before} == {
+        "10.0.0.1": 50,
+        "10.0.0.2": 30,
+        "other": 10,
+    }
+
+
 @pytest.mark.parametrize("engine", engines.NAMES)
 @pytest.mark.parametrize(
     ("limit", "labels"), [(0, ("src",)), (1, ("l3protocol", "l4protocol")), (1, ("l4protocol",))]
@@ -325,6 +354,7 @@ def test_what_is_never_folded(engine: str, limit: int, labels: tuple[str, ...]) 
     flows = [flow(host, 1, l4) for host in range(1, 9) for l4 in (6, 17)]
     for now in (60, 120, 180, 240):
         counters.update(feed.tally(flows), feed.tally([]).groups, now)
+        counters.published = True
     shown = values(counters.groups())
     assert len(shown) == (8 if labels == ("src",) else 2)
     assert not any("other" in group for group in shown)
@@ -341,6 +371,7 @@ def test_a_network_that_a_user_called_other(engine: str, limit: int) -> None:
         counters.update(
             feed.tally([flow(host, 1) for host in range(1, 4)]), feed.tally([]).groups, now
         )
+        counters.published = True
     shown = values(counters.groups())
     assert {group: sums[0] for group, sums in shown.items()} == {
         ("10.0.0.2",): 3,
@@ -404,7 +435,7 @@ def test_counters_of_a_namespace_that_is_gone_live_for_an_hour() -> None:
 
     def update(now: int, *present: str, failed: tuple[str, ...] = ()) -> set[str]:
         """The namespaces with counters, by key, by protocol and for themselves."""
-        tally = join({netns: feed.tally([Flow(counters=(1, 1, 1, 1))]) for netns in present})
+        tally = merge.merge({netns: feed.tally([Flow(counters=(1, 1, 1, 1))]) for netns in present})
         counters.update(tally, tally.groups, now, present, failed)
         counters.published = True
         by_key = {labels[0] for labels in counters.groups().groups}
@@ -428,8 +459,8 @@ def test_what_namespaces_have_is_saved_and_loaded() -> None:
     plan = Plan(labels=("dst",))
     feed = engines.make("pure", plan)
     counters = Counters(("netns", "dst"), Limit())
-    parse = joined.key_parser(key_parser(plan))
-    tally = join({netns: feed.tally([Flow()]) for netns in ("a", "b")})
+    parse = merge.key_parser(key_parser(plan))
+    tally = merge.merge({netns: feed.tally([Flow()]) for netns in ("a", "b")})
     counters.update(tally, tally.groups, 5, ("a", "b"))
     counters.add_totals({"lost": 7}, "b")
     saved = json.loads(json.dumps(counters.save(published=True)))

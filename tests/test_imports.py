@@ -28,7 +28,7 @@ LAYERS = [
         labels
         plan
         aggregate hosts
-        options counters joined talkers
+        options counters merge talkers
         kernel.uapi kernel.procfs
         kernel.namespace
         kernel.sysctl kernel.netlink kernel.nat kernel.events
@@ -41,7 +41,9 @@ LAYERS = [
         kernel.source
         kernel.table
         snapshot
-        families collector
+        families tables
+        counting
+        collector
         exposition columns terminal
         top
         web.body web.sockets web.limiter web.request web.notify web.checkqueue web.yamlfile
@@ -61,8 +63,9 @@ LAYERS = [
 # Nothing between the two ends knows them. All other modules at the top do so only by these.
 TO_THE_ENDS = {
     "snapshot": "kernel.events kernel.sysctl",
-    "collector": "kernel.engine kernel.events kernel.grouping kernel.namespace kernel.sysctl "
-    "kernel.table kernel.tracker",
+    "tables": "kernel.grouping kernel.namespace kernel.table",
+    "counting": "kernel.engine kernel.events kernel.namespace kernel.table kernel.tracker",
+    "collector": "kernel.engine kernel.sysctl",
     "check": "kernel.engine kernel.events kernel.namespace kernel.netlink kernel.procfs "
     "kernel.source kernel.sysctl web.config",
     "cli": "kernel.engine kernel.events kernel.namespace kernel.source kernel.sysctl kernel.table "

@@ -623,11 +623,11 @@ def listen(table):
     held.append(sock.dup())
     return sock, True
 
-def collector(argv, **kwargs):
+def collector(argv):
     opts = options.parse(argv)
     plans = [opts.plan]
-    made = Collector(opts, make(opts.plan), lambda: plans[-1], **kwargs)
-    made.count(listen, None, interrupted=0)
+    made = Collector(opts, make(opts.plan), lambda: plans[-1])
+    made.count(listen)
     made.drain()
     return made, plans
 
@@ -693,8 +693,8 @@ def test_a_namespace_that_goes_while_top_reads_it_had_traffic(host: Host) -> Non
         host,
         """
 add()
-one, _ = collector(["top", "--watch", "--netns=all", "--aggregate.by=dport"], ranked=5)
-one.take()
+one, _ = collector(["top", "--watch", "--netns=all", "--aggregate.by=dport"])
+one.top(5)
 talk(3)
 read = Table.read
 
@@ -703,7 +703,7 @@ def gone(self, engine):
     return read(self, engine)
 
 Table.read = gone
-talkers = one.take().talkers
+talkers = one.top(5).talkers
 print(json.dumps([[row.group, row.traffic[1]] for row in talkers.rows]))
 """,
     )
@@ -780,7 +780,7 @@ ip("netns", "del", "blue")
 add()
 opts = options.parse(["serve", "--netns=blue"])
 one = Collector(opts, make(opts.plan))
-one.count(cli._listener(handed, 1 << 22, None), None, interrupted=0)
+one.count(cli._listener(handed, 1 << 22, None))
 one.take()
 talk(1)
 print(json.dumps(one.take().parts["blue"].traffic.totals["received"]))

@@ -37,12 +37,12 @@ from conntrack_textfile.kernel.engine import make
 
 opts = options.parse(["top", "--watch", "--aggregate.by=src,dport", *sys.argv[1:]])
 plan = opts.plan
-collector = Collector(opts, make(plan), lambda: plan, ranked=3)
+collector = Collector(opts, make(plan), lambda: plan)
 cli._measure(opts, collector)
 for line in sys.stdin:
     if line == "l\\n":
         plan = plan._replace(labels=("src", "l4protocol"))
-    talkers = collector.take().talkers
+    talkers = collector.top(3).talkers
     rows = {"|".join(row.group): row.traffic for row in talkers.rows}
     first = [row.group for row in top.ranked(talkers, "bytes")[:3]]
     print(json.dumps([first, talkers.totals, rows]), flush=True)

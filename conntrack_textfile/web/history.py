@@ -93,7 +93,7 @@ class History:
 
     def add(self, snapshot: Snapshot, now: float) -> Past:
         """Take a good snapshot, at so many seconds of a clock that is never set."""
-        rows, interval = snapshot.carried, None
+        rows, interval = snapshot.interval, None
         totals = Sums(0, 0, 0, 0, 0)
         if rows is None:  # what came until now is not known
             self._end_part()

@@ -157,7 +157,7 @@ class Refresher:
         # A reading that takes longer than the interval is not stale for that.
         lifetime = _MAX_AGE_INTERVALS * max(self._interval, snapshot.duration)
         expires = now + lifetime
-        kept = snapshot._replace(live=None, traffic=None, carried=None)
+        kept = snapshot._replace(live=None, traffic=None, interval=None)
         self._state = _State(kept, text, overview, expires)
         if self._failures:
             LOG.info("reading the table works again, after %d failures", self._failures)

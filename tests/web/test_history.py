@@ -24,7 +24,7 @@ def snapshot(rows: Series | None, connections: int = 1, entries: int = 5) -> Sna
     made = taken(aggregated({A: (connections, 0, 0, 0, 0)}, "src", "l4protocol"))
     conntrack = made.conntrack._replace(entries=entries)
     since = None if rows is None else Rows(list(rows), columns(rows))
-    return made._replace(carried=since, conntrack=conntrack)
+    return made._replace(interval=since, conntrack=conntrack)
 
 
 def columns(rows: Series) -> tuple[tuple[int, ...], ...]:
@@ -102,7 +102,7 @@ def test_what_an_hour_has_is_bounded_and_a_scan_has_a_name(monkeypatch: pytest.M
     for n in range(1, 40):
         groups = [("large", "server", "tcp"), ("scan", str(n), "udp"), (f"spoofed{n}", "x", "udp")]
         since = Rows(groups, tuple([100, 2, 1] for _ in range(5)))
-        past = made.add(live._replace(carried=since), 60.0 * n)
+        past = made.add(live._replace(interval=since), 60.0 * n)
         assert past.hour is not None
         assert all(len(part.groups) <= 6 + 2 for part in past.hour.parts)
     assert past.hour is not None

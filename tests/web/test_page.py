@@ -76,7 +76,7 @@ def snapshots(*steps: Series, labels: tuple[str, ...] = KEYS) -> list[Snapshot]:
             ]
             carried = Rows(list(rows), tuple(columns))
         live = taken(aggregated(rows, *labels))
-        made.append(live._replace(traffic=counted(rows, *labels), carried=carried))
+        made.append(live._replace(traffic=counted(rows, *labels), interval=carried))
         before = rows
     return made
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from conntrack_textfile import aggregate, joined
+from conntrack_textfile import aggregate, merge
 from conntrack_textfile.aggregate import MEASURES, Limit
 from conntrack_textfile.kernel.grouping import key_parser
 from conntrack_textfile.plan import Plan
@@ -52,13 +52,13 @@ def tallies(request: pytest.FixtureRequest) -> dict[str, Tally]:
 
 
 def key(labels: tuple[str, ...]) -> bytes:
-    found = joined.key_parser(key_parser(PLAN))(labels)
+    found = merge.key_parser(key_parser(PLAN))(labels)
     assert found is not None
     return found
 
 
 def test_all_groups_ascend_by_namespace_and_then_as_in_each(tallies: dict[str, Tally]) -> None:
-    tally = joined.join(tallies)
+    tally = merge.merge(tallies)
     assert len(tally.groups) == len(ROWS)
     groups, columns = tally.groups.rows(0, "bytes")
     assert len(groups) == len(ROWS)
@@ -73,8 +73,8 @@ def test_all_groups_ascend_by_namespace_and_then_as_in_each(tallies: dict[str, T
 def test_the_largest_are_those_of_all_namespaces(
     tallies: dict[str, Tally], by: str, limit: int
 ) -> None:
-    groups = joined.join(tallies).groups
-    assert isinstance(groups, joined.JoinedGroups)
+    groups = merge.merge(tallies).groups
+    assert isinstance(groups, merge.MergedGroups)
     expected = sorted(ROWS, key=lambda labels: (-MEASURES[by](ROWS[labels]), key(labels)))
     found = groups.largest(limit, by)
     assert [groups.labels(at) for at, _ in found] == expected[:limit]
@@ -90,7 +90,7 @@ def test_the_largest_are_those_of_all_namespaces(
 
 
 def test_sums_by_key(tallies: dict[str, Tally]) -> None:
-    groups = joined.join(tallies).groups
+    groups = merge.merge(tallies).groups
     gone = ("gone", "10.0.0.1", "tcp")
     wanted = [*ROWS, ("a", "10.9.9.9", "tcp"), gone, *ROWS]
     found = groups.get(map(key, wanted))
@@ -101,7 +101,7 @@ def test_sums_by_key(tallies: dict[str, Tally]) -> None:
 def test_under_a_limit_the_sums_of_each_namespace_are_exact(
     tallies: dict[str, Tally], limit: int
 ) -> None:
-    live = aggregate.fold(joined.join(tallies), LABELS, Limit(limit, "bytes"))
+    live = aggregate.fold(merge.merge(tallies), LABELS, Limit(limit, "bytes"))
     found = series(live)
     for netns, l4 in itertools.product(FLOWS, ("tcp", "udp")):
         expected = [row for labels, row in ROWS.items() if labels[::2] == (netns, l4)]
@@ -114,4 +114,4 @@ def test_under_a_limit_the_sums_of_each_namespace_are_exact(
 
 
 def test_a_key_of_another_plan_is_none() -> None:
-    assert joined.key_parser(key_parser(PLAN))(("a", "no address", "tcp")) is None
+    assert merge.key_parser(key_parser(PLAN))(("a", "no address", "tcp")) is None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _Item = TypeVar("_Item")
 
 
-def join(tallies: Mapping[str, Tally]) -> Tally:
+def merge(tallies: Mapping[str, Tally]) -> Tally:
     """One tally of those of some namespaces, by their names."""
     states: Counts = collections.Counter()
     flags: Counts = collections.Counter()
@@ -33,7 +33,7 @@ def join(tallies: Mapping[str, Tally]) -> Tally:
             for key, number in more.items():
                 counts[key] += number
     return Tally(
-        groups=JoinedGroups({name: tally.groups for name, tally in tallies.items()}),
+        groups=MergedGroups({name: tally.groups for name, tally in tallies.items()}),
         protocols={
             (name, *protocol): sums
             for name, tally in sorted(tallies.items())
@@ -51,11 +51,11 @@ def join(tallies: Mapping[str, Tally]) -> Tally:
 
 def exported(tally: Tally) -> Mapping[str, int]:
     """How many groups of each namespace the rows of a joined tally had."""
-    assert isinstance(tally.groups, JoinedGroups)
+    assert isinstance(tally.groups, MergedGroups)
     return tally.groups.exported
 
 
-def nat(found: Mapping[str, Nat]) -> Nat:
+def merge_nat(found: Mapping[str, Nat]) -> Nat:
     """The translated entries of all namespaces, for people: the addresses are with names."""
     connections: Counts = collections.Counter()
     for of in found.values():
@@ -86,7 +86,7 @@ def _prefix(name: str) -> bytes:
     return name.encode() + b"\0"
 
 
-class JoinedGroups:
+class MergedGroups:
     """See tally.Groups."""
 
     def __init__(self, parts: Mapping[str, Groups]) -> None:

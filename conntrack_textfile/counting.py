@@ -1,0 +1,374 @@
+"""Counting: the traffic between snapshots, added to the counters and saved with the ledgers.
+
+Nothing is counted twice, whatever fails: what a tracker has read is kept here until
+the counters have it, and the counters have all of it or none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from conntrack_textfile import state
+from conntrack_textfile.counters import Counters
+from conntrack_textfile.errors import SourceError
+from conntrack_textfile.kernel import events, namespace
+from conntrack_textfile.kernel.tracker import Drain, Tracker
+from conntrack_textfile.logs import LOG
+from conntrack_textfile.snapshot import Traffic
+from conntrack_textfile.tally import Rows
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Collection
+
+    from conntrack_textfile.kernel.engine import Engine
+    from conntrack_textfile.kernel.table import Table
+    from conntrack_textfile.kernel.tracker import Reading
+    from conntrack_textfile.options import Options
+    from conntrack_textfile.plan import Plan
+    from conntrack_textfile.state import State
+    from conntrack_textfile.tables import Tables
+    from conntrack_textfile.tally import Group, Groups, Tally
+
+    # Returns the event socket of a table, and whether another process has it open, too.
+    Listen = Callable[[Table], tuple[socket.socket | None, bool]]
+
+# The warning of lost events ends when none was lost for so long.
+_LOST_SECONDS = 60
+
+
+class Counted(NamedTuple):
+    """The counters at a snapshot, and the traffic since the snapshot before."""
+
+    traffic: Traffic  # of all tables
+    namespaces: dict[str, Traffic]  # of each network namespace, without groups
+    interval: Tally  # since the snapshot before
+    seconds: float | None  # since then; None where the interval has no beginning
+    ended_unseen: int  # in the interval
+
+
+class Counting:
+    """The trackers of the tables, and the counters that their readings are added to."""
+
+    def __init__(
+        self, options: Options, tables: Tables, plan: Plan, engine: Engine, listen: Listen
+    ) -> None:
+        self.lock = threading.Lock()
+        """To be held where tables, trackers or counters change, and to read them."""
+        self.saved = False
+        """Whether the state file was written."""
+        self._options = options
+        self._tables = tables
+        self._plan = plan
+        self._engine = engine
+        self._listen = listen
+        self._counters = Counters(tables.labels(plan), options.limit)
+        self._drain: Drain | None = None
+        self._resumable: dict[str, State] = {}  # saved ledgers of tables without a tracker yet
+        self._unadded: dict[str, Reading] = {}  # what the counters do not have yet, by table
+        self._counted_at: float | None = None  # monotonic seconds; None: no snapshot of this plan
+        self._lost = 0
+        self._lost_until = 0.0
+
+    def resume(self, saved: State | None, interrupted: int) -> int:
+        """Continue from a saved state, unless it is of another boot or table.
+
+        interrupted: killed runs, as the lock file of the state has it. Returns their
+        number in the counters.
+        """
+        if saved is not None and not self._is_of_these_tables(saved):
+            LOG.info("the state is of another boot or network namespace: counting from 0")
+            saved = None
+        if saved is not None:
+            try:
+                parse = self._tables.key_parser(self._plan)
+                self._counters.load(saved.numbers["counters"], parse)
+                self._resumable = _ledgers(saved)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                LOG.warning("the state cannot be used (%s): counting from 0", error)
+                self._counters = Counters(self._tables.labels(self._plan), self._options.limit)
+        if interrupted > self._counters.totals["interrupted"]:
+            self._counters.totals["interrupted"] = interrupted
+            self._counters.published = False  # it may have been killed before
+        for table in self._tables.by_name.values():
+            with contextlib.suppress(SourceError):  # the first snapshot reports it
+                self.track(table)
+        return self._counters.totals["interrupted"]
+
+    def track(self, table: Table) -> None:
+        """Give a table a tracker, with the saved ledger where there is one. Raises SourceError."""
+        identity = table.identity = table.space.identity()
+        sock, shared = self._listen(table)
+        saved = self._resumable.get(table.name)
+        ledger = None
+        same_socket = False
+        others_at = None
+        drops = events.buffer(sock).drops if sock else 0
+        if saved is not None and saved.numbers["table"] == identity:
+            try:
+                if saved.numbers["filters"] == self._filters:
+                    ledger = self._engine.ledger(saved.ledger)
+                others_at = int(saved.numbers["others_at"])
+                same_socket = saved.numbers["socket"] == _inode(sock)
+                if same_socket:
+                    drops = int(saved.numbers["drops"])
+            except ValueError as error:
+                LOG.warning("the state cannot be used (%s): counting from a new baseline", error)
+                ledger = None
+        if ledger is None:
+            # Also for other filters: what passes them now was not in the ledger.
+            ledger = self._engine.ledger(b"")
+            ledger.baseline = True
+        stale = shared and not same_socket
+        tracker = Tracker(ledger, sock, drops, stale=stale, space=table.space)
+        if others_at is not None:
+            tracker.others_at = others_at
+        if self._drain is not None and sock is not None:
+            self._drain.add(tracker)
+        table.tracker = tracker
+        self._resumable.pop(table.name, None)  # last: a state saved meanwhile has it
+
+    def retire(self, table: Table) -> None:
+        """Read the last events of a table whose namespace is gone."""
+        if table.tracker is None:
+            return
+        if table.name in self._unadded:  # of a namespace before that had the name
+            self._settle()
+        if self._drain is not None:
+            self._drain.remove(table.tracker)
+        self._unadded[table.name] = table.tracker.reading(
+            listening=table.listening(), save=False, last=True
+        )
+
+    def change_plan(self, plan: Plan, engine: Engine) -> None:
+        """Continue with another plan.
+
+        Names that change end series. Other labels are other series, and what passes
+        other filters was not in the ledgers: there the counters begin again at 0.
+        """
+        self._settle()  # by keys of the plan before
+        restart = _series(plan) != _series(self._plan)
+        for name, table in self._tables.by_name.items():
+            if table.tracker:
+                self._unadded[name] = table.tracker.replace(engine.ledger, anew=restart)
+        if restart:
+            self._unadded = {}
+            self._counters = Counters(self._tables.labels(plan), self._options.limit)
+        else:
+            self._settle()
+            self._counters.rekey(self._tables.key_parser(plan))
+        self._plan, self._engine = plan, engine
+        self._counted_at = None
+
+    def count(self, live: Groups, failed: Collection[str]) -> Counted | None:
+        """Add the traffic since the snapshot before, and save the state. Raises OutputError.
+
+        live: the groups of this snapshot. failed: the tables that could not be read.
+        None where the only table was read from the proc file: it cannot be counted.
+        """
+        # Until the end: after a failure it is not known what an interval is since.
+        since, self._counted_at = self._counted_at, None
+        readings = self._read(failed, last=False)
+        if not readings and not self._tables.netns:
+            return None
+        interval = self._add(live, failed)
+        now = time.monotonic()
+        lost = self._recently_lost(sum(of.statistics["lost"] for of in readings.values()), now)
+        protocols = self._counters.by_protocol()
+        counted = Counted(
+            traffic=self._traffic(readings, protocols, lost),
+            namespaces=self._traffic_by_namespace(readings, protocols),
+            interval=interval,
+            seconds=None if since is None else now - since,
+            ended_unseen=sum(of.statistics["ended_unseen"] for of in readings.values()),
+        )
+        if self._options.state_file:
+            self._save(readings, published=True)
+        self._counters.published = True
+        self._counted_at = now
+        return counted
+
+    def withdraw(self) -> None:
+        """Take back that the snapshot of the last count() was published."""
+        self._counters.published = False
+
+    def finish(self) -> None:
+        """Save the traffic since the last snapshot, and read no more. Raises OutputError."""
+        if not self._options.state_file:
+            return
+        readings = self._read(self._tables.by_name, last=True)
+        if readings or self._unadded:
+            self._add(None, self._tables.by_name)
+            self._save(readings, published=False)
+
+    def drain(self) -> None:
+        """Read events as they come, from now on, in a thread of its own."""
+        self._drain = Drain()
+        for table in self._tables.by_name.values():
+            if table.tracker and table.tracker.socket:
+                self._drain.add(table.tracker)
+
+    def _read(self, failed: Collection[str], *, last: bool) -> dict[str, Reading]:
+        """Return a reading of each tracker, which the counters do not have yet."""
+        trackers = {}
+        for name, table in self._tables.by_name.items():
+            tracker = table.tracker
+            # A baseline that was not read to its end is read again.
+            unfinished = name in failed and tracker and tracker.ledger.baseline
+            by_procfs = table.last is not None and table.last.source != "netlink"
+            if tracker and not unfinished and not by_procfs:
+                trackers[name] = tracker
+        if self._unadded.keys() & trackers:  # of a namespace before, or of a count that failed
+            self._settle()
+        readings = {}
+        for name, tracker in trackers.items():
+            listening = self._tables.by_name[name].listening()
+            readings[name] = self._unadded[name] = tracker.reading(
+                listening=listening, save=bool(self._options.state_file), last=last
+            )
+        return readings
+
+    def _settle(self) -> None:
+        """Add what the counters do not have yet, between two snapshots."""
+        if self._unadded:
+            self._add(None, ())
+
+    def _add(self, live: Groups | None, failed: Collection[str]) -> Tally:
+        """Add what the counters do not have yet. Returns it, of all tables together."""
+        readings = self._unadded
+        traffic = self._tables.merge({name: of.traffic for name, of in readings.items()})
+        present = readings if self._tables.netns else ()
+        self._counters.update(traffic, live, namespace.seconds(), present, failed)
+        self._unadded = {}
+        for name, reading in readings.items():
+            self._counters.add_totals(reading.statistics, name)
+        return traffic
+
+    def _recently_lost(self, lost: int, now: float) -> int:
+        """Return the events lost since there was a minute without a loss."""
+        if lost:
+            self._lost_until = now + _LOST_SECONDS
+            self._lost += lost
+        elif now >= self._lost_until:
+            self._lost = 0
+        return self._lost
+
+    def _traffic(self, readings: dict[str, Reading], protocols: Rows, lost: int) -> Traffic:
+        """Return the counters of all tables together."""
+        only = readings.get("")
+        return Traffic(
+            labels=self._counters.labels,
+            groups=self._counters.groups(),
+            protocols=protocols,
+            totals=dict(self._counters.totals),
+            lost=lost,
+            started=self._counters.started,
+            tracked=only.tracked if only else None,
+            listening=self._tables.by_name[""].listening() if only else None,
+            buffer=only.buffer if only else None,
+        )
+
+    def _traffic_by_namespace(
+        self, readings: dict[str, Reading], protocols: Rows
+    ) -> dict[str, Traffic]:
+        """Return the counters of each network namespace, without groups."""
+        nothing = Rows((), ((),) * 5)
+        if not self._tables.netns:
+            return {}
+        by_namespace = _by_first_label(protocols)
+        found = {}
+        for name, health in self._counters.health.items():
+            if not name:
+                continue
+            reading = readings.get(name)
+            found[name] = Traffic(
+                labels=self._counters.labels,
+                groups=nothing,
+                protocols=by_namespace.get(name, nothing),
+                totals=dict(health.totals),
+                lost=0,
+                started=health.started,
+                tracked=reading.tracked if reading else None,
+                listening=self._tables.by_name[name].listening() if reading else None,
+                buffer=reading.buffer if reading else None,
+            )
+        return found
+
+    @property
+    def _filters(self) -> str:
+        """What is compared with a saved ledger's: it has what passed the filters alone."""
+        return repr((self._plan.include, self._plan.exclude))
+
+    def _is_of_these_tables(self, saved: State) -> bool:
+        """Return whether a state is of this boot and, without --netns, of this table."""
+        if self._tables.netns:
+            return saved.numbers.get("boot") == namespace.boot()
+        of = saved.numbers.get("tables", {}).get("", {})
+        return bool(of.get("table") == namespace.OWN.identity())
+
+    def _save(self, readings: dict[str, Reading], *, published: bool) -> None:
+        # A table that could not be tracked yet keeps what was saved of it.
+        tables = {name: of for name, of in self._resumable.items() if name in self._tables.by_name}
+        for name, reading in readings.items():
+            table = self._tables.by_name[name]
+            assert table.tracker is not None
+            numbers = {
+                "table": table.identity,
+                "filters": self._filters,
+                "socket": _inode(table.tracker.socket),
+                "drops": table.tracker.drops,
+                "others_at": table.tracker.others_at,
+            }
+            tables[name] = state.State(numbers, reading.ledger)
+        numbers = {
+            "boot": namespace.boot(),
+            "tables": {
+                name: {**of.numbers, "ledger": len(of.ledger)} for name, of in tables.items()
+            },
+            "counters": self._counters.save(published=published),
+        }
+        ledgers = b"".join([of.ledger for of in tables.values()])
+        state.save(self._options.state_file, state.State(numbers, ledgers))
+        self.saved = True
+
+
+def _ledgers(saved: State) -> dict[str, State]:
+    """Return the part of a state that each table has, by name."""
+    found = {}
+    at = 0
+    for name, numbers in saved.numbers["tables"].items():
+        for number in ("drops", "others_at", "ledger"):
+            int(numbers[number])
+        numbers["table"], numbers["filters"], numbers["socket"]
+        found[name] = saved._replace(
+            numbers=numbers, ledger=saved.ledger[at : at + numbers["ledger"]]
+        )
+        at += numbers["ledger"]
+    return found
+
+
+def _series(plan: Plan) -> tuple[object, ...]:
+    """Return what cannot change without new series that begin at 0."""
+    return plan.labels, plan.include, plan.exclude
+
+
+def _by_first_label(rows: Rows) -> dict[str, Rows]:
+    """Return rows by the value of their first label, without it."""
+    found: dict[str, tuple[list[Group], list[tuple[int, ...]]]] = {}
+    for (first, *labels), row in zip(rows.groups, zip(*rows.columns, strict=True), strict=True):
+        groups, numbers = found.setdefault(first, ([], []))
+        groups.append(tuple(labels))
+        numbers.append(row)
+    return {
+        first: Rows(groups, tuple(zip(*numbers, strict=True)))
+        for first, (groups, numbers) in found.items()
+    }
+
+
+def _inode(sock: socket.socket | None) -> int:
+    """Return the inode, which no other open socket has, 0 for no socket."""
+    return os.fstat(sock.fileno()).st_ino if sock else 0
