@@ -78,11 +78,11 @@ class Tracker:
             self.ledger.begin_dump()
         try:
             yield
+            with self.locked():
+                self.ledger.end_dump(namespace.seconds(), events=self._listening)
         except BaseException:
             self.ledger.abandon_dump()
             raise
-        with self.locked():
-            self.ledger.end_dump(namespace.seconds(), events=self._listening)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -113,10 +113,10 @@ class Tracker:
         """
         with self._lock:
             self._drain()
+            ledger = make(b"" if anew else bytes(self.ledger.save()))
+            ledger.baseline = anew or self.ledger.baseline
             reading = self._take(save=False)
-            baseline = anew or self.ledger.baseline
-            self.ledger = make(b"" if anew else bytes(self.ledger.save()))
-            self.ledger.baseline = baseline
+            self.ledger = ledger
             self._statistics = {}
             return reading
 
@@ -128,16 +128,18 @@ class Tracker:
                 self.socket.close()
 
     def _take(self, *, save: bool) -> Reading:
-        traffic = self.ledger.traffic()
-        now = dict(self.ledger.statistics)
-        before, self._statistics = self._statistics, now
-        statistics = {name: count - before.get(name, 0) for name, count in now.items()}
-        statistics["lost"] = statistics.pop("malformed")  # lost to us all the same
+        """Return a reading. Until the ledger gives its traffic nothing is changed."""
         buffer = events.buffer(self.socket) if self.socket else None
+        now = dict(self.ledger.statistics)
+        statistics = {name: count - self._statistics.get(name, 0) for name, count in now.items()}
+        statistics["lost"] = statistics.pop("malformed")  # their last traffic is lost, too
         if buffer:
             statistics["lost"] += buffer.drops - self.drops & 0xFFFFFFFF
-            self.drops = buffer.drops
         saved = bytes(self.ledger.save()) if save else b""
+        traffic = self.ledger.traffic()
+        self._statistics = now
+        if buffer:
+            self.drops = buffer.drops
         return Reading(traffic, statistics, len(self.ledger), buffer, saved)
 
     def drain(self) -> bool:
@@ -170,8 +172,10 @@ class Tracker:
         baseline = self.ledger.baseline
         if self._stale:
             self.ledger.baseline = True
-        self.ledger.drain(self.socket.fileno(), now)
-        self.ledger.baseline = baseline
+        try:
+            self.ledger.drain(self.socket.fileno(), now)
+        finally:
+            self.ledger.baseline = baseline
         self._stale = False
 
 

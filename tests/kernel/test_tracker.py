@@ -319,3 +319,54 @@ decoder.finish()
 print(json.dumps([totals(of.reading(listening=True, save=False)), len(of.ledger)]))
 """
     assert run(namespace, program, engine) == [[300, 300, 300 * 29], 0]
+
+
+FAULTS = """
+def fails(call):
+    try:
+        call()
+    except (OSError, MemoryError):
+        return True
+    return False
+
+def fault(*_):
+    raise OSError("fault")
+
+of = tracker(events.listen(1 << 22))
+dump(of), dump(of)
+of.reading(listening=True, save=False)
+ends(20)
+"""
+
+
+@ENGINES
+def test_a_reading_that_fails_loses_nothing(namespace: str, engine: str) -> None:
+    """The next has the traffic of both, and what was counted beside it."""
+    program = """
+buffer, events.buffer = events.buffer, fault
+failed = [fails(lambda: of.reading(listening=True, save=True))]
+events.buffer = buffer
+failed.append(fails(lambda: of.replace(fault)))
+found = of.reading(listening=True, save=False)
+print(json.dumps([failed, totals(found)[0], found.statistics["received"]]))
+"""
+    assert run(namespace, FAULTS + program, engine) == [[True, True], 20, 20]
+
+
+def test_events_that_cannot_be_read_leave_no_baseline_and_no_dump_behind(namespace: str) -> None:
+    """With a baseline that stays, new connections would count from what they have then."""
+    program = """
+again = tracker(of.socket, of.reading(listening=True, save=True).ledger, stale=True)
+drain, again.ledger.drain = again.ledger.drain, fault
+failed = [fails(again.drain)]
+found = [again.ledger.baseline]
+again.ledger.drain = drain
+
+def read():
+    with again.dump():
+        again.ledger.drain = fault
+
+failed.append(fails(read))
+print(json.dumps([failed, found, again.ledger._in_dump]))
+"""
+    assert run(namespace, FAULTS + program, "pure") == [[True, True], [False], False]
