@@ -117,6 +117,60 @@ print(json.dumps([failed, *[value(one.take(), 5003) for _ in range(2)]]))
     assert run(namespace, tmp_path, program) == [True, 0, 1]
 
 
+def test_what_a_snapshot_that_was_not_shown_had_is_0_at_first_in_the_next(
+    namespace: str, tmp_path: Path
+) -> None:
+    """There was no memory to render it: failure() follows a take() that worked."""
+    program = """
+one = begin(events.listen(1 << 22), None)
+one.take()
+send(5010)
+one.take()
+one.failure(None)
+found = [value(one.take(), 5010)]
+one.failure(None)
+print(json.dumps([*found, *[value(one.take(), 5010) for _ in range(2)]]))
+"""
+    assert run(namespace, tmp_path, program) == [0, 0, 1]
+
+
+def test_a_snapshot_that_is_under_way_at_a_stop_does_not_count(
+    namespace: str, tmp_path: Path
+) -> None:
+    """Its events would be in no state, and nobody would see what it saves as published."""
+    program = """
+import threading
+from conntrack_textfile.kernel.table import Table
+
+one = begin(events.listen(1 << 22), None)
+one.take()
+read, reads, stopped, counted = Table.read, *[threading.Event() for _ in range(3)]
+
+def slow(self, engine):
+    tally = read(self, engine)
+    reads.set()
+    stopped.wait()
+    return tally
+
+def count(*args):
+    counted.set()
+
+Table.read = slow
+threading.Thread(target=one.take, daemon=True).start()
+reads.wait()
+send(5011)
+one.stop()
+one._counting.count = count
+stopped.set()
+late = counted.wait(1)
+two = begin(None, state.load(PATH))
+Table.read = read
+print(json.dumps([late, value(two.take(), 5011)]), flush=True)
+os._exit(0)  # as serve does: the thread never ends
+"""
+    assert run(namespace, tmp_path, program) == [False, 0]
+
+
 def test_an_interrupted_run_is_in_the_number(namespace: str, tmp_path: Path) -> None:
     program = """
 one = begin(None, None, interrupted=3)
@@ -235,3 +289,33 @@ print(json.dumps([carried(snapshot) for snapshot in found]))
         None,  # of two plans
         {},
     ]
+
+
+def test_an_interval_that_could_not_be_saved_is_not_the_next(
+    namespace: str, tmp_path: Path
+) -> None:
+    """Its traffic is in the counters once, and in no interval: that began before the failure."""
+    program = """
+directory = os.path.dirname(PATH) + "/sub"
+os.mkdir(directory)
+opts = options.parse(["serve", "--state.file=" + directory + "/state", "--aggregate.by=dport"])
+one = Collector(opts, make(opts.plan), interval_groups=3)
+sock = events.listen(1 << 22)
+one.count(lambda _: (sock, False))
+one.take()
+one.take()
+os.rename(directory, directory + "2")
+send(5012)
+try:
+    one.take()
+except OutputError:
+    os.rename(directory + "2", directory)
+send(5013)
+found = []
+for _ in range(2):
+    taken = one.take()
+    found.append(taken.interval and list(taken.interval.groups))
+    protocols = dict(zip(taken.traffic.protocols.groups, taken.traffic.protocols.columns[1]))
+print(json.dumps([found, protocols["ipv4", "udp"]]))
+"""
+    assert run(namespace, tmp_path, program) == [[None, []], 2]

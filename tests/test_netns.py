@@ -745,6 +745,32 @@ print(json.dumps([traffic.labels, [[group, sent] for group, sent in rows if sent
         assert sums[0] == 4
 
 
+def test_what_the_last_namespace_had_is_saved_at_a_stop(host: Host) -> None:
+    found = program(
+        host,
+        """
+import tempfile
+from conntrack_textfile import state
+with tempfile.TemporaryDirectory() as directory:
+    path = directory + "/state"
+    add()
+    one, _ = collector(["serve", "--netns=blue", "--aggregate.by=dport", "--state.file=" + path])
+    one.take()
+    talk(2)
+    ip("netns", "del", "blue")
+    try:
+        one.take()
+        sys.exit("it is there")
+    except SourceError:
+        pass
+    one.stop()
+    saved = state.load(path).numbers["counters"]["protocols"]
+print(json.dumps(sum(sums[1] for _, sums, *_ in saved)))
+""",
+    )
+    assert found == 4
+
+
 def test_a_socket_without_events_of_ends_is_not_taken_for_one(host: Host) -> None:
     """As of a socket unit for other groups: there would be no events, and no word of it."""
     found = program(
