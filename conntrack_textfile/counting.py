@@ -154,7 +154,7 @@ class Counting:
         restart = _series(plan) != _series(self._plan)
         for name, table in self._tables.by_name.items():
             if table.tracker:
-                self._unadded[name] = table.tracker.replace(engine.ledger, anew=restart)
+                self._unadded[name] = table.tracker.replace(engine.ledger, empty=restart)
         if restart:
             self._unadded = {}
             self._counters = Counters(self._tables.labels(plan), self._options.limit)

@@ -1,4 +1,4 @@
-"""The table of one network namespace, from one snapshot to the next."""
+"""The connection table of one network namespace."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 
 class Reading(NamedTuple):
-    """What is known of a reading beside its tally."""
+    """What a reading of the table gave beside its tally."""
 
-    source: str  # that was used
+    source: str  # "netlink" or "procfs"
     conntrack: Conntrack
-    statistics: dict[str, int]  # what the kernel counted of its own trouble
+    statistics: dict[str, int]  # see statistics.read()
     timestamp: float  # Unix time, in seconds
     duration: float  # in seconds
 
 
 class Table:
-    """A table, and the tracker of its connections where they are counted."""
+    """A table, with the tracker of its connections where traffic is counted."""
 
     def __init__(
         self,
@@ -39,19 +39,22 @@ class Table:
         path: str,
         wanted: str,
         proc_root: str,
-        handed: Iterable[socket] = (),
+        dump_sockets: Iterable[socket] = (),
     ) -> None:
-        """The table of the namespace at a path, or our own where that is "".
+        """Take the table of a network namespace. Nothing is read yet.
 
-        The name is for people, and "" where there is but one. wanted is the source;
-        handed are sockets for dumps that were made inside by somebody else.
+        name: the value of the label netns, "" where there is no such label.
+        path: of the namespace, "" for our own.
+        wanted: the source (--collector.source).
+        dump_sockets: netlink sockets in the namespace, passed by systemd.
         """
         self.name = name
-        self.space = Namespace(path, handed) if path else OWN
+        self.space = Namespace(path, dump_sockets) if path else OWN
         self.tracker: Tracker | None = None
-        self.identity: list[str] = []  # of its namespace, once it was asked for
+        self.identity: list[str] = []
+        """Namespace.identity(), where there is a tracker."""
         self.last: Reading | None = None
-        """The last good one."""
+        """The last successful reading."""
 
         self._wanted = wanted
         self._proc_root = proc_root
@@ -59,24 +62,24 @@ class Table:
 
     @property
     def key(self) -> str:
-        """What sockets of its namespace are handed over by: its name, "" for our own."""
+        """The name that systemd passes the sockets of the namespace by, "" for our own."""
         return self.name if self.space.path else ""
 
     def is_of(self, path: str) -> bool:
-        """Whether there is still the same namespace at a path."""
+        """Return whether a path is still that of the same namespace."""
         return path == self.space.path and (not path or stamp(path) == self._stamp)
 
     def read(self, engine: Engine) -> Tally:
-        """Read all of it, and remember what else is known in self.last. Raises SourceError."""
+        """Return the tally of the table, and set self.last. Raises SourceError."""
         started = time.monotonic()
         self.space.check()
         if self.tracker and self.tracker.ledger.baseline:
-            # Twice: a dump may miss an entry, which would later look like a new one.
+            # Twice: a dump can miss an entry, which would look like a new one in the next.
             self._read(engine)
         used, tally = self._read(engine)
         counted: dict[str, int] = {}
         if used == "netlink":
-            # Imported here, as all below: each costs time that a small table does not.
+            # Imported here, as all below: an import takes longer than a small table.
             from conntrack_textfile.kernel import statistics
 
             counted = statistics.read(self.space)
@@ -85,7 +88,7 @@ class Table:
         return tally
 
     def conntrack(self) -> Conntrack:
-        """The settings and figures of the table, of which what cannot be read is None."""
+        """Return the settings and the size of the table; None for what cannot be read."""
         if not self.space.path:
             return sysctl.read(self._proc_root)
         from conntrack_textfile.kernel import statistics
@@ -99,7 +102,7 @@ class Table:
         return found
 
     def enable_accounting(self) -> None:
-        """Try to have new connections counted."""
+        """Set net.netfilter.nf_conntrack_acct=1 in the namespace; log where that fails."""
         try:
             self.space.run(lambda: sysctl.enable_accounting(self._proc_root))
         except (OSError, SourceError) as error:
@@ -112,12 +115,12 @@ class Table:
             )
 
     def listening(self) -> bool:
-        """Whether the kernel sends events to the tracker."""
+        """Return whether the kernel sends events to the tracker."""
         events = self.last.conntrack.events if self.last else None
         return self.tracker is not None and self.tracker.socket is not None and events is not False
 
     def close(self) -> None:
-        """Let the namespace go."""
+        """Close all sockets, which keep the namespace alive."""
         self.space.close()
         if self.tracker:
             self.tracker.close()

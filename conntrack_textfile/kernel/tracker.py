@@ -1,4 +1,4 @@
-"""The tracker: a ledger, fed by dumps of the table and by the events in between."""
+"""The tracker: a ledger, fed by dumps of the table and by the DESTROY events between them."""
 
 from __future__ import annotations
 
@@ -22,25 +22,26 @@ if TYPE_CHECKING:
     from conntrack_textfile.tally import Tally
 
 
-# How long events may come twice after another listener was last seen: the kernel
-# sends again to all what that one had not taken when it was closed.
+# How long events may come twice after another listener was last found. In reliable mode
+# (NETLINK_BROADCAST_ERROR) the kernel queues what that one has not received, and when it
+# is closed sends it again to all listeners.
 _OTHERS_SECONDS = 300
 
 
 class Reading(NamedTuple):
-    """What came between two snapshots."""
+    """The traffic between two snapshots."""
 
     traffic: Tally
-    statistics: dict[str, int]  # of ledger.STATISTICS, and "lost"
+    statistics: dict[str, int]  # those of ledger.STATISTICS but "malformed", and "lost"
     tracked: int  # connections in the ledger
-    buffer: Buffer | None  # of the event socket, None without one
-    ledger: bytes  # as saved at the same moment, empty where it was not to be
+    buffer: Buffer | None  # the event socket's, None without one
+    ledger: bytes  # saved at the same moment; empty where not requested
 
 
 class Tracker:
-    """Holds a ledger and the socket with its events, or none.
+    """A ledger, with the event socket of its table, or without one.
 
-    A thread may drain the socket while another reads a dump: the lock orders them.
+    One thread may drain the socket while another reads a dump: the lock orders them.
     """
 
     def __init__(
@@ -52,28 +53,30 @@ class Tracker:
         stale: bool = False,
         space: Namespace = OWN,
     ) -> None:
-        """Of the socket so many events were lost before, and are accounted for.
+        """Take over a ledger and a socket.
 
-        stale says that the first events on it may be of connections that the ledger
-        had and gave up: what it does not know is then no traffic.
+        drops: events that the socket lost and that are counted as lost already.
+        stale: the socket may hold events of connections that the ledger has dropped as
+        ended unseen. In the first drain, an event of an unknown connection is no traffic.
         """
         self.ledger = ledger
         self.socket = sock
         self.drops = drops
+        """Events that the socket lost, up to the last reading."""
         self._space = space
         self._stale = stale
         self._listening = sock is not None
         self._closed = False
-        self._looked_at = 0
-        # When another socket was last seen to listen, in seconds since the boot.
+        self._searched_at = 0  # when other listeners were last searched for
         self.others_at = -_OTHERS_SECONDS - 1
+        """When another listener was last found, in seconds since the boot."""
         self._dying = memoryview(bytearray(1 << 16))  # datagrams of the dying list
         self._statistics: dict[str, int] = {}
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def dump(self) -> Iterator[None]:
-        """Around a dump of the table, which ends with the events of what ended meanwhile."""
+        """Around a dump of the table. At its end the events that came meanwhile are read."""
         with self.locked():
             self.ledger.begin_dump()
         try:
@@ -86,18 +89,17 @@ class Tracker:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Around a datagram of a dump: all events before it are in the ledger."""
+        """Around a datagram of a dump: the ledger has all events that came before it."""
         with self._lock:
             self._drain()
             yield
 
     def reading(self, *, listening: bool, save: bool, last: bool = False) -> Reading:
-        """The traffic since the last call, or since the baseline, which ends with the first.
+        """Return the traffic since the last call; the first call ends the baseline.
 
-        listening is whether the kernel sends events.
-
-        The ledger is saved under the same lock: events that come later are in
-        neither. After the last reading they wait in the socket for the next run.
+        listening: whether the kernel sends events.
+        save: also save the ledger, at the same moment: later events are in neither.
+        last: leave later events in the socket, for the next run.
         """
         with self._lock:
             self._drain()
@@ -106,15 +108,15 @@ class Tracker:
             self._listening = listening
             return self._take(save=save)
 
-    def replace(self, make: Callable[[bytes], Ledger], *, anew: bool = False) -> Reading:
-        """Go on with another ledger, made of this one as saved. Gives its last reading.
+    def replace(self, make: Callable[[bytes], Ledger], *, empty: bool = False) -> Reading:
+        """Replace the ledger, and return the last reading of the old one.
 
-        anew begins with an empty one, whose baseline is to be taken.
+        make: makes a ledger of a saved one. empty: begin with an empty ledger, in its baseline.
         """
         with self._lock:
             self._drain()
-            ledger = make(b"" if anew else bytes(self.ledger.save()))
-            ledger.baseline = anew or self.ledger.baseline
+            ledger = make(b"" if empty else bytes(self.ledger.save()))
+            ledger.baseline = empty or self.ledger.baseline
             reading = self._take(save=False)
             self.ledger = ledger
             self._statistics = {}
@@ -143,14 +145,14 @@ class Tracker:
         return Reading(traffic, statistics, len(self.ledger), buffer, saved)
 
     def drain(self) -> bool:
-        """Read the events that wait. False after the last reading: they are left there."""
+        """Read the queued events. Returns False, and reads none, after the last reading."""
         with self._lock:
             self._drain()
             return not self._closed
 
     def _remember_dying(self, now: int) -> None:
-        """Keep in mind those whose events the kernel may send again."""
-        # Where there is no list to be had, they are forgotten by time alone.
+        """Enter in the ledger the entries whose events the kernel may send again."""
+        # Without the dying list the ledger forgets them by time alone.
         with (
             contextlib.suppress(OSError, SourceError),
             netlink.dump(netlink.DYING_REQUEST, self._space) as dump,
@@ -162,8 +164,8 @@ class Tracker:
         if self.socket is None or self._closed:
             return
         now = namespace.seconds()
-        if now != self._looked_at:
-            self._looked_at = now
+        if now != self._searched_at:
+            self._searched_at = now
             if events.others_listen(self.socket, self._space):
                 self.others_at = now
             if self.ledger.baseline or self.others_at == now:
@@ -180,36 +182,33 @@ class Tracker:
 
 
 class Drain:
-    """A thread that reads events as they come, of all trackers that are added.
-
-    It ends with the process.
-    """
+    """A daemon thread that reads the events of all trackers as they come."""
 
     def __init__(self) -> None:
-        """Begin, without any."""
+        """Start the thread, without a tracker."""
         self._epoll = select.epoll()
         self._trackers: dict[int, Tracker] = {}
         self._lock = threading.Lock()
         threading.Thread(target=self._run, name="events", daemon=True).start()
 
     def add(self, tracker: Tracker) -> None:
-        """Read the events of a tracker with a socket, up to its last reading."""
+        """Read the events of a tracker, which has a socket, up to its last reading."""
         assert tracker.socket is not None
         with self._lock:
             self._trackers[tracker.socket.fileno()] = tracker
             self._epoll.register(tracker.socket, select.EPOLLIN)
 
     def remove(self, tracker: Tracker) -> None:
-        """Read no more of a tracker, before its socket is closed.
+        """Read no more events of a tracker. To be called before its socket is closed.
 
-        To close it would not do where systemd has it open too: epoll would go on to say
-        that there is something to read, and there would be no descriptor to end that by.
+        epoll watches the open file, not the descriptor: where systemd has the socket open,
+        too, it would be reported readable for ever after a close (epoll(7), question 6).
         """
         if tracker.socket is None:
             return
         with self._lock:
             self._trackers.pop(tracker.socket.fileno(), None)
-            # Where its last events were read before, it is out already.
+            # After the last reading _run() has unregistered it.
             with contextlib.suppress(OSError):
                 self._epoll.unregister(tracker.socket)
 
@@ -220,10 +219,10 @@ class Drain:
                     with self._lock:
                         tracker = self._trackers.get(descriptor)
                         if tracker is not None and not tracker.drain():
-                            # Where it was closed it is out already.
+                            # The kernel has unregistered a socket that was closed.
                             with contextlib.suppress(OSError):
                                 self._epoll.unregister(descriptor)
-                # Whatever it was: without this thread the buffers would overflow.
+                # Any exception: without this thread the receive buffers would overflow.
                 except Exception as error:  # noqa: BLE001, PERF203
                     LOG.error("cannot read events: %s", error)
                     threading.Event().wait(1.0)
