@@ -3,12 +3,12 @@
 - A new group takes a free slot and is published as 0 at first, with its value
   from the next snapshot on: increase() of Prometheus does not count the first
   sample of a series. Without a free slot its traffic goes to "other", for good.
-- A slot becomes free when its group had neither traffic nor a live connection
-  for an hour, or when a group outside had twice the traffic of the smallest slot
-  for three snapshots running. What it had counted is dropped.
+- A slot is evicted when its group had neither traffic nor a live connection for
+  an hour, or when a group without a slot had twice the traffic of the smallest one
+  in three consecutive snapshots. Its sums are dropped.
 
-So no value falls while it is published, and what the groups grow by adds up to
-what the protocols grow by, at most one snapshot late.
+So no published value decreases, and the increases by group add up to the increases
+by protocol, at most one snapshot later.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from conntrack_textfile.aggregate import (
     measure,
     other_group,
     protocol_labels,
+    totals,
 )
 from conntrack_textfile.tally import Rows, Sums, add
 
@@ -36,7 +37,7 @@ REPLACE_FACTOR = 2
 REPLACE_SNAPSHOTS = 3
 
 
-# What is counted beside traffic, each since the baseline.
+# What is counted besides traffic, since the counters began.
 TOTALS = (
     *("received", "lost", "duplicate", "zeroed", "ended_unseen", "ended_uncounted"),
     *("evicted", "interrupted"),
@@ -44,7 +45,7 @@ TOTALS = (
 
 
 class Slot:
-    """One series of each family."""
+    """The sums of one group: a series in each family."""
 
     __slots__ = ("active", "labels", "sums", "unpublished")
 
@@ -52,22 +53,22 @@ class Slot:
         self.labels = labels
         self.active = active  # when it last had traffic or a live connection, in seconds
         self.sums = [0, 0, 0, 0, 0]
-        self.unpublished = 2  # values: the 0 to begin with, and the first after it
+        self.unpublished = 2  # values: the first 0, and the one after it
 
     def plus(self, row: Iterable[int]) -> list[int]:
-        """Return the sums with a row of traffic added."""
+        """Return the sums with a row of traffic added. A snapshot may have the old list."""
         return [a + b for a, b in zip(self.sums, row, strict=True)]
 
 
 class Health:
-    """What is counted of one table beside its traffic."""
+    """What is counted of one table besides its traffic."""
 
     __slots__ = ("seen", "started", "totals")
 
     def __init__(self, now: int) -> None:
         self.started = time.time()
         self.totals = dict.fromkeys(TOTALS, 0)
-        self.seen = now  # when the table was last there, in seconds
+        self.seen = now  # when the table last existed, in seconds
 
 
 class Counters:
@@ -76,25 +77,26 @@ class Counters:
     def __init__(self, labels: tuple[str, ...], limit: Limit) -> None:
         self.labels = labels
         self.limit = limit
-        self.slots: dict[bytes, Slot] = {}  # by the key of the group in the engine
+        self.slots: dict[bytes, Slot] = {}  # by the engine's key of the group
         self.others: dict[Group, Slot] = {}
         self.protocols: dict[Group, Slot] = {}
-        # Of the whole, and of each network namespace where there are several.
+        # "" is all tables together; with the label netns also of each namespace.
         self.health = {"": Health(0)}
         self.published = True  # to be set where the sums of the last update() are published
-        # Groups that lost their slots: they get none until they were seen to be gone.
-        self._evicted: dict[Group, int] = {}  # to how many snapshots they are missing yet
-        # Groups without a slot, and in how many snapshots running they were large.
+        # Evicted groups get no slot before a snapshot without them was published: else their
+        # series would fall to 0. The number of snapshots to go.
+        self._evicted: dict[Group, int] = {}
+        # Groups without a slot, and in how many consecutive snapshots they were large enough.
         self._candidates: dict[bytes, tuple[Group, int]] = {}
 
     @property
     def totals(self) -> dict[str, int]:
-        """What is counted beside traffic, of the whole."""
+        """What is counted besides traffic, of all tables together."""
         return self.health[""].totals
 
     @property
     def started(self) -> float:
-        """When the counters began, in Unix time."""
+        """When the counters began (Unix time, in seconds)."""
         return self.health[""].started
 
     def update(
@@ -105,14 +107,16 @@ class Counters:
         present: Collection[str] = (),
         failed: Collection[str] = (),
     ) -> None:
-        """Add the traffic since the last time. live are the groups of a snapshot, if it is one.
+        """Add the traffic since the last call.
 
-        now are seconds of a clock that is never set. Of several network namespaces
-        some are present, and of these some could not be read.
+        live: the groups of the snapshot; None between two snapshots.
+        now: seconds of a monotonic clock.
+        present: the network namespaces that traffic is of, with the label netns.
+        failed: those that could not be read.
         """
         self._see([*present, *self.health.keys() & set(failed)], now)
         published, self.published = self.published, False
-        # No slot is given up while its value, without what comes now, may not be published.
+        # No slot is evicted before its sums, without this traffic, were published.
         if published:
             for slot in self._all():
                 slot.unpublished = max(0, slot.unpublished - 1)
@@ -128,22 +132,22 @@ class Counters:
             slot.sums = sums
 
     def add_totals(self, numbers: dict[str, int], netns: str = "") -> None:
-        """Add to the totals of a network namespace, or of the only one."""
+        """Add to the totals of a network namespace; "" is the only table."""
         for name, number in numbers.items():
             self.health[netns].totals[name] += number
 
     def groups(self) -> Rows:
-        """The series by group, those of "other" last."""
+        """Return the series by group, those of "other" last."""
         return _published([*self.slots.values(), *self.others.values()])
 
     def by_protocol(self) -> Rows:
-        """The series by l3protocol and l4protocol, and netns where there are several."""
+        """Return the series by l3protocol and l4protocol, and by netns where it is a label."""
         return _published(list(self.protocols.values()))
 
     def rekey(self, key_of: Callable[[Group], bytes | None]) -> None:
-        """Give the slots the keys of another plan, the largest first where the limit is lower.
+        """Rekey the slots for a new plan, the largest first.
 
-        Groups for which there is no key or no room lose their slots.
+        A slot is evicted where there is no key for its group, or no room under the limit.
         """
         slots = sorted(
             self.slots.values(), key=lambda s: MEASURES[self.limit.by](s.sums), reverse=True
@@ -154,8 +158,8 @@ class Counters:
             if key is not None and (not self._limited or len(self.slots) < self.limit.keys):
                 self.slots[key] = slot
                 continue
-            self._evict(slot, 2)  # an update() comes before it is seen
-            if slot.unpublished >= 2:  # what nobody has seen yet is seen as "other"
+            self._evict(slot, 2)  # one more: the next update() is before a snapshot without it
+            if slot.unpublished >= 2:  # no value but 0 was published: "other" takes it
                 other = other_group(self.labels, self._protocol_of(slot.labels))
                 known = other in self.others
                 found = self._slot(self.others, other, slot.active)
@@ -170,7 +174,7 @@ class Counters:
         }
 
     def save(self, *, published: bool) -> dict[str, object]:
-        """All of it, for JSON. What was last given will be published, or will not."""
+        """Return all for JSON. published: whether the sums as they are will be published."""
         return {
             "labels": self.labels,
             "started": self.started,
@@ -197,18 +201,18 @@ class Counters:
         }
 
     def load(self, saved: dict[str, object], key_of: Callable[[Group], bytes | None]) -> None:
-        """Go on with what save() gave. Raises ValueError and the like where it is not that.
+        """Continue from what save() returned. Counters of other labels are dropped.
 
-        Counters of other labels are other series: they are not taken over.
+        Raises AttributeError, KeyError, TypeError or ValueError for anything else.
         """
         labels: tuple[str, ...] = tuple(saved["labels"])  # type: ignore[arg-type]
         self.published = bool(saved["published"])
         same = protocol_labels(labels) == protocol_labels(self.labels)
         rows: list[list[Any]] = saved.get("namespaces", []) if same else []  # type: ignore[assignment]
-        for netns, started, totals, seen in [["", saved["started"], saved["totals"], 0], *rows]:
+        for netns, started, counts, seen in [["", saved["started"], saved["totals"], 0], *rows]:
             health = self.health[str(netns)] = Health(int(seen))
             health.started = float(started)
-            health.totals = {name: int(totals[name]) for name in TOTALS}
+            health.totals = {name: int(counts[name]) for name in TOTALS}
         if not same:
             return
         self.protocols = _loaded(saved["protocols"], len(protocol_labels(labels)))
@@ -231,7 +235,7 @@ class Counters:
 
     @property
     def _limited(self) -> bool:
-        """By these alone there are few groups, and to fold them would change nothing."""
+        """Whether the limit applies: where all labels are in KEPT, "other" would save nothing."""
         return self.limit.keys > 0 and not set(self.labels) <= set(KEPT)
 
     def _all(self) -> list[Slot]:
@@ -244,7 +248,7 @@ class Counters:
         return slot
 
     def _kept_protocol(self, protocol: Group) -> Group:
-        """The labels of a protocol that groups are told apart by."""
+        """Return the values of a protocol's group that are also labels of the groups."""
         return tuple(
             [
                 name
@@ -254,7 +258,7 @@ class Counters:
         )
 
     def _protocol_of(self, labels: Group) -> Group:
-        """The same of a group."""
+        """Return the same values of a group."""
         return tuple(
             [value for label, value in zip(self.labels, labels, strict=True) if label in KEPT]
         )
@@ -299,7 +303,7 @@ class Counters:
             self.health.setdefault(netns, Health(now)).seen = now
 
     def _forget_namespaces(self, now: int) -> None:
-        """Drop what there is of namespaces that are gone as long as keys may be idle."""
+        """Drop the series of namespaces that have been gone for IDLE_SECONDS."""
         gone = {
             netns
             for netns, health in self.health.items()
@@ -312,7 +316,7 @@ class Counters:
                 del slots[labels]
 
     def _netns_of(self, labels: Group) -> str:
-        """The network namespace of a group, "" where there is but one."""
+        """Return the network namespace of a group, "" without the label netns."""
         return labels[0] if self.labels[:1] == ("netns",) else ""
 
     def _evict(self, slot: Slot, snapshots: int) -> None:
@@ -322,7 +326,7 @@ class Counters:
         self._evicted[slot.labels] = snapshots
 
     def _admit(self, traffic: Tally, now: int) -> list[tuple[bytes, Group, int]]:
-        """Give free slots to new groups. The largest that get none, with their sizes."""
+        """Give free slots to new groups. Returns the largest without a slot: key, group, size."""
         room = len(traffic.groups)
         if self._limited:
             room = max(0, self.limit.keys - len(self.slots))
@@ -337,7 +341,7 @@ class Counters:
         waiting = []
         for key, sums in outside:
             labels = traffic.groups.labels(key)
-            # A user may have given the very name "other" to something.
+            # A user can name a network or service "other".
             if labels in others or labels in self._evicted:
                 continue
             if room:
@@ -350,9 +354,9 @@ class Counters:
     def _replace_smallest(
         self, traffic: Tally, waiting: Iterable[tuple[bytes, Group, int]], now: int
     ) -> None:
-        """Give the slots of the smallest to much larger groups: the largest comes first."""
+        """Replace the smallest slots by much larger groups, the largest first."""
         size = MEASURES[self._measure(traffic)]
-        # Not those of which no value was published: what they have would be missing.
+        # Not unpublished ones: their sums would be in no increase.
         slots = {key: slot for key, slot in self.slots.items() if not slot.unpublished}
         smallest = sorted(
             (size(sums) if sums is not None else 0, key)
@@ -371,9 +375,7 @@ class Counters:
         self._candidates = candidates
 
     def _measure(self, traffic: Tally) -> str:
-        """What groups are ranked by."""
-        rows = zip(Sums(0, 0, 0, 0, 0), *traffic.protocols.values(), strict=True)
-        return measure(self.limit.by, Sums(*map(sum, rows)))
+        return measure(self.limit.by, totals(traffic))
 
 
 def _published(slots: list[Slot]) -> Rows:

@@ -1,7 +1,7 @@
-"""Tallies of several network namespaces as one, told apart by the label netns.
+"""The tallies of several network namespaces merged into one, with the label netns.
 
-The key of a group is the name of its namespace, a zero byte and the key that it has
-in the tally of that namespace, so that keys ascend as labels do.
+The key of a merged group is the name of its namespace, a zero byte and its key in
+the tally of that namespace: keys sort as the labels do.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _Item = TypeVar("_Item")
 
 
 def merge(tallies: Mapping[str, Tally]) -> Tally:
-    """One tally of those of some namespaces, by their names."""
+    """Return one tally of those of the namespaces, by name."""
     states: Counts = collections.Counter()
     flags: Counts = collections.Counter()
     for tally in tallies.values():
@@ -45,18 +45,18 @@ def merge(tallies: Mapping[str, Tally]) -> Tally:
         uncounted=sum(tally.uncounted for tally in tallies.values()),
         states=dict(sorted(states.items())),
         flags=dict(sorted(flags.items())),
-        nat=None,  # of each by itself: see nat()
+        nat=None,  # the limit is over all namespaces: see aggregate.nats()
     )
 
 
 def exported(tally: Tally) -> Mapping[str, int]:
-    """How many groups of each namespace the rows of a joined tally had."""
+    """Return how many groups of each namespace are in the rows of a merged tally."""
     assert isinstance(tally.groups, MergedGroups)
     return tally.groups.exported
 
 
 def merge_nat(found: Mapping[str, Nat]) -> Nat:
-    """The translated entries of all namespaces, for people: the addresses are with names."""
+    """Return the translated entries of all namespaces, with the name before each address."""
     connections: Counts = collections.Counter()
     for of in found.values():
         for key, number in of.connections.items():
@@ -72,7 +72,7 @@ def merge_nat(found: Mapping[str, Nat]) -> Nat:
 
 
 def key_parser(parse: Callable[[Group], bytes | None]) -> Callable[[Group], bytes | None]:
-    """What gives the key of the group that has some labels; parse is that of a single tally."""
+    """Return a parser of merged groups to keys. parse: the parser of a single namespace."""
 
     def key_of(labels: Group) -> bytes | None:
         name, *others = labels
@@ -90,10 +90,10 @@ class MergedGroups:
     """See tally.Groups."""
 
     def __init__(self, parts: Mapping[str, Groups]) -> None:
-        """Of each namespace its groups, by its name."""
+        """parts: the groups of each namespace, by name."""
         self._parts = {_prefix(name): (name, parts[name]) for name in sorted(parts)}
         self.exported = {name: len(groups) for name, groups in self._parts.values()}
-        """How many groups of each namespace rows() gave."""
+        """The number of groups of each namespace that rows() returned."""
 
     def __len__(self) -> int:
         return sum(len(groups) for _, groups in self._parts.values())
@@ -102,7 +102,7 @@ class MergedGroups:
         """See tally.Groups."""
         chosen = dict.fromkeys(self._parts, 0)
         if 0 < limit < len(self):
-            # Within a namespace they are the largest of it, so their number is enough.
+            # The number for each namespace is enough: they are the largest of it.
             for key, _ in self.largest(limit, by):
                 chosen[_split(key)[0]] += 1
             self.exported = {self._parts[prefix][0]: count for prefix, count in chosen.items()}
@@ -113,7 +113,7 @@ class MergedGroups:
                 rows.append(groups.rows(chosen[prefix], by))
                 names.append((name,))
         return Rows(
-            _Labelled(names, [groups for groups, _ in rows]),
+            _Prefixed(names, [groups for groups, _ in rows]),
             tuple(_Chain([columns[field] for _, columns in rows]) for field in range(5)),
         )
 
@@ -148,7 +148,7 @@ class MergedGroups:
         return (prefix[:-1].decode(), *groups.labels(rest))
 
     def _by_part(self, keys: Iterable[bytes]) -> dict[bytes, list[bytes]]:
-        """Keys without the prefixes that they have, by these."""
+        """Return keys by their prefix, without it."""
         found: dict[bytes, list[bytes]] = {}
         for key in keys:
             prefix, rest = _split(key)
@@ -157,13 +157,13 @@ class MergedGroups:
 
 
 def _split(key: bytes) -> tuple[bytes, bytes]:
-    """The prefix and the rest of a key. No name has a zero byte."""
+    """Split a key into its prefix and the rest. No name has a zero byte."""
     at = key.index(b"\0") + 1
     return key[:at], key[at:]
 
 
 class _Chain(Sequence[_Item]):
-    """Sequences one after the other, which stay where they are."""
+    """Sequences one after the other, without a copy."""
 
     def __init__(self, parts: Sequence[Sequence[_Item]]) -> None:
         self._parts = parts
@@ -186,18 +186,18 @@ class _Chain(Sequence[_Item]):
         return part, i - self._starts[part]
 
 
-class _Labelled(_Chain["Group"]):
-    """The same of groups, with labels put before those of each part."""
+class _Prefixed(_Chain["Group"]):
+    """A chain of groups, with the first labels of each part."""
 
-    def __init__(self, before: Sequence[Group], parts: Sequence[Sequence[Group]]) -> None:
+    def __init__(self, prefixes: Sequence[Group], parts: Sequence[Sequence[Group]]) -> None:
         super().__init__(parts)
-        self._before = before
+        self._prefixes = prefixes
 
     def __getitem__(self, i: int) -> Group:  # type: ignore[override]
         part, at = self._at(i)
-        return self._before[part] + self._parts[part][at]
+        return self._prefixes[part] + self._parts[part][at]
 
     def __iter__(self) -> Iterator[Group]:
-        for before, part in zip(self._before, self._parts, strict=True):
+        for prefix, part in zip(self._prefixes, self._parts, strict=True):
             for group in part:
-                yield before + group
+                yield prefix + group

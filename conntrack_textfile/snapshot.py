@@ -1,4 +1,4 @@
-"""The snapshot: one finished, immutable picture of the table."""
+"""The snapshot: all that is published at one time, finished and immutable."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _RESOLVED = {
     "lost": "no event was lost for a minute",
 }
 
-# Network namespaces that a message names.
+# Names of network namespaces in one message, at most.
 _NAMED = 5
 
 
@@ -49,58 +49,58 @@ class Traffic(NamedTuple):
     groups: Rows
     protocols: Rows
     totals: dict[str, int]  # of counters.TOTALS
-    lost: int  # events, of late
+    lost: int  # events, since there was a minute without a loss
     started: float  # Unix time of the baseline, in seconds
-    # None for a network namespace that could not be read, or is gone:
+    # None for a network namespace that could not be read or is gone, and for several together:
     tracked: int | None  # connections in the ledger
     listening: bool | None  # whether the kernel sends events
     buffer: Buffer | None  # of the event socket, None without one
 
 
 class Snapshot(NamedTuple):
-    """One picture of the table, or of the failure to take one."""
+    """What is published after a reading of the table, or after one that failed."""
 
-    success: bool | None  # None of a network namespace that is gone
-    source: str
-    engine: str
+    success: bool | None  # of the last reading; None for a network namespace that is gone
+    source: str  # "netlink" or "procfs"
+    engine: str  # "compiled" or "pure"
     conntrack: Conntrack
     timestamp: float | None = None
-    """Unix time of the last good reading, in seconds; None before the first."""
+    """Unix time of the last successful reading, in seconds; None before the first."""
 
     duration: float | None = None
-    """What that reading and counting took, in seconds."""
+    """How long that reading took, with the counting of traffic, in seconds."""
 
     live: Aggregate | None = None
-    """None where no reading is fresh enough to be published."""
+    """None where no reading succeeded, or the last is too old to be published."""
 
     traffic: Traffic | None = None
-    """None where there are no counters."""
+    """None where traffic is not counted."""
 
     interval: Rows | None = None
     """The traffic since the snapshot before: the top groups, and "other" for the rest.
-    None where it is not known, or not asked for."""
+    None where it is not known, or Collector.interval_groups is 0."""
 
     statistics: Mapping[str, int] = MappingProxyType({})
-    """What the kernel counted of its own trouble, by name. Empty where it cannot be read."""
+    """The kernel's error counters, by name (see statistics.read()). Empty where unreadable."""
 
     talkers: Talkers | None = None
-    """None where they are not asked for."""
+    """None but from Collector.top()."""
 
     uncountable: bool = False
-    """Counters are asked for, and the source has none."""
+    """Traffic is to be counted, but the proc file was read, which has no connection ids."""
 
     parts: Mapping[str, Snapshot] | None = None
-    """The same of each network namespace, by its name, without groups. None where the
-    table is that of our own, and no name is shown. Those that are gone have counters yet."""
+    """A snapshot of each network namespace, by name, without groups; None without the
+    label netns. A namespace that is gone has counters still."""
 
     errors: Mapping[str, str] = {}
-    """Why network namespaces could not be read."""
+    """Why network namespaces could not be read, by name."""
 
     @property
     def fills(self) -> list[tuple[str, int, int]]:
-        """Each table with its network namespace, entries and limit, the fullest first.
+        """The network namespace ("" without the label netns), entries and limit of each table.
 
-        The name is "" where the table is that of our own.
+        The fullest is first.
         """
         tables = {"": self} if self.parts is None else self.parts
         known = [
@@ -112,7 +112,7 @@ class Snapshot(NamedTuple):
 
     @property
     def failed(self) -> Snapshot:
-        """The same after a reading that failed."""
+        """The same snapshot after a reading that failed."""
         parts = self.parts
         if parts is not None:
             parts = {name: part.failed for name, part in parts.items()}
@@ -120,7 +120,7 @@ class Snapshot(NamedTuple):
 
     @property
     def warnings(self) -> dict[str, str]:
-        """What the user should know about these numbers, by kind."""
+        """Warnings to log with this snapshot, by kind."""
         found = {f"netns {name}": error for name, error in self.errors.items()}
         if self.parts is not None:
             off = [name for name, part in self.parts.items() if part.conntrack.accounting is False]
@@ -138,12 +138,12 @@ class Snapshot(NamedTuple):
 
 
 def some(namespaces: list[str]) -> str:
-    """Their names for people: of many the first."""
+    """Return a list of names for a message: the first few, and the number of the others."""
     more = len(namespaces) - _NAMED
     return ", ".join(namespaces[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def resolved(kind: str) -> str:
-    """What to log when a warning no longer applies."""
+    """Return what to log when a warning of this kind has gone."""
     what, _, name = kind.partition(" ")
     return f"network namespace {name} is read again, or gone" if name else _RESOLVED[what]

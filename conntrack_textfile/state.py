@@ -1,8 +1,7 @@
-"""The state file: what must outlive a run.
+"""The state file: what one run leaves to the next, and the lock file beside it.
 
-A line that says what it is, the checksum and the sizes of what follows, numbers
-as JSON, and the ledger as the engine saves it. Written as a textfile is: old or
-new, never partial.
+A magic line, a header (version, sizes, checksum), numbers as JSON, and the ledgers
+as the engine saves them. Replaced as a textfile is: old or new, never partial.
 """
 
 from __future__ import annotations
@@ -27,18 +26,18 @@ _VERSION = 2
 _CHECKSUM_SIZE = 32
 _HEADER = struct.Struct(f"<HQQ{_CHECKSUM_SIZE}s")  # version, sizes of numbers and ledger, checksum
 _MAX_SIZE = 1 << 34
-_MAX_MARK = 18  # digits
+_MAX_DIGITS = 18  # of the count in the lock file
 
 
 class State(NamedTuple):
-    """What was saved."""
+    """The content of a state file. numbers: see counting.py."""
 
     numbers: dict[str, Any]
-    ledger: bytes
+    ledger: bytes  # of all tables, one after the other
 
 
 def is_ours(path: str) -> bool:
-    """Whether a file may be replaced: there is none, or it is a state, be it a damaged one.
+    """Return whether a file may be replaced: it does not exist, or is a state file.
 
     Raises StateError where it cannot be read.
     """
@@ -52,9 +51,9 @@ def is_ours(path: str) -> bool:
 
 
 def load(path: str) -> State | None:
-    """What a file holds, None where there is none.
+    """Read a state file; None where it does not exist or is empty.
 
-    Raises DamagedStateError, and StateError for what is not ours or cannot be read.
+    Raises DamagedStateError; StateError where it is not a state file or cannot be read.
     """
     fd = _open(path)
     if fd is None:
@@ -71,7 +70,10 @@ def load(path: str) -> State | None:
 
 
 def _open(path: str) -> int | None:
-    """A descriptor of a file that may be replaced: a state, or the beginning of one."""
+    """Open a state file, or the beginning of one; None where it does not exist.
+
+    Raises ForeignStateError for any other file, and StateError.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -86,7 +88,7 @@ def _open(path: str) -> int | None:
 
 
 def _fault(fd: int) -> str:
-    """Why a file is not ours, "" where it is."""
+    """Return what a file is instead of a state file, "" where it is one."""
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         return "not a regular file"
     try:
@@ -112,7 +114,7 @@ def _parse(path: str, data: bytes) -> State:
 
 
 def _of_version_1(state: State) -> State:
-    """A state of before there were several tables in one, as it is written now."""
+    """Convert a state of version 1, which had one table."""
     one = {**state.numbers, "ledger": len(state.ledger)}
     boot, *_ = one.get("table") or [""]
     return State(
@@ -121,7 +123,7 @@ def _of_version_1(state: State) -> State:
 
 
 def save(path: str, state: State) -> None:
-    """Write a file, whole or not at all, mode 0600. Raises OutputError."""
+    """Replace a state file, whole or not at all, with mode 0600. Raises OutputError."""
     numbers = json.dumps(state.numbers, separators=(",", ":")).encode()
     checksum = _checksum(numbers, state.ledger)
     header = _HEADER.pack(_VERSION, len(numbers), len(state.ledger), checksum)
@@ -129,32 +131,36 @@ def save(path: str, state: State) -> None:
 
 
 class Run:
-    """The only run that uses a state file, and its mark, which stands until it ends well.
+    """The only run that uses a state file.
 
-    The mark is the number that runs were interrupted, should this one be too: so it
-    tells of each that was killed, however many in a row, and of none twice.
+    While it reads events, the lock file has the count of interrupted runs, this one
+    included; the end of the run empties it. So each run that was killed is counted once.
     """
 
     def __init__(self, fd: int, name: str) -> None:
-        """Take over the locked file of the mark. Raises StateError where it is none."""
+        """Read the count of a lock file that is locked. Raises StateError for another file."""
         self._fd = fd
         self._name = name
-        text = os.pread(fd, _MAX_MARK + 1, 0)
-        if text and not (text.isdigit() and len(text) <= _MAX_MARK):
-            raise StateError(f"{name} is not a mark of conntrack-textfile: remove it")
+        text = os.pread(fd, _MAX_DIGITS + 1, 0)
+        if text and not (text.isdigit() and len(text) <= _MAX_DIGITS):
+            raise StateError(f"{name} is not a lock file of conntrack-textfile: remove it")
         self.interrupted = int(text or b"0")
+        """Runs that were killed before this one, as far as no state has them."""
 
     def begin(self, interrupted: int) -> None:
-        """Set the mark, where so many runs before were interrupted. Raises StateError."""
+        """Write the count, before the first event is read. Raises StateError.
+
+        interrupted: all runs that were killed before this one.
+        """
         self._write(b"%d" % (interrupted + 1))
 
     def end(self) -> None:
-        """Remove the mark: all that was read is saved. Raises StateError."""
+        """Empty the lock file: all that was read is saved. Raises StateError."""
         self._write(b"")
 
     def _write(self, text: bytes) -> None:
         try:
-            os.pwrite(self._fd, text, 0)  # it never becomes shorter but by end()
+            os.pwrite(self._fd, text, 0)  # the count only grows: nothing is left behind it
             if not text:
                 os.ftruncate(self._fd, 0)
         except OSError as error:
@@ -163,10 +169,10 @@ class Run:
 
 @contextlib.contextmanager
 def run(path: str) -> Iterator[Run]:
-    """Keep other runs from a state file, by a lock on a file beside it.
+    """Lock a state file against other runs, by flock(2) on the file PATH.lock.
 
-    Raises StateError where there is another run, or where the state could not be
-    replaced: it is then not touched, and nothing is left beside it.
+    Raises StateError where another run has the lock, or where PATH may not be replaced:
+    then no lock file is made.
     """
     fd = _open(path)
     if fd is not None:
@@ -191,7 +197,7 @@ def run(path: str) -> Iterator[Run]:
 
 
 def _checksum(numbers: bytes | memoryview, ledger: bytes | memoryview) -> bytes:
-    """Of both, and of where one ends."""
+    """Return the checksum of both, and of the boundary between them."""
     hashed = hashlib.blake2b(b"%d " % len(numbers), digest_size=_CHECKSUM_SIZE)
     hashed.update(numbers)
     hashed.update(ledger)

@@ -124,15 +124,15 @@ def test_what_is_not_ours_is_refused_and_nothing_is_put_beside_it(tmp_path: Path
         state.load(f"{path}/state")
 
 
-def test_a_run_that_ends_well_leaves_no_mark(tmp_path: Path) -> None:
+def test_a_run_that_ends_well_empties_its_lock_file(tmp_path: Path) -> None:
     path = str(tmp_path / "state")
     for _ in range(2):
         with state.run(path) as first:
             assert first.interrupted == 0
             first.begin(0)
             first.end()
-    mark = tmp_path / "state.lock"
-    assert (mark.read_bytes(), stat.S_IMODE(mark.stat().st_mode)) == (b"", 0o600)
+    lock = tmp_path / "state.lock"
+    assert (lock.read_bytes(), stat.S_IMODE(lock.stat().st_mode)) == (b"", 0o600)
 
 
 def test_each_interrupted_run_is_counted_once(tmp_path: Path) -> None:
@@ -168,23 +168,23 @@ def test_two_runs_at_once_are_one_too_many(tmp_path: Path) -> None:
         pass
 
 
-def test_a_mark_that_is_something_else_is_not_written_over(tmp_path: Path) -> None:
-    mark = tmp_path / "state.lock"
+def test_a_lock_file_that_is_something_else_is_not_overwritten(tmp_path: Path) -> None:
+    lock = tmp_path / "state.lock"
     for text in (b"somebody's\n", b"1" * 4000):
-        mark.write_bytes(text)
-        with pytest.raises(StateError, match="not a mark"), state.run(str(tmp_path / "state")):
+        lock.write_bytes(text)
+        with pytest.raises(StateError, match="not a lock file"), state.run(str(tmp_path / "state")):
             pass
-        assert mark.read_bytes() == text
-    mark.unlink()
-    mark.mkdir()
+        assert lock.read_bytes() == text
+    lock.unlink()
+    lock.mkdir()
     with pytest.raises(StateError, match="cannot open"), state.run(str(tmp_path / "state")):
         pass
-    mark.rmdir()
-    os.mkfifo(mark)
+    lock.rmdir()
+    os.mkfifo(lock)
     with pytest.raises(StateError, match="cannot use"), state.run(str(tmp_path / "state")):
         pass
-    mark.unlink()
-    mark.symlink_to(tmp_path / "elsewhere")
+    lock.unlink()
+    lock.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(StateError, match="cannot open"), state.run(str(tmp_path / "state")):
         pass
     assert os.listdir(tmp_path) == ["state.lock"]
