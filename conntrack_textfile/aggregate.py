@@ -1,6 +1,6 @@
-"""What is made of a tally: the limit on groups, "other" for the rest, and the ranking.
+"""Aggregation of a tally: the limit on series, "other" as the overflow series, top N.
 
-Whatever is asked for, the series of a family add up to its total.
+Whatever the limit, the series of a family add up to its total.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from conntrack_textfile.tally import Counts, Group, Nat, Tally, Translations
 
-# What groups can be ranked by.
+# What groups can be ranked by (--limit.by).
 MEASURES: dict[str, Callable[[Sequence[int]], int]] = {
     "bytes": lambda sums: sums[2] + sums[4],
     "packets": lambda sums: sums[1] + sums[3],
@@ -24,20 +24,20 @@ MEASURES: dict[str, Callable[[Sequence[int]], int]] = {
 }
 
 PROTOCOLS = ("l3protocol", "l4protocol")
-# What "other" tells apart: there are few of each.
+# The labels that "other" keeps: they have few values.
 KEPT = ("netns", *PROTOCOLS)
 
 
 class Limit(NamedTuple):
-    """How many groups keep series of their own, and which."""
+    """How many groups have series of their own, and which."""
 
-    keys: int = 10000  # 0 is no limit
+    keys: int = 10000  # 0: no limit
     by: str = "bytes"  # of MEASURES
-    destinations: int = 10  # of each egress address
+    destinations: int = 10  # for each egress address
 
 
 class Aggregate(NamedTuple):
-    """What the table held."""
+    """The live connections of a table, under the limit."""
 
     labels: tuple[str, ...]
     groups: Sequence[Group]
@@ -45,7 +45,7 @@ class Aggregate(NamedTuple):
     totals: Sums  # over all groups
     keys: int  # groups before the limit
     exported: int  # groups that have series of their own
-    filtered: int  # connections that filters took out: they are in no sum
+    filtered: int  # entries that the filters dropped: they are in no sum
 
     # Of the whole table, whatever the filters:
     malformed: int
@@ -56,25 +56,28 @@ class Aggregate(NamedTuple):
 
     @property
     def folded(self) -> int:
-        """How many groups have no series of their own."""
+        """The number of groups in "other"."""
         return self.keys - self.exported
 
 
 class Ranking(NamedTuple):
-    """The top groups by some of the labels."""
+    """The top N groups for one label set."""
 
     labels: tuple[str, ...]
     by: str  # of MEASURES
     rows: list[tuple[Group, Sums]]  # largest first
-    others: int  # how many more groups there are
+    others: int  # the number of groups that are not in rows
 
 
 def fold(tally: Tally, labels: tuple[str, ...], limit: Limit) -> Aggregate:
-    """A tally under a limit: the largest groups, and for each protocol one of all the others."""
+    """Return a tally under a limit: the largest groups, and an "other" for each protocol.
+
+    The tally's groups cannot be used after it.
+    """
     found = summary(tally, labels)
     if tally.nat:
         found = found._replace(nat=nats({"": tally.nat}, limit)[""])
-    # By these alone there are few groups, and to fold them would change nothing.
+    # Where all labels are in KEPT, "other" would be the same groups again.
     if 0 < limit.keys < found.keys and set(labels) - set(KEPT):
         rows = tally.groups.rows(limit.keys, measure(limit.by, found.totals))
         groups, columns = _with_others(rows, tally.protocols, labels)
@@ -84,7 +87,7 @@ def fold(tally: Tally, labels: tuple[str, ...], limit: Limit) -> Aggregate:
 
 
 def summary(tally: Tally, labels: tuple[str, ...]) -> Aggregate:
-    """What there is of a tally without its groups."""
+    """Return all of a tally but its groups and NAT."""
     keys = len(tally.groups)
     return Aggregate(
         labels=labels,
@@ -103,18 +106,18 @@ def summary(tally: Tally, labels: tuple[str, ...]) -> Aggregate:
 
 
 def protocol_labels(labels: tuple[str, ...]) -> tuple[str, ...]:
-    """The labels of sums by protocol, beside groups with some labels."""
+    """Return the labels of the sums by protocol, where groups have these labels."""
     return KEPT if "netns" in labels else PROTOCOLS
 
 
 def nats(translations: Mapping[str, Translations], limit: Limit) -> dict[str, Nat]:
-    """The translated entries of some tables, under a limit that holds over all together."""
+    """Return the translated entries of each table, under one limit for all together."""
     found = {name: of.nat(limit.keys, limit.destinations) for name, of in translations.items()}
     return _with_busiest_destinations(_with_busiest_egress(found, limit.keys), limit.keys)
 
 
 def _with_busiest_egress(found: dict[str, Nat], keys: int) -> dict[str, Nat]:
-    """The same with fewer addresses: the others are "other" in each table."""
+    """Return the same with the top N egress addresses of all tables, and "other" in each."""
     order = sorted(
         (-row.ports, -row.connections, name, at)
         for name, nat in found.items()
@@ -142,13 +145,13 @@ def _with_busiest_egress(found: dict[str, Nat], keys: int) -> dict[str, Nat]:
 
 
 def _with_busiest_destinations(found: dict[str, Nat], keys: int) -> dict[str, Nat]:
-    """The same with fewer destinations: the busiest of all."""
+    """Return the same with the top N destinations of all tables."""
     egress = [row for nat in found.values() for row in nat.egress]
     ports = [row[2] for of in egress for row in of.destinations]
     if not 0 < keys < len(ports):
         return found
     least = sorted(ports, reverse=True)[keys - 1]
-    # Of those with as few as the last the first fill the limit.
+    # Of the destinations that equal the last one, the first fill the limit.
     room = keys - sum(count > least for count in ports)
     cut = {}
     for name, nat in found.items():
@@ -163,19 +166,22 @@ def _with_busiest_destinations(found: dict[str, Nat], keys: int) -> dict[str, Na
 
 
 def totals(tally: Tally) -> Sums:
-    """The sums over all groups."""
+    """Return the sums over all groups."""
     return Sums(*map(sum, zip(Sums(0, 0, 0, 0, 0), *tally.protocols.values(), strict=True)))
 
 
 def measure(by: str, totals: Sums) -> str:
-    """What to rank by: connections where nothing has counters."""
+    """Return what to rank by: connections where all packets and bytes are 0 (accounting off)."""
     return by if any(totals[1:]) else "connections"
 
 
 def rank(
     labels: Sequence[str], rows: Rows, wanted: Sequence[Sequence[str]], by: str, count: int
 ) -> list[Ranking]:
-    """The top groups for each requested set of labels, all sets in one pass over the rows."""
+    """Return the top N groups for each label set, in one pass over the rows.
+
+    wanted: the label sets, each a subset of labels.
+    """
     at = [[labels.index(label) for label in kept] for kept in wanted]
     sums: list[dict[Group, list[int]]] = [{} for _ in wanted]
     for group, row in zip(rows.groups, zip(*rows.columns, strict=True), strict=True):
@@ -189,7 +195,7 @@ def _ranking(labels: tuple[str, ...], by: str, sums: dict[Group, list[int]], cou
     import heapq
 
     size = MEASURES[by]
-    # It is stable: of equally large ones the first.
+    # Stable: of equal ones the first.
     largest = heapq.nlargest(count, sums.items(), key=lambda item: size(item[1]))
     rows = [(group, Sums(*row)) for group, row in largest]
     return Ranking(labels, by, rows, len(sums) - len(rows))
@@ -198,11 +204,11 @@ def _ranking(labels: tuple[str, ...], by: str, sums: dict[Group, list[int]], cou
 def _with_others(
     rows: Rows, protocols: dict[Group, Sums], labels: tuple[str, ...]
 ) -> tuple[Sequence[Group], tuple[Sequence[int], ...]]:
-    """Rows, and for each protocol that the labels tell apart a row of all that is not in these."""
+    """Return rows, with an "other" for each protocol that the labels distinguish."""
     names_of = protocol_labels(labels)
     at = [labels.index(label) for label in names_of if label in labels]
     kept = [names_of.index(labels[index]) for index in at]
-    # What is not kept is the rest of each protocol: no need to look at it.
+    # "other" is the total of its protocol less the rows: the folded groups are not visited.
     rest: dict[Group, list[int]] = {}
     for names, subtotal in protocols.items():
         add(rest, tuple([names[index] for index in kept]), subtotal)
@@ -212,13 +218,13 @@ def _with_others(
         add(rest, tuple([group[index] for index in at]), [-value for value in row])
     for protocol, left in rest.items():
         if left[0]:
-            # A user may have given this very name to something large.
+            # A user can name a network or service "other": then both are one series.
             add(sums, other_group(labels, protocol), left)
     return list(sums), _columns(sums.values())
 
 
 def other_group(labels: tuple[str, ...], protocol: Group) -> Group:
-    """The group of all that has no group of its own, of a protocol as far as labels tell it."""
+    """Return the group "other" of a protocol. protocol: the values of the labels in KEPT."""
     names = iter(protocol)
     return tuple([next(names) if label in KEPT else OTHER for label in labels])
 

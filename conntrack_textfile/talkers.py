@@ -1,4 +1,4 @@
-"""The largest groups of a snapshot by each measure: what a view needs to sort by any."""
+"""Top talkers: the top N groups by each measure, so that a view can sort by any of them."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ if TYPE_CHECKING:
 
 
 class Talker(NamedTuple):
-    """A group as it is in the table, and what it carried since the reading before."""
+    """A group, with its live connections and its traffic."""
 
     group: Group
     live: Sums
-    traffic: Sums
+    traffic: Sums  # since the snapshot before; 0 where it is not known
 
 
 class Talkers(NamedTuple):
-    """The largest of a snapshot."""
+    """The top talkers of a snapshot."""
 
     labels: tuple[str, ...]
     rows: list[Talker]
-    totals: Sums | None  # carried since the snapshot before; None where it is not known
-    seconds: float  # since then
-    ended_unseen: int  # connections of which the last traffic is missing
+    totals: Sums | None  # the traffic of all groups; None where it is not known
+    seconds: float  # since the snapshot before; 0 where the traffic is not known
+    ended_unseen: int  # connections that ended without an event: their last traffic is missing
 
 
 def largest(live: Tally, traffic: Tally | None, count: int) -> list[Talker]:
-    """The so many largest groups by each measure, of the live connections and of the traffic."""
-    # Each has its labels of where it was found: the other may lack its network namespace.
+    """Return the top N groups by each measure, of the live connections and of the traffic."""
+    # The labels of a key are those of the tally that has it: the other may lack its namespace.
     found = {
         key: tally.groups
         for tally in (live, traffic)
@@ -41,8 +41,8 @@ def largest(live: Tally, traffic: Tally | None, count: int) -> list[Talker]:
     }
     keys = sorted(found)
     nothing = Sums(0, 0, 0, 0, 0)
-    carried = traffic.groups.get(keys) if traffic is not None else [None] * len(keys)
+    sums = traffic.groups.get(keys) if traffic is not None else [None] * len(keys)
     return [
         Talker(found[key].labels(key), now or nothing, since or nothing)
-        for key, now, since in zip(keys, live.groups.get(keys), carried, strict=True)
+        for key, now, since in zip(keys, live.groups.get(keys), sums, strict=True)
     ]

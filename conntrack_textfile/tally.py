@@ -1,4 +1,4 @@
-"""What the engine makes of a reading: sums by group, how they are added, and what it skipped."""
+"""The tally: the engine's sums of one reading by group, and the number of skipped entries."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
     from typing import Protocol
 
-# A value for each label that is kept, in the order of labels.LABELS.
+# The values of a plan's labels, in the order of labels.LABELS.
 Group = tuple[str, ...]
 
-# Connections by l3protocol, l4protocol, and the kernel's name of a state or flag.
+# Entries by l3protocol, l4protocol, and a state, flag or NAT type.
 Counts = dict[tuple[str, str, str], int]
 
 
 class Egress(NamedTuple):
-    """What is sent from an address that sources are translated to, by one protocol."""
+    """The connections of one protocol whose source is translated to an egress address."""
 
     address: str
     l4protocol: str
     connections: int
 
     ports: int
-    """The most source ports, or ids of ICMP, that are in use towards one destination.
+    """The source ports (ICMP ids) in use towards one destination; of all destinations the most.
 
-    0 for a protocol that has neither.
+    0 for a protocol without ports and ids.
     """
 
     destinations: list[tuple[str, str, int]]
-    """The busiest: address, port, and source ports in use towards it, largest first.
+    """The busiest destinations, first the one with the most source ports in use.
 
-    The port of ICMP is "0".
+    Address, port ("0" for ICMP), and source ports in use.
     """
 
 
 class Nat(NamedTuple):
     """The translated entries of the table."""
 
-    connections: Counts  # the last name is snat, dnat or both
-    egress: list[Egress]  # for each protocol the last is "other", where there are more
+    connections: Counts  # the types are snat, dnat and both
+    egress: list[Egress]  # with an "other" for each protocol where the limit cut some
 
 
 class Sums(NamedTuple):
-    """What is summed. "Sent" is the original direction."""
+    """The sums of a group. "Sent" is the original direction."""
 
     connections: int
     sent_packets: int
@@ -53,7 +53,7 @@ class Sums(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Groups with their sums, by columns: a million groups fit in memory."""
+    """Groups with their sums. By columns, as a million rows would take too much memory."""
 
     groups: Sequence[Group]
     columns: tuple[Sequence[int], ...]  # one for each field of Sums
@@ -62,37 +62,37 @@ class Rows(NamedTuple):
 if TYPE_CHECKING:
 
     class Groups(Protocol):
-        """The groups of one reading, which the engine holds."""
+        """The groups of one reading, held by the engine."""
 
         def __len__(self) -> int: ...
 
         def rows(self, limit: int, by: str) -> Rows:
-            """The largest groups by bytes, packets or connections; all where limit is 0.
+            """Return the largest groups by bytes, packets or connections; all where limit is 0.
 
-            They ascend by the values of their labels, and of equally large ones the
-            first are taken. Nothing else can be asked for after it: the rest is freed.
+            Sorted by the values of the labels; of equally large groups the first are
+            taken. It frees the groups: no method can be called after it.
             """
 
         def largest(
             self, limit: int, by: str, without: Collection[bytes] = ()
         ) -> list[tuple[bytes, Sums]]:
-            """The keys and sums of the largest groups that are not in a collection of keys."""
+            """Return the keys and sums of the largest groups, those of some keys left out."""
 
         def get(self, keys: Iterable[bytes]) -> list[Sums | None]:
-            """The sums of groups by their keys, None for a group that is not there."""
+            """Return the sums of some keys, None for a key without a group."""
 
         def labels(self, key: bytes) -> Group:
-            """The values of the labels of a group's key."""
+            """Return the group of a key."""
 
     class Translations(Protocol):
-        """The translations of one reading, which the engine holds."""
+        """The translated entries of one reading, held by the engine."""
 
         def nat(self, limit: int, destinations: int) -> Nat:
-            """The busiest egress addresses by ports, then connections, and their destinations.
+            """Return the busiest egress addresses, by ports, then connections.
 
-            The others are one of each protocol, "other", with the sum of connections
-            and the most ports. A limit of 0 is none; destinations are of each, and
-            may be 0.
+            limit: of addresses, 0 for none. The others are an "other" for each protocol,
+            with the sum of connections and the most ports.
+            destinations: the limit for each address.
             """
 
 
@@ -102,37 +102,37 @@ class Tally(NamedTuple):
     groups: Groups
 
     protocols: dict[Group, Sums]
-    """The sums by l3protocol and l4protocol, of what the filters left.
+    """The sums by l3protocol and l4protocol, of entries that pass the filters.
 
-    Of several network namespaces together by netns before these.
+    In a merged tally by netns, l3protocol and l4protocol.
     """
 
     filtered: int
-    """Entries that filters took out. They are in no group."""
+    """Entries that the filters dropped. They are in no group."""
 
     # Of the whole table, whatever the filters:
 
     malformed: int
-    """Entries that could not be read. They are in no other number."""
+    """Entries that could not be parsed. They are in no other number."""
 
     first_malformed: bytes
-    """The beginning of the first of these, empty where there is none."""
+    """The beginning of the first malformed entry, empty where there is none."""
 
     uncounted: int
-    """Entries without accounting. In the sums they are connections without packets and bytes."""
+    """Entries without accounting. In the sums they are connections with 0 packets and bytes."""
 
     states: Counts
     """Entries by state, of the protocols that have states. An offloaded entry has none."""
 
     flags: Counts
-    """Entries that are unreplied, assured, offload or hw_offload."""
+    """Entries by flag: unreplied, assured, offload, hw_offload."""
 
     nat: Translations | None
     """The translated entries, None where the plan does not count them."""
 
     @property
     def entries(self) -> int:
-        """How many entries were read."""
+        """The number of parsed entries."""
         return self.filtered + sum(sums.connections for sums in self.protocols.values())
 
 
@@ -140,11 +140,11 @@ _Key = TypeVar("_Key")
 
 
 def add(sums: dict[_Key, list[int]], key: _Key, row: Sequence[int]) -> None:
-    """Add a row of five to what is summed under a key."""
+    """Add a row of Sums to those of a key."""
     into = sums.get(key)
     if into is None:
         sums[key] = list(row)
-    else:  # written out, since there may be a million of them
+    else:  # unrolled: there may be a million rows
         into[0] += row[0]
         into[1] += row[1]
         into[2] += row[2]
