@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 
 
 class _Readings(NamedTuple):
-    """What was read of the tables for one snapshot."""
+    """The tables, read for one snapshot."""
 
     started: float  # monotonic seconds
-    tallies: dict[str, Tally]  # by table
+    tallies: dict[str, Tally]  # by name of the table
     errors: dict[str, SourceError]  # of the tables that could not be read
-    tally: Tally  # of all tables together
-    summaries: dict[str, Aggregate]  # by table, without groups
+    tally: Tally  # all tables merged
+    summaries: dict[str, Aggregate]  # by name, without groups
 
 
 class Collector:
-    """Takes snapshots: of live connections, and with counters once counting has begun.
+    """Takes snapshots: of live connections, and of the counters after count().
 
-    take() and top() are called by one thread, stop() by another.
+    One thread calls take(), top() and failure(), another may call stop().
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class Collector:
         dump_sockets: Mapping[str, Iterable[socket.socket]] | None = None,
         interval_groups: int = 0,
     ) -> None:
-        """Nothing is read before the first snapshot.
+        """Open nothing yet.
 
-        engine: made of options.plan.
+        engine: for options.plan.
         plans: called before each snapshot; returns the current plan (the names files
         may have changed).
         dump_sockets: see Tables.
-        interval_groups: the top groups in Snapshot.interval; 0 for none.
+        interval_groups: the number of top groups in Snapshot.interval; 0 for no interval.
         """
         self._options = options
         self._engine = engine
@@ -68,15 +68,15 @@ class Collector:
         self._interval_groups = interval_groups
         self._tables = Tables(options, dump_sockets or {})
         self._counting: Counting | None = None
-        # Held where the tables, their trackers or the counters change.
         self._lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-        self._taken = False  # the last call of take() gave a snapshot
+        self._counted = False  # the counters were updated for the snapshot under way, or the last
 
     def count(self, listen: Listen, saved: State | None = None, *, interrupted: int = 0) -> int:
         """Begin to count traffic, or continue from a saved state.
 
-        listen: returns the event socket of a table. interrupted: runs that were killed,
-        as the lock file of the state has it. Returns their number in the counters.
+        listen: returns the event socket of a table.
+        interrupted: the count of the state's lock file. Returns it, or that of the saved
+        counters where it is higher.
         """
         # Imported here: a run without counters need not pay for it.
         from conntrack_textfile.counting import Counting
@@ -87,7 +87,7 @@ class Collector:
         return counting.resume(saved, interrupted)
 
     def drain(self) -> None:
-        """Read events as they come, from now on, in a thread of its own."""
+        """Start a thread that reads events as they come."""
         assert self._counting is not None
         self._counting.drain()
 
@@ -97,25 +97,23 @@ class Collector:
         return self._counting is not None and self._counting.saved
 
     def take(self) -> Snapshot:
-        """Return a snapshot of the series by group.
+        """Return a snapshot with the series by group.
 
         Raises SourceError where no table can be read, and OutputError where the state
         cannot be saved.
         """
-        self._taken = False
         readings = self._read()
         counted = self._count(readings)
         live = aggregate.fold(readings.tally, self._labels, self._options.limit)
         if "live" not in self._options.families:
             live = live._replace(groups=(), columns=((),) * 5)
-        snapshot = self._snapshot(readings, counted, live)
-        self._taken = True
-        return snapshot._replace(interval=self._interval(counted))
+        interval = self._interval(counted)
+        return self._snapshot(readings, counted, live)._replace(interval=interval)
 
     def top(self, count: int) -> Snapshot:
-        """Return a snapshot of the top groups by each measure, without series by group.
+        """Return a snapshot with the top talkers, in place of the series by group.
 
-        Raises SourceError where no table can be read.
+        count: of groups, for each measure. Raises SourceError where no table can be read.
         """
         from conntrack_textfile import talkers
 
@@ -133,11 +131,12 @@ class Collector:
         return self._snapshot(readings, counted, live)._replace(talkers=found)
 
     def failure(self, last: Snapshot | None) -> Snapshot:
-        """Return the snapshot to publish after a failure, with the table's size as it is now.
+        """Return the snapshot to publish after a failure, with the current size of the table.
 
-        last: what is published, None before the first.
+        last: the last snapshot that was published, None before the first. The failure may
+        be of take(), or of what published its snapshot.
         """
-        if self._taken and self._counting:  # it was the publishing that failed
+        if self._counted and self._counting:
             self._counting.withdraw()
         if last is None:
             last = Snapshot(
@@ -161,12 +160,12 @@ class Collector:
         """Save the traffic since the last snapshot; none is taken after it. Raises OutputError."""
         if self._counting is None:
             return
-        # For good: a snapshot that is under way must not count after this.
+        # Never released: a take() in the other thread must not count after the last save.
         self._counting.lock.acquire()
         self._counting.finish()
 
     def close(self) -> None:
-        """Read no more, and close the sockets."""
+        """Close all sockets."""
         self._tables.close()
 
     @property
@@ -174,10 +173,11 @@ class Collector:
         return self._tables.labels(self._plan)
 
     def _read(self) -> _Readings:
-        """Read the tables that there are, by the current plan."""
+        """Read the tables of the current namespaces, with the current plan."""
         started = time.monotonic()
-        self._follow_plan()
-        self._follow_namespaces()
+        self._counted = False
+        self._update_plan()
+        self._update_tables()
         tallies: dict[str, Tally] = {}
         errors: dict[str, SourceError] = {}
         for name, table in self._tables.by_name.items():
@@ -191,12 +191,12 @@ class Collector:
                     errors[name] = SourceError(f"{of}{error}")
         if errors and not tallies:
             raise _first(list(errors.values()))
-        # Now: the limit on groups frees them.
+        # Before the limit is applied, which frees the groups.
         summaries = {name: aggregate.summary(of, self._labels) for name, of in tallies.items()}
         tally = self._tables.merge(tallies)
         return _Readings(started, tallies, errors, tally, summaries)
 
-    def _follow_plan(self) -> None:
+    def _update_plan(self) -> None:
         plan = self._plans()
         if plan == self._plan:
             return
@@ -206,7 +206,7 @@ class Collector:
                 self._counting.change_plan(plan, engine)
         self._plan, self._engine = plan, engine
 
-    def _follow_namespaces(self) -> None:
+    def _update_tables(self) -> None:
         with self._lock:
             self._tables.update(self._counting.retire if self._counting else lambda _: None)
 
@@ -214,10 +214,12 @@ class Collector:
         if self._counting is None:
             return None
         with self._lock:
-            return self._counting.count(readings.tally.groups, readings.errors)
+            counted = self._counting.count(readings.tally.groups, readings.errors)
+        self._counted = counted is not None
+        return counted
 
     def _interval(self, counted: Counted | None) -> Rows | None:
-        """Return the traffic since the snapshot before by group, under a limit of its own."""
+        """Return the traffic since the snapshot before, under a limit of its own."""
         if not self._interval_groups or counted is None or counted.seconds is None:
             return None
         limit = self._options.limit._replace(keys=self._interval_groups)
@@ -225,20 +227,19 @@ class Collector:
         return Rows(found.groups, found.columns)
 
     def _snapshot(self, readings: _Readings, counted: Counted | None, live: Aggregate) -> Snapshot:
-        """Return what is published of the readings."""
+        """Assemble the snapshot. live: of all tables, under the limit."""
         parts = None
         if self._tables.netns:
             live, parts = self._by_namespace(readings, counted, live)
         tables = self._tables.by_name
         last = [of for name in readings.tallies if (of := tables[name].last)]
         sources = {of.source for of in last}
+        sizes = [of.conntrack for of in last]
         return Snapshot(
             success=True,
             source="procfs" if sources == {"procfs"} else "netlink",
             engine=self._engine.name,
-            conntrack=_sum([of.conntrack for of in last])
-            if parts is not None
-            else last[0].conntrack,
+            conntrack=sizes[0] if parts is None else _sum(sizes),
             timestamp=time.time(),
             duration=time.monotonic() - readings.started,
             live=live,
@@ -252,7 +253,7 @@ class Collector:
     def _by_namespace(
         self, readings: _Readings, counted: Counted | None, live: Aggregate
     ) -> tuple[Aggregate, dict[str, Snapshot]]:
-        """Return the whole with the NAT of all network namespaces, and each by itself.
+        """Return live with the NAT of all network namespaces, and a snapshot of each namespace.
 
         A namespace that is gone has counters still.
         """
@@ -264,7 +265,7 @@ class Collector:
         traffic = counted.namespaces if counted else {}
         parts = {}
         for name in sorted({*self._tables.by_name, *traffic}):
-            # One that was gone when it was to be read counts as gone.
+            # Without a reading and an error, the namespace was deleted meanwhile.
             there = name in readings.tallies or name in readings.errors
             table = self._tables.by_name[name] if there else None
             last = table.last if table else None
@@ -289,12 +290,12 @@ class Collector:
 
 
 def _first(errors: list[SourceError]) -> SourceError:
-    """Return the first of some errors, with the number of the others."""
+    """Return the first error, with the number of the others."""
     if len(errors) == 1:
         return errors[0]
     return SourceError(f"{errors[0]} (and {len(errors) - 1} more network namespaces failed)")
 
 
 def _sum(tables: list[Conntrack]) -> Conntrack:
-    """Return the entries of all tables. There is a limit for each, and none for all together."""
+    """Return the number of entries in all tables. The limits are of each table by itself."""
     return Conntrack(entries=sum(of.entries for of in tables if of.entries is not None))

@@ -1,7 +1,7 @@
 """Counting: the traffic between snapshots, added to the counters and saved with the ledgers.
 
-Nothing is counted twice, whatever fails: what a tracker has read is kept here until
-the counters have it, and the counters have all of it or none.
+Whatever fails, all traffic is added once: a reading of a tracker is pending until the
+counters have it, and they add all that is pending, or nothing.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from conntrack_textfile.tables import Tables
     from conntrack_textfile.tally import Group, Groups, Tally
 
-    # Returns the event socket of a table, and whether another process has it open, too.
+    # Returns the event socket of a table, and whether systemd has it open, too.
     Listen = Callable[[Table], tuple[socket.socket | None, bool]]
 
-# The warning of lost events ends when none was lost for so long.
+# The warning of lost events ends when none was lost for this long.
 _LOST_SECONDS = 60
 
 
@@ -46,9 +46,9 @@ class Counted(NamedTuple):
 
     traffic: Traffic  # of all tables
     namespaces: dict[str, Traffic]  # of each network namespace, without groups
-    interval: Tally  # since the snapshot before
-    seconds: float | None  # since then; None where the interval has no beginning
-    ended_unseen: int  # in the interval
+    interval: Tally  # the traffic since the snapshot before
+    seconds: float | None  # since that; None after a start, a new plan or a failure
+    ended_unseen: int  # connections that ended without an event, in the interval
 
 
 class Counting:
@@ -58,7 +58,7 @@ class Counting:
         self, options: Options, tables: Tables, plan: Plan, engine: Engine, listen: Listen
     ) -> None:
         self.lock = threading.Lock()
-        """To be held where tables, trackers or counters change, and to read them."""
+        """To be held by who changes the tables or calls a method that changes the counters."""
         self.saved = False
         """Whether the state file was written."""
         self._options = options
@@ -69,16 +69,15 @@ class Counting:
         self._counters = Counters(tables.labels(plan), options.limit)
         self._drain: Drain | None = None
         self._resumable: dict[str, State] = {}  # saved ledgers of tables without a tracker yet
-        self._unadded: dict[str, Reading] = {}  # what the counters do not have yet, by table
-        self._counted_at: float | None = None  # monotonic seconds; None: no snapshot of this plan
+        self._pending: dict[str, Reading] = {}  # readings that the counters do not have yet
+        self._counted_at: float | None = None  # where the next interval begins (monotonic seconds)
         self._lost = 0
         self._lost_until = 0.0
 
     def resume(self, saved: State | None, interrupted: int) -> int:
         """Continue from a saved state, unless it is of another boot or table.
 
-        interrupted: killed runs, as the lock file of the state has it. Returns their
-        number in the counters.
+        interrupted: see Collector.count().
         """
         if saved is not None and not self._is_of_these_tables(saved):
             LOG.info("the state is of another boot or network namespace: counting from 0")
@@ -93,7 +92,7 @@ class Counting:
                 self._counters = Counters(self._tables.labels(self._plan), self._options.limit)
         if interrupted > self._counters.totals["interrupted"]:
             self._counters.totals["interrupted"] = interrupted
-            self._counters.published = False  # it may have been killed before
+            self._counters.published = False  # the run may have been killed before that
         for table in self._tables.by_name.values():
             with contextlib.suppress(SourceError):  # the first snapshot reports it
                 self.track(table)
@@ -130,33 +129,33 @@ class Counting:
         if self._drain is not None and sock is not None:
             self._drain.add(tracker)
         table.tracker = tracker
-        self._resumable.pop(table.name, None)  # last: a state saved meanwhile has it
+        self._resumable.pop(table.name, None)  # last: finish() may save the state meanwhile
 
     def retire(self, table: Table) -> None:
         """Read the last events of a table whose namespace is gone."""
         if table.tracker is None:
             return
-        if table.name in self._unadded:  # of a namespace before that had the name
+        if table.name in self._pending:  # of an earlier namespace with this name
             self._settle()
         if self._drain is not None:
             self._drain.remove(table.tracker)
-        self._unadded[table.name] = table.tracker.reading(
+        self._pending[table.name] = table.tracker.reading(
             listening=table.listening(), save=False, last=True
         )
 
     def change_plan(self, plan: Plan, engine: Engine) -> None:
         """Continue with another plan.
 
-        Names that change end series. Other labels are other series, and what passes
-        other filters was not in the ledgers: there the counters begin again at 0.
+        Where names change, series end. With other labels or filters the counters begin
+        again at 0: the series are others, and the ledgers lack what passes the filters now.
         """
-        self._settle()  # by keys of the plan before
+        self._settle()  # its keys are of the old plan
         restart = _series(plan) != _series(self._plan)
         for name, table in self._tables.by_name.items():
             if table.tracker:
-                self._unadded[name] = table.tracker.replace(engine.ledger, empty=restart)
+                self._pending[name] = table.tracker.replace(engine.ledger, empty=restart)
         if restart:
-            self._unadded = {}
+            self._pending = {}
             self._counters = Counters(self._tables.labels(plan), self._options.limit)
         else:
             self._settle()
@@ -168,9 +167,10 @@ class Counting:
         """Add the traffic since the snapshot before, and save the state. Raises OutputError.
 
         live: the groups of this snapshot. failed: the tables that could not be read.
-        None where the only table was read from the proc file: it cannot be counted.
+        Returns None where the only table was read from the proc file, which has no
+        connection ids.
         """
-        # Until the end: after a failure it is not known what an interval is since.
+        # None until the end: an interval does not begin with a snapshot that fails.
         since, self._counted_at = self._counted_at, None
         readings = self._read(failed, last=False)
         if not readings and not self._tables.netns:
@@ -193,57 +193,58 @@ class Counting:
         return counted
 
     def withdraw(self) -> None:
-        """Take back that the snapshot of the last count() was published."""
+        """Note that the snapshot of the last count() was not published."""
         self._counters.published = False
 
     def finish(self) -> None:
-        """Save the traffic since the last snapshot, and read no more. Raises OutputError."""
+        """Save the traffic since the last snapshot, and read no more events. Raises OutputError."""
         if not self._options.state_file:
             return
         readings = self._read(self._tables.by_name, last=True)
-        if readings or self._unadded:
+        if readings or self._pending:
             self._add(None, self._tables.by_name)
             self._save(readings, published=False)
 
     def drain(self) -> None:
-        """Read events as they come, from now on, in a thread of its own."""
+        """Start a thread that reads events as they come."""
         self._drain = Drain()
         for table in self._tables.by_name.values():
             if table.tracker and table.tracker.socket:
                 self._drain.add(table.tracker)
 
     def _read(self, failed: Collection[str], *, last: bool) -> dict[str, Reading]:
-        """Return a reading of each tracker, which the counters do not have yet."""
+        """Return a reading of each tracker. They are pending, too."""
         trackers = {}
         for name, table in self._tables.by_name.items():
             tracker = table.tracker
-            # A baseline that was not read to its end is read again.
+            # A baseline that was not read to its end is repeated.
             unfinished = name in failed and tracker and tracker.ledger.baseline
             by_procfs = table.last is not None and table.last.source != "netlink"
             if tracker and not unfinished and not by_procfs:
                 trackers[name] = tracker
-        if self._unadded.keys() & trackers:  # of a namespace before, or of a count that failed
+        # Of an earlier namespace with the same name, or of a count() that failed.
+        if self._pending.keys() & trackers:
             self._settle()
         readings = {}
         for name, tracker in trackers.items():
             listening = self._tables.by_name[name].listening()
-            readings[name] = self._unadded[name] = tracker.reading(
+            readings[name] = self._pending[name] = tracker.reading(
                 listening=listening, save=bool(self._options.state_file), last=last
             )
         return readings
 
     def _settle(self) -> None:
-        """Add what the counters do not have yet, between two snapshots."""
-        if self._unadded:
+        """Add what is pending, between two snapshots."""
+        if self._pending:
             self._add(None, ())
 
     def _add(self, live: Groups | None, failed: Collection[str]) -> Tally:
-        """Add what the counters do not have yet. Returns it, of all tables together."""
-        readings = self._unadded
+        """Add what is pending. Returns the traffic of all tables together."""
+        readings = self._pending
         traffic = self._tables.merge({name: of.traffic for name, of in readings.items()})
         present = readings if self._tables.netns else ()
         self._counters.update(traffic, live, namespace.seconds(), present, failed)
-        self._unadded = {}
+        self._pending = {}
         for name, reading in readings.items():
             self._counters.add_totals(reading.statistics, name)
         return traffic
@@ -300,7 +301,7 @@ class Counting:
 
     @property
     def _filters(self) -> str:
-        """What is compared with a saved ledger's: it has what passed the filters alone."""
+        """Compared with those of a saved ledger, which has only connections that passed them."""
         return repr((self._plan.include, self._plan.exclude))
 
     def _is_of_these_tables(self, saved: State) -> bool:
@@ -311,7 +312,7 @@ class Counting:
         return bool(of.get("table") == namespace.OWN.identity())
 
     def _save(self, readings: dict[str, Reading], *, published: bool) -> None:
-        # A table that could not be tracked yet keeps what was saved of it.
+        # For a table without a tracker yet the saved ledger is saved again.
         tables = {name: of for name, of in self._resumable.items() if name in self._tables.by_name}
         for name, reading in readings.items():
             table = self._tables.by_name[name]
@@ -337,7 +338,7 @@ class Counting:
 
 
 def _ledgers(saved: State) -> dict[str, State]:
-    """Return the part of a state that each table has, by name."""
+    """Split a state by table. Raises KeyError, TypeError or ValueError for a damaged one."""
     found = {}
     at = 0
     for name, numbers in saved.numbers["tables"].items():
@@ -352,12 +353,12 @@ def _ledgers(saved: State) -> dict[str, State]:
 
 
 def _series(plan: Plan) -> tuple[object, ...]:
-    """Return what cannot change without new series that begin at 0."""
+    """Return what identifies the series of a plan: another value, and they begin at 0."""
     return plan.labels, plan.include, plan.exclude
 
 
 def _by_first_label(rows: Rows) -> dict[str, Rows]:
-    """Return rows by the value of their first label, without it."""
+    """Split rows by the value of their first label, and drop it."""
     found: dict[str, tuple[list[Group], list[tuple[int, ...]]]] = {}
     for (first, *labels), row in zip(rows.groups, zip(*rows.columns, strict=True), strict=True):
         groups, numbers = found.setdefault(first, ([], []))
@@ -370,5 +371,5 @@ def _by_first_label(rows: Rows) -> dict[str, Rows]:
 
 
 def _inode(sock: socket.socket | None) -> int:
-    """Return the inode, which no other open socket has, 0 for no socket."""
+    """Return the inode of a socket, which no other open socket has; 0 for none."""
     return os.fstat(sock.fileno()).st_ino if sock else 0

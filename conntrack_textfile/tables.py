@@ -1,6 +1,6 @@
-"""The tables that a snapshot is of: our own alone, or one for each network namespace asked for.
+"""The tables that a snapshot reads: our own, or one for each network namespace of --netns.
 
-Where there are several, the label netns tells their groups apart.
+With --netns groups have the label netns, and their tallies are merged.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 class Tables:
-    """The open tables, kept from one snapshot to the next."""
+    """The open tables, which are kept from one snapshot to the next."""
 
     def __init__(
         self, options: Options, dump_sockets: Mapping[str, Iterable[socket.socket]]
     ) -> None:
-        """No table is open before update().
+        """Open nothing before update().
 
-        dump_sockets: netlink sockets for dumps, made in network namespaces by systemd
-        (socket activation), by the name of the namespace.
+        dump_sockets: netlink sockets passed by systemd (socket activation), by the name of
+        the network namespace that they are in.
         """
         self.by_name: dict[str, Table] = {}
         """By the name of the network namespace; "" where there is only our own table."""
@@ -39,7 +39,7 @@ class Tables:
         self._dump_sockets = dict(dump_sockets)
 
     def names(self) -> dict[str, str]:
-        """Return the paths of the network namespaces that there are now, by name."""
+        """Return the paths of the current network namespaces, by name."""
         options = self._options
         if not self.netns:
             return {"": ""}
@@ -70,10 +70,9 @@ class Tables:
                 table.enable_accounting()
 
     def is_expected(self, table: Table) -> bool:
-        """Return whether it is an error that a table cannot be read.
+        """Return whether a table should exist, so that it is an error if it cannot be read.
 
-        It is none where the namespace was found by --netns=all and is gone since: the
-        next update() closes it.
+        A namespace that --netns=all has found may be deleted at any time.
         """
         named = table.name in ("", *self._options.netns)
         return named or namespace.stamp(table.space.path) is not None
@@ -86,13 +85,13 @@ class Tables:
         """Return one tally of those of the tables, by name."""
         if not self.netns:
             return tallies[""]
-        # Imported here, as below: most runs have one table.
+        # Imported here, as below: most runs read one table.
         from conntrack_textfile.merge import merge
 
         return merge(tallies)
 
     def key_parser(self, plan: Plan) -> Callable[[Group], bytes | None]:
-        """Return what makes a group's key in a merged tally of its labels; None for no such key."""
+        """Return a parser of groups to their keys in a merged tally; None where there is no key."""
         from conntrack_textfile.kernel import grouping
 
         parse = grouping.key_parser(plan)

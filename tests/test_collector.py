@@ -120,13 +120,22 @@ print(json.dumps([failed, *[value(one.take(), 5003) for _ in range(2)]]))
 def test_what_a_snapshot_that_was_not_shown_had_is_0_at_first_in_the_next(
     namespace: str, tmp_path: Path
 ) -> None:
-    """There was no memory to render it: failure() follows a take() that worked."""
+    """There was no memory for it after its traffic was counted, or to render it."""
     program = """
+from conntrack_textfile import aggregate
+
+def fault(*_):
+    raise MemoryError
+
 one = begin(events.listen(1 << 22), None)
 one.take()
 send(5010)
-one.take()
-one.failure(None)
+fold, aggregate.fold = aggregate.fold, fault
+try:
+    one.take()
+except MemoryError:
+    one.failure(None)
+aggregate.fold = fold
 found = [value(one.take(), 5010)]
 one.failure(None)
 print(json.dumps([*found, *[value(one.take(), 5010) for _ in range(2)]]))
