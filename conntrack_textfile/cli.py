@@ -254,7 +254,7 @@ def _begin(opts: Options, collector: Collector, listen: Listen, run: state.Run) 
     except DamagedStateError as error:
         log.warning("%s: counting from 0", error)
         saved = None
-    run.begin(collector.count(listen, saved, interrupted=run.interrupted))
+    run.begin(collector.start_counting(listen, saved, interrupted=run.interrupted))
 
 
 def _top(opts: Options, engine: Engine) -> None:
@@ -340,7 +340,7 @@ def _measure(opts: Options, collector: Collector) -> None:
 
     if opts.netns or may_be_netlink(opts.source, opts.proc_root):
         # The view says what is missing.
-        collector.count(_listener(_Handed(), events.BUFFER_BYTES, None))
+        collector.start_counting(_listener(_Handed(), events.BUFFER_BYTES, None))
         collector.drain()
 
 
@@ -448,7 +448,7 @@ def _count(
         _begin(opts, collector, listen, run)
         stack.callback(run.end)
     else:
-        collector.count(listen)
+        collector.start_counting(listen)
     collector.drain()
 
 

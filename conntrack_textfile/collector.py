@@ -39,7 +39,7 @@ class _Readings(NamedTuple):
 
 
 class Collector:
-    """Takes snapshots: of live connections, and of the counters after count().
+    """Takes snapshots: of live connections, and of the counters after start_counting().
 
     One thread calls take(), top() and failure(), another may call stop().
     """
@@ -71,7 +71,9 @@ class Collector:
         self._lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         self._counted = False  # the counters were updated for the snapshot under way, or the last
 
-    def count(self, listen: Listen, saved: State | None = None, *, interrupted: int = 0) -> int:
+    def start_counting(
+        self, listen: Listen, saved: State | None = None, *, interrupted: int = 0
+    ) -> int:
         """Begin to count traffic, or continue from a saved state.
 
         listen: returns the event socket of a table.

@@ -77,7 +77,7 @@ class Counting:
     def resume(self, saved: State | None, interrupted: int) -> int:
         """Continue from a saved state, unless it is of another boot or table.
 
-        interrupted: see Collector.count().
+        interrupted: see Collector.start_counting().
         """
         if saved is not None and not self._is_of_these_tables(saved):
             LOG.info("the state is of another boot or network namespace: counting from 0")

@@ -100,7 +100,7 @@ def test_nothing_left_is_nothing() -> None:
     assert (live.totals, live.filtered, len(live.groups)) == ((0, 0, 0, 0, 0), 15, 0)
 
 
-def test_what_is_of_the_whole_table_is_handed_on() -> None:
+def test_what_is_of_the_whole_table_is_kept() -> None:
     live = folded(TABLE + b"no entry\n", Plan(exclude=(Filter(),)), Limit(1))
     assert live.states == {("ipv4", "tcp", "ESTABLISHED"): 3, ("ipv6", "tcp", "ESTABLISHED"): 7}
     assert (live.malformed, live.uncounted) == (1, 0)

@@ -49,7 +49,7 @@ def send(port):
 def begin(sock, saved, *, held=False, interrupted=0, path=PATH):
     opts = options.parse(["serve", "--state.file=" + path, "--aggregate.by=dport"])
     collector = Collector(opts, make(opts.plan))
-    collector.count(lambda _: (sock, held), saved, interrupted=interrupted)
+    collector.start_counting(lambda _: (sock, held), saved, interrupted=interrupted)
     return collector
 
 def value(snapshot, port):
@@ -234,7 +234,7 @@ opts = options.parse(["top", "--aggregate.by=dport"])
 plans = [opts.plan]
 one = Collector(opts, make(opts.plan), lambda: plans[-1])
 sock = events.listen(1 << 22)
-one.count(lambda _: (sock, False))
+one.start_counting(lambda _: (sock, False))
 send(5006)
 one.top(5)
 send(5007)
@@ -246,14 +246,14 @@ send(5009)
 found += [one.top(5), one.top(5)]
 one.close()
 
-def carried(snapshot):
+def traffic(snapshot):
     rows = {{row.group[-1 if len(row.group) == 1 else 0]: row.traffic[0]
         for row in snapshot.talkers.rows}}
     ports = [rows.get(str(port), 0) for port in range(5006, 5010)]
     totals = snapshot.talkers.totals
     return [totals and totals[0], ports, list(snapshot.traffic.labels)]
 
-print(json.dumps([carried(snapshot) for snapshot in found]))
+print(json.dumps([traffic(snapshot) for snapshot in found]))
 """
     labels = ["dport", "zone"] if "zone" in change else ["dport"]
     assert run(namespace, tmp_path, program) == [
@@ -264,14 +264,14 @@ print(json.dumps([carried(snapshot) for snapshot in found]))
     ]
 
 
-def test_what_was_carried_has_groups_that_have_no_series(namespace: str, tmp_path: Path) -> None:
+def test_an_interval_has_groups_that_have_no_series(namespace: str, tmp_path: Path) -> None:
     """A scan takes all slots of the counters, and who talks then is to be seen all the same."""
     program = """
 opts = options.parse(["serve", "--aggregate.by=dport", "--limit.keys=1"])
 plans = [opts.plan]
 one = Collector(opts, make(opts.plan), lambda: plans[-1], interval_groups=3)
 sock = events.listen(1 << 22)
-one.count(lambda _: (sock, False))
+one.start_counting(lambda _: (sock, False))
 send(5101)
 found = [one.take()]
 for port in (5102, 5103, 5103):
@@ -283,13 +283,13 @@ found.append(one.take())
 plans.append(opts.plan._replace(known_ports=True))
 found += [one.take(), one.take()]
 
-def carried(snapshot):
+def traffic(snapshot):
     if snapshot.interval is None:
         return None
     groups, columns = snapshot.interval
     return dict(zip([group[0] for group in groups], columns[0]))
 
-print(json.dumps([carried(snapshot) for snapshot in found]))
+print(json.dumps([traffic(snapshot) for snapshot in found]))
 """
     assert run(namespace, tmp_path, program) == [
         None,  # since the baseline, and not since a snapshot
@@ -310,7 +310,7 @@ os.mkdir(directory)
 opts = options.parse(["serve", "--state.file=" + directory + "/state", "--aggregate.by=dport"])
 one = Collector(opts, make(opts.plan), interval_groups=3)
 sock = events.listen(1 << 22)
-one.count(lambda _: (sock, False))
+one.start_counting(lambda _: (sock, False))
 one.take()
 one.take()
 os.rename(directory, directory + "2")

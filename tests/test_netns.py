@@ -627,7 +627,7 @@ def collector(argv):
     opts = options.parse(argv)
     plans = [opts.plan]
     made = Collector(opts, make(opts.plan), lambda: plans[-1])
-    made.count(listen)
+    made.start_counting(listen)
     made.drain()
     return made, plans
 
@@ -806,7 +806,7 @@ ip("netns", "del", "blue")
 add()
 opts = options.parse(["serve", "--netns=blue"])
 one = Collector(opts, make(opts.plan))
-one.count(cli._listener(handed, 1 << 22, None))
+one.start_counting(cli._listener(handed, 1 << 22, None))
 one.take()
 talk(1)
 print(json.dumps(one.take().parts["blue"].traffic.totals["received"]))

@@ -212,8 +212,8 @@ closed.close()
 found.append(events.is_listening(closed))
 print(json.dumps(found))
 """
-    handed = [True, True, False, False]
-    assert run(namespace, program) == [*handed, True, *[False] * 3]
+    bound = [True, True, False, False]
+    assert run(namespace, program) == [*bound, True, *[False] * 3]
 
 
 def test_a_socket_of_another_namespace_is_not_ours(namespace: str) -> None:
