@@ -103,8 +103,8 @@ class Collector:
 
         self._lock = threading.Lock()
         counters = Counters(self._labels, self._limit)
-        if saved is not None and not self._is_ours(saved):
-            LOG.info("the state is of another boot or network namespace: counting from 0")
+        if saved is not None and (what := self._foreign(saved)):
+            LOG.info("the state is %s: counting from 0", what)
             saved = None
         if saved is not None:
             try:
@@ -489,12 +489,16 @@ class Collector:
         """What is compared with a saved ledger's: it has what passed the filters alone."""
         return repr((self._plan.include, self._plan.exclude))
 
-    def _is_ours(self, saved: State) -> bool:
-        """Whether a state is of the same boot, and where there is but one of the same table."""
+    def _foreign(self, saved: State) -> str:
+        """Why a state cannot be continued, "" if it can: its boot, its table, its labels."""
+        tables = saved.numbers.get("tables", {})
+        if tables and ("" in tables) == bool(self._options.netns):
+            return "of a run " + ("without" if self._options.netns else "with") + " --netns"
         if self._options.netns:
-            return saved.numbers.get("boot") == namespace.boot()
-        of = saved.numbers.get("tables", {}).get("", {})
-        return bool(of.get("table") == OWN.identity())
+            ours = saved.numbers.get("boot") == namespace.boot()
+        else:
+            ours = bool(tables.get("", {}).get("table") == OWN.identity())
+        return "" if ours else "of another boot or network namespace"
 
     def _save(self, path: str, readings: Mapping[str, tracker.Reading], *, published: bool) -> None:
         from conntrack_textfile import state

@@ -350,6 +350,18 @@ def test_a_namespace_that_fails_for_a_time_keeps_its_ledger(host: Host, tmp_path
     assert of(found, family, "blue") == {("ipv4", "udp"): 8}
 
 
+def test_a_state_from_before_netns_is_not_continued_and_says_so(host: Host, tmp_path: Path) -> None:
+    state = f"--state.file={tmp_path / 'state'}"
+    host.add("blue")
+    for argv, what in (([], None), (["--netns=blue"], "without"), ([], "with")):
+        done = host.write(state, *argv)
+        lines = [line for line in done.stderr.splitlines() if "the state" in line]
+        said = f'msg="the state is of a run {what} --netns: counting from 0"'
+        assert [said in line for line in lines] == ([True] if what else []), done.stderr
+        again = host.write(state, *argv)
+        assert "the state" not in again.stderr
+
+
 def test_the_limit_holds_over_all_together(host: Host) -> None:
     names = ("blue", "green", "red")
     host.add(*names)
