@@ -532,21 +532,40 @@ def test_sockets_that_were_handed_over_need_no_right_to_enter(host: Host, tmp_pa
         assert of(found, "conntrack_accounting_enabled", name) == {}
 
 
+def unprivileged(caps: str) -> list[str]:
+    """The prefix of a command that runs as nobody with these capabilities."""
+    user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    return [*user, f"--inh-caps={caps}", f"--ambient-caps={caps}"]
+
+
 def test_without_rights_and_sockets_it_says_what_is_needed(host: Host) -> None:
     need("setpriv")
     host.add("blue")
     caps = "+net_admin,+dac_read_search"
-    user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    user += [f"--inh-caps={caps}", f"--ambient-caps={caps}"]
-    done = run("write", "--netns=blue", prefix=[*host.prefix, *user])
+    done = run("write", "--netns=blue", prefix=[*host.prefix, *unprivileged(caps)])
     assert done.returncode == 1
     assert (
         "no permission to enter /run/netns/blue: run as root or with CAP_SYS_ADMIN" in done.stderr
     )
-    caps += ",+sys_admin"
-    user[-2:] = [f"--inh-caps={caps}", f"--ambient-caps={caps}"]
-    done = run("write", "--netns=blue", prefix=[*host.prefix, *user])
+    with_admin = unprivileged(f"{caps},+sys_admin")
+    done = run("write", "--netns=blue", prefix=[*host.prefix, *with_admin])
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_namespace_of_another_users_process_needs_the_right_to_trace_it(host: Host) -> None:
+    need("setpriv")
+    host.add("blue")
+    inside = [*host.prefix, "ip", "netns", "exec", "blue", "sleep", "600"]
+    with subprocess.Popen(inside) as process:
+        of = f"--netns=pid:{process.pid}"
+        caps = "+net_admin,+dac_read_search,+sys_admin"
+        failed = run("write", of, prefix=[*host.prefix, *unprivileged(caps)])
+        done = run("write", of, prefix=[*host.prefix, *unprivileged(f"{caps},+sys_ptrace")])
+        process.terminate()
+    assert failed.returncode == 1
+    path = f"/proc/{process.pid}/ns/net"
+    assert f"no permission to open {path}: under /proc it takes CAP_SYS_PTRACE" in failed.stderr
+    assert done.returncode == 0, done.stderr
 
 
 MANY = 200

@@ -212,7 +212,11 @@ def _enter(path: str) -> None:
             os.close(fd)
     except (FileNotFoundError, ProcessLookupError):
         raise SourceError(f"there is no {path}") from None
-    except PermissionError:
+    except PermissionError as error:
+        if error.filename:  # open(2): /proc/PID/ns is for those who may trace PID
+            raise SourceError(
+                f"no permission to open {path}: under /proc it takes CAP_SYS_PTRACE"
+            ) from None
         raise SourceError(
             f"no permission to enter {path}: run as root or with CAP_SYS_ADMIN, "
             "or let systemd make the sockets in it"
