@@ -136,7 +136,8 @@ class Collector:
                 tallies[name] = self._read(table)
             except SourceError as error:  # noqa: PERF203
                 # One of all that is gone since they were listed is given up by the next.
-                if name in ("", *self._options.netns) or namespace.stamp(table.space.path):
+                named = name in ("", *self._options.netns) or name in self._handed
+                if named or namespace.exists(table.space.path):
                     of = f"network namespace {name}: " if name else ""
                     errors[name] = SourceError(f"{of}{error}")
         if errors and not tallies:

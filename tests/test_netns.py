@@ -741,6 +741,31 @@ print(json.dumps([[row.group, row.traffic[1]] for row in talkers.rows]))
     assert found == [[["blue", "5001"], 3], [["blue", "5002"], 3]]
 
 
+def test_a_namespace_that_is_about_to_be_made_anew_is_no_failure(host: Host) -> None:
+    """`ip netns add` makes the file first: a snapshot may come before the namespace is there."""
+    found = program(
+        host,
+        """
+add()
+ip("netns", "add", "stays")
+one, _ = collector(["serve", "--netns=all"])
+one.take()
+read = Table.read
+
+def anew(self, engine):
+    if self.name == "blue":
+        ip("netns", "del", "blue")
+        open("/run/netns/blue", "w").close()
+    return read(self, engine)
+
+Table.read = anew
+snapshot = one.take()
+print(json.dumps([snapshot.errors, [snapshot.parts[name].success for name in ("blue", "stays")]]))
+""",
+    )
+    assert found == [{}, [None, True]]
+
+
 @pytest.mark.parametrize(
     "change", ["labels=('dport', 'zone')", "networks=networks.parse_names('127.0.0.0/8 here')"]
 )

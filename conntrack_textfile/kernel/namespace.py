@@ -160,8 +160,7 @@ def _named(handed: set[str]) -> Iterator[tuple[str, str]]:
         return  # none was ever made
     for name in names:
         path = os.path.join(DIRECTORY, name)
-        # There is the file before it is one, and after.
-        if name in handed or ((here := stamp(path)) and _is_namespace(here)):
+        if name in handed or exists(path):
             reserved = name in ("all", "host") or name.startswith("pid:")
             yield os.fsencode(path if reserved else name).decode("utf-8", "backslashreplace"), path
 
@@ -173,6 +172,12 @@ def stamp(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def exists(path: str) -> bool:
+    """Whether there is a namespace: ip-netns(8) makes the file before it, and removes it after."""
+    here = stamp(path)
+    return here is not None and _is_namespace(here)
 
 
 def _is_namespace(of: tuple[int, int]) -> bool:
