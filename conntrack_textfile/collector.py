@@ -117,8 +117,11 @@ class Collector:
             counters.totals["interrupted"] = interrupted
             counters.published = False  # nobody knows
         self._counters, self._listen = counters, listen
-        for table in self._follow().values():
-            with contextlib.suppress(SourceError):  # take() tells
+        tables: Mapping[str, Table] = {}
+        with contextlib.suppress(SourceError):  # take() tells, as below
+            tables = self._follow()
+        for table in tables.values():
+            with contextlib.suppress(SourceError):
                 self._begin(table)
         return counters.totals["interrupted"]
 
@@ -539,7 +542,9 @@ class Collector:
                     for name, part in last.parts.items()
                 }
                 return last._replace(parts=parts).failed
-            names = namespace.find(self._options.netns, self._options.proc_root, self._handed)
+            names: Iterable[str] = self._options.netns
+            with contextlib.suppress(SourceError):
+                names = namespace.find(names, self._options.proc_root, self._handed)
             nothing = Snapshot(
                 success=False,
                 source="netlink",

@@ -443,6 +443,23 @@ def test_accounting_is_switched_on_inside(host: Host) -> None:
     assert host.inside("blue", "sysctl", "-n", "net.netfilter.nf_conntrack_acct") == "1\n"
 
 
+def test_names_that_cannot_be_listed_are_a_failure_in_a_line(host: Host) -> None:
+    # Root may list whatever is a directory.
+    check(*host.prefix, "umount", "/run/netns")
+    check(*host.prefix, "sh", "-euc", "mount -t tmpfs tmpfs /run && touch /run/netns")
+    line = "cannot list /run/netns: Not a directory"
+    for command in ("write", "top"):
+        done = run(command, "--netns=all", prefix=host.prefix)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+        assert line in done.stderr
+    done = run("check", "--netns=all", prefix=host.prefix)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert line in done.stdout
+    with served(host, "--netns=all") as (process, published):
+        until(lambda: of(published(), "conntrack_snapshot_success", "all") == {(): 0})
+        assert process.log.count(line) == 1
+
+
 def test_top_has_a_column(host: Host) -> None:
     host.add("blue", "red")
     host.talk("red", 3)

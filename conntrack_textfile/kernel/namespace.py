@@ -137,6 +137,7 @@ def find(wanted: Iterable[str], proc_root: str, handed: Iterable[str] = ()) -> d
 
     A name is one under /run/netns, a path, pid:N, host (our own), or all, which is
     what is named there now. Those of handed need not be seen to be namespaces.
+    Raises SourceError.
     """
     found: dict[str, str] = {}
     for name in wanted:
@@ -158,6 +159,8 @@ def _named(handed: set[str]) -> Iterator[tuple[str, str]]:
         names = os.listdir(DIRECTORY)
     except FileNotFoundError:
         return  # none was ever made
+    except OSError as error:
+        raise SourceError(f"cannot list {DIRECTORY}: {error.strerror}") from error
     for name in names:
         path = os.path.join(DIRECTORY, name)
         if name in handed or exists(path):
