@@ -71,7 +71,7 @@ def run(opts: Options) -> list[Result]:
             if not spaces:
                 text = f"none is named in {namespace.DIRECTORY}"
                 results.append(Result("ok", "netns", text))
-        except OSError as error:  # as without /proc
+        except (OSError, SourceError) as error:  # as without /proc
             spaces = {}
             results.append(Result("fail", "netns", f"cannot be found: {error}"))
     for name, check in _CHECKS.items():

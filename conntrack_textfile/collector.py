@@ -84,7 +84,8 @@ class Collector:
         from conntrack_textfile.counting import Counting
 
         counting = Counting(self._options, self._tables, self._plan, self._engine, listen)
-        self._tables.update(counting.retire)
+        with contextlib.suppress(SourceError):  # the first snapshot reports it
+            self._tables.update(counting.retire)
         self._counting, self._lock = counting, counting.lock
         return counting.resume(saved, interrupted)
 
@@ -148,7 +149,10 @@ class Collector:
                 conntrack=Conntrack(),
             )
             if self._tables.netns:
-                last = last._replace(parts=dict.fromkeys(self._tables.names(), last))
+                names: Iterable[str] = self._options.netns
+                with contextlib.suppress(SourceError):
+                    names = self._tables.names()
+                last = last._replace(parts=dict.fromkeys(names, last))
         if last.parts is None:
             return last.failed._replace(conntrack=sysctl.read(self._options.proc_root))
         now = {name: table.conntrack() for name, table in self._tables.by_name.items()}

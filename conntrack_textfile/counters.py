@@ -303,12 +303,16 @@ class Counters:
             self.health.setdefault(netns, Health(now)).seen = now
 
     def _forget_namespaces(self, now: int) -> None:
-        """Drop the series of namespaces that have been gone for IDLE_SECONDS."""
-        gone = {
-            netns
-            for netns, health in self.health.items()
-            if netns and now - health.seen >= IDLE_SECONDS
-        } - {self._netns_of(slot.labels) for slot in self.slots.values()}
+        """Drop the series of namespaces gone for IDLE_SECONDS, and at once where all are 0."""
+        gone = {netns for netns, health in self.health.items() if netns and health.seen < now}
+        for netns in list(gone):
+            health = self.health[netns]
+            counted = any(health.totals.values()) or any(
+                labels[0] == netns and any(slot.sums) for labels, slot in self.protocols.items()
+            )
+            if counted and now - health.seen < IDLE_SECONDS:
+                gone.remove(netns)
+        gone -= {self._netns_of(slot.labels) for slot in self.slots.values()}
         for netns in gone:
             del self.health[netns]
         for slots in (self.protocols, self.others) if gone else ():

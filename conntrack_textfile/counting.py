@@ -79,8 +79,8 @@ class Counting:
 
         interrupted: see Collector.start_counting().
         """
-        if saved is not None and not self._is_of_these_tables(saved):
-            LOG.info("the state is of another boot or network namespace: counting from 0")
+        if saved is not None and (fault := self._mismatch(saved)):
+            LOG.info("the state is %s: counting from 0", fault)
             saved = None
         if saved is not None:
             try:
@@ -304,12 +304,16 @@ class Counting:
         """Compared with those of a saved ledger, which has only connections that passed them."""
         return repr((self._plan.include, self._plan.exclude))
 
-    def _is_of_these_tables(self, saved: State) -> bool:
-        """Return whether a state is of this boot and, without --netns, of this table."""
+    def _mismatch(self, saved: State) -> str:
+        """Return why a state cannot be continued, "" if it can: its boot, table or labels."""
+        tables = saved.numbers.get("tables", {})
+        if tables and ("" in tables) == self._tables.netns:
+            return "of a run " + ("without" if self._tables.netns else "with") + " --netns"
         if self._tables.netns:
-            return saved.numbers.get("boot") == namespace.boot()
-        of = saved.numbers.get("tables", {}).get("", {})
-        return bool(of.get("table") == namespace.OWN.identity())
+            same = saved.numbers.get("boot") == namespace.boot()
+        else:
+            same = tables.get("", {}).get("table") == namespace.OWN.identity()
+        return "" if same else "of another boot or network namespace"
 
     def _save(self, readings: dict[str, Reading], *, published: bool) -> None:
         # For a table without a tracker yet the saved ledger is saved again.

@@ -74,8 +74,8 @@ class Tables:
 
         A namespace that --netns=all has found may be deleted at any time.
         """
-        named = table.name in ("", *self._options.netns)
-        return named or namespace.stamp(table.space.path) is not None
+        named = table.name in ("", *self._options.netns) or table.name in self._dump_sockets
+        return named or namespace.exists(table.space.path)
 
     def labels(self, plan: Plan) -> tuple[str, ...]:
         """Return the labels of groups under a plan."""

@@ -1,8 +1,8 @@
-"""What `conntrack -L` says, read and summed up by other code than ours.
+"""An independent parser of `conntrack -L -o extended`, as the oracle of tests.
 
-conntrack-L.txt stands beside each capture; its entries are those of the proc
-file, printed by conntrack-tools from netlink. This reads it by dictionaries of
-tokens and the ipaddress module, so that it shares nothing with the package.
+Beside each capture of the proc file is conntrack-L.txt, the same entries as conntrack-tools
+prints them from netlink. No code is shared with the package: tokens are read into
+dictionaries, and addresses by the ipaddress module.
 """
 
 from __future__ import annotations
@@ -38,12 +38,11 @@ class Entry(NamedTuple):
     mark: int
     egress: Address | None  # None where the source is not translated
     backend: Address | None
-    sums: tuple[int, ...]  # the five
-    counted: bool
+    sums: tuple[int, ...]  # connections, sent packets and bytes, reply packets and bytes
+    counted: bool  # whether it has packet and byte counters
     state: str
     flags: tuple[str, ...]
-    # Ports of the source, of the reply's source and of its destination. Of ICMP the
-    # first and the last are its id.
+    # Ports of the original and the reply tuple. For ICMP sport and reply_dport are the id.
     sport: int = 0
     reply_sport: int = 0
     reply_dport: int = 0
@@ -51,29 +50,34 @@ class Entry(NamedTuple):
 
 
 class Translated(NamedTuple):
+    """Counts of entries with NAT."""
+
     connections: dict[tuple[str, str, str], int]
-    """By l3protocol, l4protocol, and snat, dnat or both."""
+    """By l3protocol, l4protocol and kind: snat, dnat or both."""
 
     snat: dict[tuple[str, str], int]
     """Connections by egress address and l4protocol."""
 
     ports: dict[tuple[str, str], dict[tuple[str, str], dict[int, list[int]]]]
-    """The ports of these, by destination, and by zone."""
+    """Source ports in use: by egress address and l4protocol, destination, and reply zone."""
 
     def in_use(self) -> dict[tuple[str, str], dict[tuple[str, str], int]]:
-        """How many ports towards each destination."""
+        """Return the number of ports in use towards each destination, of the fullest zone."""
         return {
             egress: {to: max(map(len, zones.values())) for to, zones in found.items()}
             for egress, found in self.ports.items()
         }
 
     def busiest(self) -> dict[tuple[str, str], int]:
+        """Return the most ports in use towards one destination."""
         return {egress: max(found.values()) for egress, found in self.in_use().items()}
 
 
 class Expected(NamedTuple):
+    """What a snapshot of the same table must contain."""
+
     sums: dict[tuple[str, ...], list[int]]
-    """(src, dst, l3protocol, l4protocol, dport) to the five sums."""
+    """By src, dst, l3protocol, l4protocol and dport."""
 
     entries: int
     uncounted: int
@@ -82,12 +86,13 @@ class Expected(NamedTuple):
 
     @property
     def totals(self) -> list[int]:
+        """The sums over all groups."""
         return [sum(column) for column in zip(*self.sums.values(), strict=True)]
 
 
 def entries(text: str) -> list[Entry]:
-    """The entries in the order in which they are printed."""
-    # Without the summary that conntrack prints of its own.
+    """Parse the entries, in the order of the output."""
+    # Not the summary line ("conntrack v1.4.7 ...: N flow entries have been shown").
     return [_entry(line.split()) for line in text.splitlines() if line.startswith("ipv")]
 
 
@@ -112,7 +117,7 @@ def _entry(tokens: list[str]) -> Entry:
         l3protocol=tokens[0],
         l4protocol=name,
         dport=int(values["dport"][0]) if values["dport"] else 0,
-        # It prints no zone 0.
+        # Zone 0 is not printed.
         zone=int((values["zone-orig"] or values["zone"] or ["0"])[0]),
         mark=int(values["mark"][0]) if values["mark"] else 0,
         egress=None if reply_dst == src else reply_dst,
@@ -129,17 +134,18 @@ def _entry(tokens: list[str]) -> Entry:
 
 
 def value(entry: Entry, label: str) -> str:
-    """A label's value, of those that stand in an entry."""
+    """Return the value of a label that is a field of the entry."""
     found = getattr(entry, label)
     return "" if found is None else str(found)
 
 
 def add(sums: dict[tuple[str, ...], list[int]], group: tuple[str, ...], row: Iterable[int]) -> None:
+    """Add a row of five numbers to the sums of a group."""
     sums[group] = [a + b for a, b in zip(sums.get(group, [0] * 5), row, strict=True)]
 
 
 def summed(found: Iterable[Entry], labels: Sequence[str]) -> dict[tuple[str, ...], list[int]]:
-    """The five sums by labels."""
+    """Return the sums by labels."""
     sums: dict[tuple[str, ...], list[int]] = {}
     for entry in found:
         add(sums, tuple(value(entry, label) for label in labels), entry.sums)
@@ -147,7 +153,7 @@ def summed(found: Iterable[Entry], labels: Sequence[str]) -> dict[tuple[str, ...
 
 
 def translated(found: Iterable[Entry]) -> Translated:
-    """What is translated, by the two tuples of each entry."""
+    """Count entries with NAT, by comparing the two tuples of each."""
     connections: Counter[tuple[str, str, str]] = Counter()
     snat: Counter[tuple[str, str]] = Counter()
     ports: dict[tuple[str, str], dict[tuple[str, str], dict[int, list[int]]]] = {}
@@ -171,6 +177,7 @@ def translated(found: Iterable[Entry]) -> Translated:
 
 
 def read(text: str) -> Expected:
+    """Parse and sum up the output."""
     found = entries(text)
     states: Counter[tuple[str, str, str]] = Counter()
     flags: Counter[tuple[str, str, str]] = Counter()
@@ -189,9 +196,9 @@ def read(text: str) -> Expected:
 
 
 def regrouped(expected: Expected) -> dict[tuple[str, ...], list[int]]:
-    """By source network (/24 and /64), destination and protocol; without ICMP.
+    """Return the sums by source network (/24 and /64), destination and l4protocol.
 
-    Addresses in 10.77.2.0/24 are "servers".
+    Without ICMP. Addresses in 10.77.2.0/24 are named "servers".
     """
     sums: dict[tuple[str, ...], list[int]] = {}
     for (src, dst, l3, l4, _), row in expected.sums.items():

@@ -1,4 +1,7 @@
-"""ctnetlink messages of connections that a test makes up, as the kernel would send them."""
+"""Build ctnetlink messages as the kernel sends them, of synthetic connections.
+
+Layout and numbers: include/uapi/linux/netfilter/nfnetlink_conntrack.h.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,17 @@ class Flow(NamedTuple):
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
+    """Return a struct nlattr with its payload, padded to four bytes."""
     return struct.pack("=HH", 4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
 
 
 def nested(kind: int, *inner: bytes) -> bytes:
+    """Return an attribute of attributes (NLA_F_NESTED)."""
     return attribute(kind | 0x8000, b"".join(inner))
 
 
 def tuple_(kind: int, flow: Flow, *, reply: bool = False) -> bytes:
+    """Return CTA_TUPLE_ORIG or CTA_TUPLE_REPLY, without NAT."""
     v6 = ":" in flow.src
     family = socket.AF_INET6 if v6 else socket.AF_INET
     addresses = [socket.inet_pton(family, address) for address in (flow.src, flow.dst)]
@@ -51,7 +57,7 @@ def tuple_(kind: int, flow: Flow, *, reply: bool = False) -> bytes:
 
 
 def message(flow: Flow, kind: int = NEW) -> bytes:
-    """A whole message: struct nlmsghdr, struct nfgenmsg and attributes."""
+    """Return a whole message: struct nlmsghdr, struct nfgenmsg and attributes."""
     family = socket.AF_INET6 if ":" in flow.src else socket.AF_INET
     parts = [
         tuple_(1, flow),

@@ -473,3 +473,21 @@ def test_what_namespaces_have_is_saved_and_loaded() -> None:
     other.load(saved, key_parser(plan))
     assert (other.slots, other.protocols) == ({}, {})
     assert list(other.health) == [""]
+
+
+def test_a_namespace_that_is_gone_keeps_no_counters_where_all_are_0() -> None:
+    """Of a thousand short-lived containers an hour there would be thousands of series."""
+    feed = engines.make("pure", Plan(labels=("dst",)))
+    counters = Counters(("netns", "dst"), Limit())
+
+    def update(now: int, **flows: list[Flow]) -> set[str]:
+        tally = merge.merge({netns: feed.tally(of) for netns, of in flows.items()})
+        counters.update(tally, tally.groups, now, list(flows))
+        return set(counters.health) - {""}
+
+    # Of these the second has an event that was lost, and the third traffic.
+    seen = update(1000, stays=[], lost=[], busy=[Flow(counters=(1, 1, 1, 1))], idle=[])
+    counters.add_totals({"lost": 1}, "lost")
+    assert seen == {"stays", "lost", "busy", "idle"}
+    assert update(1001, stays=[]) == {"stays", "lost", "busy"}
+    assert update(1000 + IDLE_SECONDS, stays=[]) == {"stays"}

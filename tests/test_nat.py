@@ -1,4 +1,4 @@
-"""Translated connections, against what `conntrack` prints of a router that translates."""
+"""NAT metrics of a router namespace, compared with `conntrack -L` and `conntrack -S`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,17 @@ if TYPE_CHECKING:
 
     Found = dict[str, dict[tuple[str, ...], int]]
 
-FIRST, LAST = 1024, 2023  # the ports that one of the rules leaves
+FIRST, LAST = 1024, 2023  # the port range of one SNAT rule
 
-# To port 8000 of the router go three backends, to 9000 a neighbour of the client (so that
-# its answers must come back to the router: hairpin), and from 5000 on a pool is used.
+# Behind port 8000 of the router are three backends, behind 9000 is a neighbour of the client,
+# whose replies must come back through the router (hairpin NAT). Ports from 5000 on use a pool.
+# Connections to 9100 alternate between two zones.
 RULES = f"""
 table ip translate {{
+    chain raw {{
+        type filter hook prerouting priority raw;
+        udp dport 9100 ct zone set numgen inc mod 2 map {{ 0 : 7, 1 : 8 }}
+    }}
     chain pre {{
         type nat hook prerouting priority dstnat;
         ip daddr 10.77.2.1 udp dport 8000 dnat to numgen inc mod 3 map {{
@@ -39,20 +44,26 @@ table ip translate {{
         udp dport 5000-5009 snat to 10.77.2.101-10.77.2.103
         udp dport 6000 snat to 10.77.2.1:{FIRST}-{LAST}
         udp dport 6001 masquerade to :3000-3999
-        udp dport 7000 masquerade
+        udp dport {{ 7000, 9100 }} masquerade
         ip daddr 10.77.2.2 tcp dport 7001 masquerade
         ip protocol icmp masquerade
     }}
 }}
 table ip6 translate {{
+    chain pre {{
+        type nat hook prerouting priority dstnat;
+        ip6 daddr fd77:2::1 udp dport 8000 dnat to fd77:2::3
+        ip6 daddr fd77:2::1 udp dport 9000 dnat to [fd77:1::3]:7000
+    }}
     chain post {{
         type nat hook postrouting priority srcnat;
+        ip6 daddr fd77:1::3 udp dport 7000 masquerade
         oifname "r2" meta l4proto {{ tcp, udp, icmpv6 }} ip6 daddr fd77:2::2 masquerade
     }}
 }}
 """
 
-# Sends a datagram from so many ports on, again and again: HOST PORT FIRST COUNT TIMES.
+# HOST PORT FIRST COUNT TIMES: send TIMES datagrams from each of COUNT source ports.
 SEND = """
 import socket, sys
 host, port, first, count, times = sys.argv[1], *map(int, sys.argv[2:])
@@ -72,10 +83,11 @@ kept = [socket.create_connection((host, 7001), timeout=20)
 """
 
 
-_PORTS = itertools.count(20000)  # of what sends: each is used once
+_PORTS = itertools.count(20000)  # source ports, each used once
 
 
 def send(namespace: str, host: str, port: int, count: int, times: int = 1) -> None:
+    """Open UDP connections to a port, each from a new source port."""
     first, *_ = itertools.islice(_PORTS, count)
     numbers = map(str, (port, first, count, times))
     check(*inside(namespace), sys.executable, "-c", SEND, host, *numbers)
@@ -92,23 +104,27 @@ def net() -> Iterator[Network]:
         ):
             for address in addresses:
                 check("ip", "-n", name, "addr", "add", "dev", device, f"{address}/24")
+        check("ip", "-n", made.client, "addr", "add", "dev", "c0", "fd77:1::3/64", "nodad")
         check(*inside(made.router), "nft", "-f", "-", text=RULES)
         yield made
 
 
 @pytest.fixture(scope="module")
 def used(net: Network) -> Network:
-    """The router after connections of each kind."""
+    """The router, after connections of each kind of NAT."""
     with answering(net.server):
         check(*inside(net.client), sys.executable, "-c", CONNECT)
     for port, count in ((5000, 30), (5001, 4), (6001, 7), (7000, 3)):
         send(net.client, "10.77.2.2", port, count)
-    for n in range(2, 6):  # more destinations than are to be shown
+    for n in range(2, 6):  # more destinations than --nat.destinations
         send(net.client, "10.77.2.2", 5000 + n, n)
     send(net.client, "10.77.2.1", 8000, 9)
     send(net.client, "10.77.2.1", 9000, 6)
+    send(net.client, "10.77.2.2", 9100, 22)
+    send(net.client, "fd77:2::1", 8000, 3)
+    send(net.client, "fd77:2::1", 9000, 2)
     send(net.client, "fd77:2::2", 5000, 4)
-    # Its own address: the port alone is another.
+    # From the router itself: the address stays, the port is translated.
     send(net.router, "10.77.2.2", 6001, 5)
     for host in ("10.77.2.2", "fd77:2::2"):
         for _ in range(2):
@@ -117,19 +133,19 @@ def used(net: Network) -> Network:
 
 
 def nat(namespace: str, *args: str) -> tuple[Found, list[conntrack_l.Entry]]:
-    """The metrics and the entries of one quiet table."""
+    """Return the metrics and the entries of a table that did not change in between."""
     end = time.monotonic() + 30
     while True:
         before = conntrack_prints(namespace)
         found = write(namespace, *args)
         after = conntrack_prints(namespace)
         entries = conntrack_l.entries(before)
-        # Timeouts go on.
+        # TCP states may still change, and nothing here depends on them.
         if [entry._replace(state="") for entry in entries] == [
             entry._replace(state="") for entry in conntrack_l.entries(after)
         ]:
             return found, entries
-        assert time.monotonic() < end, "the table does not come to rest"
+        assert time.monotonic() < end, "the table keeps changing"
 
 
 @pytest.mark.parametrize("engine", ["pure", "compiled"])
@@ -153,23 +169,29 @@ def test_translated_connections_are_what_conntrack_prints(
     for egress, shown in by_egress.items():
         assert shown.items() <= in_use[egress].items()
         assert sorted(shown.values()) == sorted(in_use[egress].values())[-3:]
-    # What the rules do, so that nobody compares nothing with nothing.
+    # By the rules: the comparison above must not be of empty tables.
     connections = found["conntrack_nat_connections"]
     assert connections["ipv4", "udp", "dnat"] == 9
     assert connections["ipv4", "udp", "both"] == 6
+    assert connections["ipv6", "udp", "dnat"] == 3
+    assert connections["ipv6", "udp", "both"] == 2
     assert connections["ipv4", "tcp", "snat"] == connections["ipv6", "tcp", "snat"] == 5
     snat = found["conntrack_snat_connections"]
     pool = sum(snat.get((f"10.77.2.{n}", "udp"), 0) for n in (101, 102, 103))
     assert pool == 30 + 4 + 2 + 3 + 4 + 5
     assert snat["10.77.1.1", "udp"] == 6
-    assert snat["10.77.2.1", "udp"] == 7 + 3 + 5
+    assert snat["10.77.2.1", "udp"] == 7 + 3 + 5 + 22
+    assert snat["fd77:1::1", "udp"] == 2
+    # Each zone has all ports for itself.
+    assert by_egress["10.77.2.1", "udp"]["10.77.2.2", "9100"] == 11
     assert by_egress["10.77.2.1", "udp"]["10.77.2.2", "6001"] == 12
     assert by_egress["10.77.1.1", "udp"] == {("10.77.1.3", "7000"): 6}
-    backends = collections.Counter(e.backend for e in entries if e.dport == 8000)
+    to_backends = [e for e in entries if e.l3protocol == "ipv4" and e.dport == 8000]
+    backends = collections.Counter(e.backend for e in to_backends)
     assert sorted(backends.values()) == [3, 3, 3]
 
 
-def test_each_entry_holds_a_port_of_its_own(used: Network) -> None:
+def test_each_entry_holds_a_different_port(used: Network) -> None:
     _, entries = nat(used.router)
     for destinations in conntrack_l.translated(entries).ports.values():
         for zones in destinations.values():
@@ -208,7 +230,7 @@ def test_top_shows_who_uses_the_ports(used: Network) -> None:
 
 
 def statistics(namespace: str) -> dict[str, int]:
-    """What `conntrack -S` prints, over all CPUs."""
+    """Return the sums over all CPUs of `conntrack -S`."""
     sums: collections.Counter[str] = collections.Counter()
     for name, value in re.findall(r"(\w+)=(\d+)", check(*inside(namespace), "conntrack", "-S")):
         sums[{"chaintoolong": "chain_toolong"}.get(name, name)] += int(value)
@@ -223,18 +245,18 @@ def test_the_statistics_are_what_conntrack_prints(used: Network) -> None:
         found = write(used.router)["conntrack_stat_total"]
         if before == statistics(used.router):
             break
-        assert time.monotonic() < end, "they do not come to rest"
+        assert time.monotonic() < end, "the statistics keep changing"
     assert {event: count for (event,), count in found.items()} == before
     assert len(before) == 10
     assert "conntrack_stat_total" not in write(used.router, "--collector.source=procfs")
 
 
 def test_the_kernel_refuses_when_the_metric_reads_all_ports(used: Network) -> None:
-    """In a range of a thousand ports.
+    """Of a rule with 1,000 ports.
 
-    Since Linux 4.19 the kernel tries 128 ports from a random one on, then 64, 32 and
-    16 from others, and gives up: a packet that finds none is dropped, and
-    insert_failed counts it. So the last ports take many packets to be found.
+    Since Linux 4.19 nf_nat_l4proto_unique_tuple() tries 128 ports from a random one on,
+    then 64, 32 and 16 from others, and gives up: the packet is dropped and counted by
+    insert_failed. So it takes many packets until the last free ports are found.
     """
     every = LAST - FIRST + 1
     egress = "10.77.2.1", "udp"
@@ -249,20 +271,20 @@ def test_the_kernel_refuses_when_the_metric_reads_all_ports(used: Network) -> No
 
     _, failed = look()
     send(used.client, "10.77.2.2", 6000, every // 2)
-    assert look() == (every // 2, failed)  # half of it is found at once
-    # Each datagram has a port or is refused.
+    assert look() == (every // 2, failed)  # none is refused yet
+    # Each datagram gets a port or is refused.
     send(used.client, "10.77.2.2", 6000, every // 2)
     ports, refused = look()
     assert ports + refused - failed == every
     end = time.monotonic() + 120
     while ports < every:
         assert time.monotonic() < end, f"{ports} ports are in use"
-        # Each one that is refused is another try, of the same or another socket.
+        # A refused datagram leaves no entry: the next one of that socket tries again.
         send(used.client, "10.77.2.2", 6000, every - ports, 4)
         ports, refused = look()
         assert ports <= every
     assert refused > failed
-    # Now nothing new goes out.
+    # With all ports in use every new connection is refused.
     send(used.client, "10.77.2.2", 6000, 50)
     assert look() == (every, refused + 50)
     _, entries = nat(used.router)

@@ -1,8 +1,8 @@
-"""Makes connections over loopback, as many and as fast as it can, and says how many.
+"""Traffic generator: TCP and UDP connections over loopback, as fast as possible.
 
-traffic.py ROUND TCP UDP: so many of each, no two with the same tuple, also those of
-other rounds. Client and server are one thread: no packet is waited for that was not
-sent before.
+traffic.py ROUND TCP UDP: make this number of connections of each protocol, all with
+different tuples, in other rounds too. Each worker is client and server in one thread: it
+waits only for packets that it has sent.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import socket
 import sys
 
 WORKERS = 2
-PORTS = range(10000, 60000)  # of the clients, on each of their addresses
+PORTS = range(10000, 60000)  # source ports of each client address
 
 
 def tcp(worker: int, turn: int, number: int) -> None:
-    """Connections with a request and an answer, each closed by its two ends in turn."""
+    """Make connections with a request and a response; client and server close first in turn."""
     with socket.create_server(("0.0.0.0", 7000 + worker), backlog=16) as server:
         for i in range(number):
             size = i % 700 + 1
@@ -34,13 +34,13 @@ def tcp(worker: int, turn: int, number: int) -> None:
 
 
 def udp(worker: int, turn: int, number: int) -> None:
-    """Datagrams, of which every fourth is answered."""
+    """Send datagrams, one of four with a reply; the others stay UNREPLIED."""
     addresses = [(f"127.0.1.{host}", 7000 + worker) for host in (1, 2, 3)]
     with contextlib.ExitStack() as stack:
         servers = []
         for address in addresses:
             server = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-            server.bind(address)  # one that is bound to all would answer from another
+            server.bind(address)  # bound to 0.0.0.0 it would reply from another address
             servers.append(server)
         for i in range(number):
             server = servers[i % 3]
@@ -54,11 +54,12 @@ def udp(worker: int, turn: int, number: int) -> None:
 
 
 def source(worker: int, network: int, i: int) -> tuple[str, int]:
-    """An address and a port that no other connection has."""
+    """Return an address and port that no other connection uses."""
     return f"127.{worker + 1}.{network}.{i // len(PORTS) + 1}", PORTS[i % len(PORTS)]
 
 
 def main(turn: int, connections: int, datagrams: int) -> None:
+    """Share the connections out to workers, and wait for them."""
     children = []
     for worker in range(WORKERS):
         child = os.fork()

@@ -137,6 +137,7 @@ def find(wanted: Iterable[str], proc_root: str, handed: Iterable[str] = ()) -> d
 
     A name is one under /run/netns, a path, pid:N, host (our own), or all, which is
     what is named there now. Those of handed need not be seen to be namespaces.
+    Raises SourceError.
     """
     found: dict[str, str] = {}
     for name in wanted:
@@ -158,10 +159,11 @@ def _named(handed: set[str]) -> Iterator[tuple[str, str]]:
         names = os.listdir(DIRECTORY)
     except FileNotFoundError:
         return  # none was ever made
+    except OSError as error:
+        raise SourceError(f"cannot list {DIRECTORY}: {error.strerror}") from error
     for name in names:
         path = os.path.join(DIRECTORY, name)
-        # There is the file before it is one, and after.
-        if name in handed or ((here := stamp(path)) and _is_namespace(here)):
+        if name in handed or exists(path):
             reserved = name in ("all", "host") or name.startswith("pid:")
             yield os.fsencode(path if reserved else name).decode("utf-8", "backslashreplace"), path
 
@@ -173,6 +175,12 @@ def stamp(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def exists(path: str) -> bool:
+    """Whether there is a namespace: ip-netns(8) makes the file before it, and removes it after."""
+    here = stamp(path)
+    return here is not None and _is_namespace(here)
 
 
 def _is_namespace(of: tuple[int, int]) -> bool:
@@ -212,7 +220,11 @@ def _enter(path: str) -> None:
             os.close(fd)
     except (FileNotFoundError, ProcessLookupError):
         raise SourceError(f"there is no {path}") from None
-    except PermissionError:
+    except PermissionError as error:
+        if error.filename:  # open(2): /proc/PID/ns is for those who may trace PID
+            raise SourceError(
+                f"no permission to open {path}: under /proc it takes CAP_SYS_PTRACE"
+            ) from None
         raise SourceError(
             f"no permission to enter {path}: run as root or with CAP_SYS_ADMIN, "
             "or let systemd make the sockets in it"
