@@ -18,14 +18,15 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import errno
 import math
 import os
 import re
-import stat
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from conntrack_textfile import networks
+from conntrack_textfile.files import regular
 from conntrack_textfile.names import check_all, checked
 from conntrack_textfile.plan import OTHER
 
@@ -332,13 +333,13 @@ def _whole(text: str) -> str:
 
 
 def _text(file: str) -> str:
-    """The text of a file, or of all that belong to it. Raises OSError and ValueError."""
+    """The text of a file, or of all that belong to it. Raises OSError."""
     text = _settled(file)
     if text.startswith(_KEA_HEADER):
         condensed, before, moved, _ = watched(file)
         text = "".join([*(_present(condensed) or _present(before, moved)), text])
     if len(text) > _MAX_FILE_SIZE:
-        raise ValueError(f"which is too large, over {_MAX_FILE_SIZE >> 20} MiB")
+        raise OSError(errno.EFBIG, f"it is larger than {_MAX_FILE_SIZE >> 20} MiB", file)
     return text
 
 
@@ -355,12 +356,10 @@ def _settled(file: str) -> str:
     """The text of a file that nobody writes at the moment."""
     text = ""
     for _ in range(_MAX_READINGS):
-        with open(file, encoding="utf-8-sig", errors="surrogateescape") as lines:
+        with open(file, encoding="utf-8-sig", errors="surrogateescape", opener=regular) as lines:
             before = os.fstat(lines.fileno())
             text = lines.read(_MAX_FILE_SIZE + 1)
             after = os.fstat(lines.fileno())
-        if not stat.S_ISREG(after.st_mode):  # a pipe has it once
-            break
         same = (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)
         if same and abs(time.time() - after.st_mtime) > _SETTLED_SECONDS:
             break

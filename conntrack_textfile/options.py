@@ -12,6 +12,7 @@ import docopt
 from conntrack_textfile import __version__, filters, labels, networks, services
 from conntrack_textfile.aggregate import MEASURES, Limit
 from conntrack_textfile.errors import UsageError
+from conntrack_textfile.files import regular
 from conntrack_textfile.networks import WHOLE, Prefix
 from conntrack_textfile.plan import Plan
 
@@ -537,7 +538,7 @@ def _filters(given: docopt.ParsedOptions, name: str) -> tuple[Filter, ...]:
 def _file(name: str, path: str, parse: Callable[[str], _Parsed]) -> _Parsed:
     """What a text file says, in UTF-8."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open(path, encoding="utf-8-sig", opener=regular) as file:
             text = file.read(_MAX_FILE_SIZE + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from typing import TYPE_CHECKING
@@ -301,6 +302,27 @@ def test_wrong_usage_has_no_side_effect(tmp_path: Path, argv: list[str], named: 
     assert named in done.stderr
     assert (root / "sys/net/netfilter/nf_conntrack_acct").read_text() == "0\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["proc", "wrong"]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["write", "--networks.file=FIFO", "FILE"],
+        ["write", "--services.file=FIFO", "FILE"],
+        ["write", "--hosts.file=FIFO", "FILE"],
+        ["serve", "--web.config.file=FIFO"],
+    ],
+)
+def test_a_fifo_in_place_of_a_file_is_refused(tmp_path: Path, argv: list[str]) -> None:
+    fifo, file = tmp_path / "fifo", tmp_path / "a.prom"
+    os.mkfifo(fifo)
+    done = run(*[arg.replace("FIFO", str(fifo)).replace("FILE", str(file)) for arg in argv])
+    option = argv[1].partition("=")[0]
+    assert done.stderr == (
+        f"conntrack-textfile: {option}: cannot read {fifo}: it is not a regular file "
+        "(see conntrack-textfile --help)\n"
+    )
+    assert (done.returncode, done.stdout, file.exists()) == (2, "", False)
 
 
 def test_an_engine_that_is_not_there_has_no_side_effect(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ LAYERS = [
     line.split()
     for line in """
         __init__ kernel.__init__ web.__init__
-        errors tally units protocols
+        errors tally units protocols files
         logs textfile names handover
         networks services reload state
         filters

@@ -1,11 +1,12 @@
-"""Files under a proc root: the text of the connection table, and what may be opened there."""
+"""The text of the connection table: net/nf_conntrack under a proc root."""
 
 from __future__ import annotations
 
 import errno
 import os
-import stat
 from typing import TYPE_CHECKING
+
+from conntrack_textfile.files import regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,12 +28,3 @@ def blocks(path: str) -> Iterator[memoryview]:
             yield _BUFFER[:size]
         if size is None:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-
-
-def regular(path: str, flags: int) -> int:
-    """An opener for open() that refuses what is no regular file, as a FIFO, which would hang."""
-    fd = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(errno.EINVAL, "it is not a regular file")
-    return fd

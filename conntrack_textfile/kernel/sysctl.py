@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from conntrack_textfile.kernel.procfs import regular
+from conntrack_textfile.files import regular
 
 _DIRECTORY = ("sys", "net", "netfilter")
 
