@@ -45,8 +45,12 @@ _FIRST_SECONDS = 1.0
 
 def main(argv: list[str]) -> int:
     """Run a command line (without the program's name). The exit status: 0, 1 failed, 2 usage."""
+    _occupy_closed_descriptors()
     with contextlib.suppress(MemoryError):
-        return _run(argv)
+        try:
+            return _run(argv)
+        except KeyboardInterrupt:
+            return 130
     # Here, where nothing holds any more what did not fit.
     tell("conntrack-textfile: out of memory: fewer keys take less (--aggregate.by, filters)")
     return 1
@@ -57,6 +61,9 @@ def _run(argv: list[str]) -> int:
         opts = options.parse(argv, _version)
     except UsageError as error:
         return _usage(error)
+    except OutputError as error:  # --help and --version print
+        tell(f"conntrack-textfile: {error}")
+        return 1
     if opts.log_level == "debug":
         _log(opts)
     try:
@@ -73,9 +80,18 @@ def _run(argv: list[str]) -> int:
         _log(opts).error("%s", error)
         _log(opts).debug("failed", exc_info=True)
         return 1
-    except KeyboardInterrupt:
-        return 130
     return 0
+
+
+def _occupy_closed_descriptors() -> None:
+    """Open 0 to 2 where the caller closed them, so that no other file gets their numbers.
+
+    With >&- the lock of the state file was 1, and the metrics were written into it. To
+    read and to write by an O_PATH descriptor fails (EBADF), as by a closed one.
+    """
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if stream is None:  # the lowest free number is that of this stream
+            os.open("/", os.O_PATH | os.O_CLOEXEC)
 
 
 def _version() -> str:

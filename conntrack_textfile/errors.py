@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 
 _STDERR = 2
 
@@ -47,8 +46,6 @@ def tell(line: str) -> None:
     Not by sys.stderr: what that cannot write it keeps, tries again at the end,
     and then makes the exit status 120.
     """
-    if sys.stderr is None:  # closed by the caller, and its number may be another file's
-        return
     rest = f"{line}\n".encode(errors="backslashreplace")
     with contextlib.suppress(OSError):
         while rest:

@@ -176,6 +176,30 @@ def test_a_closed_standard_output_is_an_error() -> None:
     assert "cannot write to standard output" in done.stderr
 
 
+@pytest.mark.parametrize("argv", [["--help"], ["top", "--help"], ["--version"], ["check", "-h"]])
+def test_help_that_cannot_be_written_is_an_error_in_a_line(argv: list[str]) -> None:
+    for redirection, reason in ((">/dev/full", "No space left on device"), (">&-", "Bad file")):
+        done = shell(f'"$@" {redirection}', *argv)
+        assert done.returncode == 1
+        assert f"conntrack-textfile: cannot write to standard output: {reason}" in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert shell('"$@" 2>&- >&- <&-', *argv).returncode == 1
+    done = shell('"$@" | true', *argv)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_text_goes_into_no_other_file_than_standard_output(tmp_path: Path) -> None:
+    """With standard output closed its number was that of the lock of the state file."""
+    need(root=True)
+    state = tmp_path / "state"
+    for closed in (">&-", "<&- >&-", "<&- >&- 2>&-"):
+        done = shell(f'"$@" {closed}', "write", "--log.level=error", f"--state.file={state}")
+        assert done.returncode == 1
+        if "2>" not in closed:
+            assert "cannot write to standard output: Bad file descriptor" in done.stderr
+    assert b"HELP" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+
 OFF = f"--path.procfs={DATA / 'kernel-6.18-defaults'}"  # which gives a warning
 
 

@@ -23,8 +23,10 @@ def test_a_regular_file_is_opened_also_by_a_link(tmp_path: Path) -> None:
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     before = os.listdir("/proc/self/fd")
+    with pytest.raises(IsADirectoryError):
+        open(tmp_path, opener=regular)  # noqa: SIM115
     for path in (tmp_path / "fifo", "/dev/null", "/dev/zero"):
         with pytest.raises(OSError, match="it is not a regular file") as error:
-            open(path, opener=regular)
+            open(path, opener=regular)  # noqa: SIM115
         assert error.value.filename == str(path)
     assert os.listdir("/proc/self/fd") == before
