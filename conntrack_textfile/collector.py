@@ -534,7 +534,9 @@ class Collector:
                     for name, part in last.parts.items()
                 }
                 return last._replace(parts=parts).failed
-            names = namespace.find(self._options.netns, self._options.proc_root, self._handed)
+            names: dict[str, str] = {}
+            with contextlib.suppress(SourceError):  # take() logs it
+                names = namespace.find(self._options.netns, self._options.proc_root, self._handed)
             nothing = Snapshot(
                 success=False,
                 source="netlink",

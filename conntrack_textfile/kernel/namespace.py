@@ -70,7 +70,10 @@ class Namespace:
 
         # setns(2) is of the thread that calls it, which ends here and need not go back.
         thread = threading.Thread(target=inside, name="netns")
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as refused:  # by TasksMax= of a unit, for one
+            raise SourceError(f"cannot enter {self.path}: {refused}") from refused
         thread.join()
         for error in errors:
             raise error
@@ -137,11 +140,16 @@ def find(wanted: Iterable[str], proc_root: str, handed: Iterable[str] = ()) -> d
 
     A name is one under /run/netns, a path, pid:N, host (our own), or all, which is
     what is named there now. Those of handed need not be seen to be namespaces.
+    Raises SourceError.
     """
     found: dict[str, str] = {}
     for name in wanted:
         if name == "all":
-            found.update(_named(set(handed)))
+            try:
+                found.update(_named(set(handed)))
+            except OSError as error:
+                where = f"{error.filename}: {error.strerror}"
+                raise SourceError(f"cannot list the network namespaces: {where}") from error
         elif name == "host":
             found[name] = ""
         elif name.startswith("pid:"):

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 # ENOBUFS: a datagram was lost. EINTR: the table changed under the dump.
 _TRANSIENT = {errno.EINTR, errno.EAGAIN, errno.EIO, errno.ENOBUFS}
+# What nfnetlink_rcv_msg() answers where no module has registered the subsystem, and
+# socket(2) where there is no nfnetlink.
+_NO_CTNETLINK = {errno.EINVAL, errno.EPROTONOSUPPORT}
 _ATTEMPTS = 5
 _SECONDS = 5.0
 
@@ -129,7 +132,10 @@ def _read_netlink(engine: Engine, tracker: Tracker | None, space: Namespace) -> 
             "by netlink"
         ) from None
     except OSError as error:
-        raise SourceError(f"cannot dump the table by netlink: {error.strerror}") from error
+        reason = f"cannot dump the table by netlink: {error.strerror}"
+        if error.errno in _NO_CTNETLINK:
+            reason += " (without the module nf_conntrack_netlink: modprobe nf_conntrack_netlink)"
+        raise SourceError(reason) from error
     return _readable(tally, "the dump by netlink", _message_fault)
 
 

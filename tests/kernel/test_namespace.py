@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from conntrack_textfile.collector import Collector
 from conntrack_textfile.errors import SourceError
 from conntrack_textfile.kernel import events, namespace, netlink, source, statistics
 from conntrack_textfile.kernel.engine import make
 from conntrack_textfile.kernel.namespace import OWN, Namespace
+from conntrack_textfile.options import parse
 from conntrack_textfile.plan import Plan
 from tests.conftest import need
 from tests.netns import check, inside, namespaces, sysctl
@@ -96,6 +98,33 @@ def test_what_cannot_be_entered_is_told(tmp_path: Path) -> None:
     for path in (tmp_path / "fifo", "/dev/null", "/etc/passwd"):
         with pytest.raises(SourceError, match="it is not a network namespace"):
             Namespace(str(path)).run(list)
+
+
+def test_names_that_cannot_be_listed_are_an_error_for_people(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setattr(namespace, "DIRECTORY", str(file))
+    reason = f"cannot list the network namespaces: {file}: Not a directory"
+    with pytest.raises(SourceError, match=f"^{reason}$"):
+        namespace.find(["all"], "/proc")
+    options = parse(["serve", "--netns=all"])
+    collector = Collector(options, make(options.plan))
+    with pytest.raises(SourceError, match=f"^{reason}$"):
+        collector.take()
+    assert collector.failure(None).parts == {}
+
+
+def test_a_thread_that_cannot_be_started_is_an_error_for_people(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_thread: threading.Thread) -> None:  # as by TasksMax= of a unit
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with pytest.raises(SourceError, match=f"cannot enter /run/netns/{name}: can't start new"):
+        Namespace(f"/run/netns/{name}").run(list)
 
 
 def test_the_size_is_what_conntrack_counts(name: str) -> None:
