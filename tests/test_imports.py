@@ -22,7 +22,7 @@ LAYERS = [
     for line in """
         __init__ kernel.__init__ web.__init__
         errors tally units protocols files
-        logs textfile names handover
+        logs textfile names activation
         networks services reload state
         filters
         labels

@@ -759,7 +759,7 @@ for at, groups in enumerate((1, 4, 0, 0)):
     os.dup2(100 + at, 3 + at)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="4",
     LISTEN_FDNAMES=":".join(["netns=blue"] * 4))
-handed = cli._handed()
+handed = cli._passed_sockets()
 print(json.dumps([[sock.fileno() for sock in handed.events.values()],
     [sock.fileno() for sock in handed.dumps["blue"]], list(handed.events), handed.listeners]))
 """,
@@ -774,7 +774,7 @@ def test_a_socket_of_a_namespace_before_is_not_that_of_another(host: Host) -> No
         """
 from conntrack_textfile import cli
 add()
-handed = cli._Handed()
+handed = cli._PassedSockets()
 handed.events["blue"] = Namespace("/run/netns/blue").run(lambda: events.listen(1 << 22))
 ip("netns", "del", "blue")
 add()
