@@ -11,20 +11,23 @@ from conntrack_textfile.files import regular
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# The kernel gives a page or so at a time.
+# One read(2) returns at most a page or so (seq_read_iter() in fs/seq_file.c).
 _BUFFER = memoryview(bytearray(1 << 17))
 
 
 def path_of(proc_root: str) -> str:
-    """The path of the table's text."""
+    """Return the path of the table under a proc root such as /proc."""
     return os.path.join(proc_root, "net", "nf_conntrack")
 
 
 def blocks(path: str) -> Iterator[memoryview]:
-    """The file in blocks of bounded size. Each is overwritten by the next. Raises OSError."""
+    """Read a file in blocks of at most 128 KiB, which need not end at a line end.
+
+    The next block overwrites the one before. Raises OSError.
+    """
     with open(path, "rb", opener=regular) as file:
-        # Fills the buffer, with many small reads of what the kernel gives.
+        # Buffered, so that many small read(2) fill one block.
         while size := file.readinto(_BUFFER):
             yield _BUFFER[:size]
-        if size is None:
+        if size is None:  # EAGAIN
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))

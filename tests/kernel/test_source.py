@@ -184,7 +184,7 @@ def test_a_broken_dump_starts_again_and_nothing_of_it_counts(
             "Invalid argument.*modprobe nf_c",
         ),
         (Dump((DUMP[:100], socket.MSG_TRUNC, KERNEL)), "Message too long"),
-        (Dump(BlockingIOError(errno.EAGAIN, "would block")), "silent for 10 seconds"),
+        (Dump(BlockingIOError(errno.EAGAIN, "would block")), "sent nothing for 10 seconds"),
         (OSError(errno.EPROTONOSUPPORT, "Protocol not supported"), "modprobe nf_conntrack_netlink"),
     ],
 )
