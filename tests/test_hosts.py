@@ -386,7 +386,7 @@ _CLIENT_NAMES = st.one_of(
 def test_no_two_addresses_have_one_label(given: dict[str, str], named: str) -> None:
     found = labels(given, named)
     assert len(set(found.values())) == len(found)
-    addresses = {text for text in found.values() if networks.is_like_one(text)}
+    addresses = {text for text in found.values() if networks.reads_as_address(text)}
     assert not addresses & {"192.0.2.7", "::", "company", "other"}
 
 
