@@ -7,12 +7,16 @@ import sys
 # Before the imports: a run of write is too short to need garbage collection.
 gc.disable()
 
-from conntrack_textfile.cli import main  # noqa: E402
-
 
 def run() -> None:
     """Run the command line of this process and exit."""
-    status = main(sys.argv[1:])
+    try:
+        # Imported here: Ctrl-C during the imports is no traceback either.
+        from conntrack_textfile.cli import main
+
+        status = main(sys.argv[1:])
+    except KeyboardInterrupt:
+        status = 130
     # Not sys.exit(): all output is written, and the teardown of the interpreter takes as
     # long as to read a small table.
     os._exit(status)

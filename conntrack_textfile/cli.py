@@ -46,15 +46,12 @@ _FIRST_INTERVAL = 1.0
 def main(argv: list[str]) -> int:
     """Run a command line (without the program's name).
 
-    Return the exit status: 0, 1 failed, 2 wrong usage, 130 interrupted (SIGINT). Raises
-    SystemExit after --help and --version.
+    Return the exit status: 0, 1 failed, 2 wrong usage. Raises SystemExit after --help and
+    --version.
     """
     _occupy_closed_descriptors()
     with contextlib.suppress(MemoryError):
-        try:
-            return _run(argv)
-        except KeyboardInterrupt:
-            return 130
+        return _run(argv)
     # Here, where the stack no longer holds the data.
     print_error("conntrack-textfile: out of memory: reduce the keys (--aggregate.by, --filter.*)")
     return 1

@@ -41,12 +41,13 @@ class ListenError(Exception):
 
 
 def print_error(line: str) -> None:
-    """Write a line to standard error, and ignore errors.
+    """Write a line to standard error, unprintable characters escaped, and ignore errors.
 
     Not with sys.stderr: it keeps what it could not write, and at exit tries again and
     makes the exit status 120.
     """
-    rest = f"{line}\n".encode(errors="backslashreplace")
+    text = "".join([c if c.isprintable() else ascii(c)[1:-1] for c in line])
+    rest = f"{text}\n".encode()
     with contextlib.suppress(OSError):
         while rest:
             rest = rest[os.write(_STDERR, rest) :]

@@ -365,7 +365,11 @@ def _read_text(file: str) -> str:
     for _ in range(_MAX_READINGS):
         with open(file, encoding="utf-8-sig", errors="surrogateescape", opener=regular) as lines:
             before = os.fstat(lines.fileno())
-            text = lines.read(_MAX_FILE_SIZE + 1)
+            try:
+                text = lines.read(_MAX_FILE_SIZE + 1)
+            except OSError as error:
+                error.filename = file  # read(2) has none
+                raise
             after = os.fstat(lines.fileno())
         same = (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)
         if same and abs(time.time() - after.st_mtime) > _SETTLED_SECONDS:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -347,6 +348,44 @@ def test_a_fifo_in_place_of_a_file_is_refused(tmp_path: Path, argv: list[str]) -
         "(see conntrack-textfile --help)\n"
     )
     assert (done.returncode, done.stdout, file.exists()) == (2, "", False)
+
+
+def test_an_error_is_one_line_whatever_it_quotes() -> None:
+    done = run("write", "--networks.file=/nope/a\nb\x1b[2J\udcff")
+    assert done.returncode == 2
+    assert "cannot read /nope/a\\nb\\x1b[2J\\udcff: No such file" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+INTERRUPTED = """
+import signal, sys
+from conntrack_textfile import __main__
+
+class Finder:
+    def find_spec(name, *_):
+        if name == wanted:
+            signal.raise_signal(signal.SIGINT)
+
+wanted = sys.argv.pop(1)
+sys.meta_path.insert(0, Finder)
+__main__.run()
+"""
+
+
+@pytest.mark.parametrize("module", ["cli", "options", "exposition", "kernel.engine", "hosts"])
+def test_ctrl_c_is_no_traceback(tmp_path: Path, module: str) -> None:
+    """Also before the command has begun, while its modules are imported."""
+    file = tmp_path / "a.prom"
+    argv = [f"conntrack_textfile.{module}", "write", SAMPLE, "--hosts.file=/etc/hosts", str(file)]
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, *argv],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_engine_that_is_not_there_has_no_side_effect(tmp_path: Path) -> None:
