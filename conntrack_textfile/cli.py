@@ -340,11 +340,11 @@ def _view(opts: Options, engine: Engine) -> None:
         _measure(opts, collector)
         snapshot = shown = collector.take()
         due = time.monotonic() + min(opts.interval, _FIRST_INTERVAL)
-        with logs.held(_log(opts)) as held, terminal.opened() as screen:
+        with logs.buffered(_log(opts)) as log_lines, terminal.opened() as screen:
             while not view.ended:
                 if not view.paused:
                     shown = snapshot
-                lines = top.screen(shown, view, screen.size(), opts.interval, held)
+                lines = top.screen(shown, view, screen.size(), opts.interval, log_lines)
                 keys = screen.keys(due - time.monotonic()) if screen.draw(lines) else None
                 if keys is None:
                     return
@@ -353,11 +353,11 @@ def _view(opts: Options, engine: Engine) -> None:
                     view = top.press(view, key)
                 if (view.labels, view.include) != kept or time.monotonic() >= due:
                     due = time.monotonic() + opts.interval
-                    held.clear()
+                    log_lines.clear()
                     try:
                         snapshot = collector.take()
                     except SourceError as error:
-                        held.append(str(error))
+                        log_lines.append(str(error))
 
 
 def _measure(opts: Options, collector: Collector) -> None:

@@ -47,7 +47,7 @@ def parse(text: str, conditions: Mapping[str, Callable[[str], object]]) -> Filte
         if name not in conditions:
             raise ValueError(f"{where}: a condition is {'=, '.join(conditions)}= and a value")
         if name in found:
-            raise ValueError(f"{where}: {name} stands twice")
+            raise ValueError(f"{where}: {name} is given twice")
         try:
             found[name] = conditions[name](value)
         except ValueError as error:

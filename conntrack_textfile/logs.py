@@ -23,7 +23,7 @@ _LEVELS = {
     "error": logging.ERROR,
 }
 
-_MAX_HELD = 100  # lines
+_MAX_BUFFERED = 100  # lines
 _MAX_SHOWN = 3  # lines on the screen
 
 
@@ -41,25 +41,25 @@ def configure(level: str, form: str) -> logging.Logger:
 
 
 @contextlib.contextmanager
-def held(log: logging.Logger) -> Iterator[list[str]]:
+def buffered(log: logging.Logger) -> Iterator[list[str]]:
     """Hold log lines back while a screen is shown, and write them at the end.
 
     Yields the list of the last messages, to show on the screen. The caller may clear it.
     """
-    holder = _Holder()
-    handlers, log.handlers = log.handlers, [holder]
+    buffer = _Buffer()
+    handlers, log.handlers = log.handlers, [buffer]
     try:
-        yield holder.messages
+        yield buffer.messages
     finally:
         log.handlers = handlers
-        for record in holder.records:
+        for record in buffer.records:
             log.handle(record)
 
 
-class _Holder(logging.Handler):
+class _Buffer(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
-        self.records: deque[logging.LogRecord] = deque(maxlen=_MAX_HELD)
+        self.records: deque[logging.LogRecord] = deque(maxlen=_MAX_BUFFERED)
         self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:

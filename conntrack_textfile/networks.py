@@ -72,7 +72,7 @@ def parse_names(text: str) -> Networks:
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from None
         if network in found:
-            raise ValueError(f"line {number}: the network {words[0]} stands twice")
+            raise ValueError(f"line {number}: the network {words[0]} is given twice")
         found[network] = name
     check_all(found.values())
     lengths: dict[tuple[int, int], dict[int, str]] = {}

@@ -241,7 +241,7 @@ def _set_group(fd: int, group: int, file: str) -> None:
         os.fchown(fd, -1, group)
     except PermissionError:
         raise OutputError(
-            f"cannot give {file} to the group of --file.group: run as root or as a member of it"
+            f"cannot set the group of {file} (--file.group): run as root or as a member of it"
         ) from None
 
 

@@ -54,7 +54,7 @@ def test_a_traceback_stays_in_its_event(capfd: pytest.CaptureFixture[str], form:
 
 def test_what_is_held_back_is_written_at_the_end(capfd: pytest.CaptureFixture[str]) -> None:
     log = logs.configure("info", "logfmt")
-    with logs.held(log) as messages:
+    with logs.buffered(log) as messages:
         for number in range(200):
             log.warning("%d of them", number)
         assert messages == ["197 of them", "198 of them", "199 of them"]

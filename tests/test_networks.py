@@ -104,8 +104,8 @@ MANY = "".join(f"10.{n >> 8}.{n & 255}.0/24 {n:0255}\n" for n in range(16500))
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("10.0.0.0/8 a\n\n10.0.0.0/8 b", "line 3: the network 10.0.0.0/8 stands twice"),
-        ("10.0.0.1/32 a\n10.0.0.1 b", "line 2: .* stands twice"),
+        ("10.0.0.0/8 a\n\n10.0.0.0/8 b", "line 3: the network 10.0.0.0/8 is given twice"),
+        ("10.0.0.1/32 a\n10.0.0.1 b", "line 2: .* is given twice"),
         ("10.0.0.1/8 a", "line 1: .* host bits set: the network is 10.0.0.0/8"),
         ("10.0.0.0/8", "line 1: a line is CIDR and a name of one word"),
         ("10.0.0.0/8 head office", "line 1: a line is CIDR and a name of one word"),

@@ -140,10 +140,10 @@ class Namespace:
 OWN = Namespace()
 
 
-def find(wanted: Iterable[str], proc_root: str, passed: Iterable[str] = ()) -> dict[str, str]:
+def find(names: Iterable[str], proc_root: str, passed: Iterable[str] = ()) -> dict[str, str]:
     """Resolve the values of --netns to paths by name; the path "" is our own namespace.
 
-    wanted: names under /run/netns, paths, pid:N, host (our own), or all (every name under
+    names: names under /run/netns, paths, pid:N, host (our own), or all (every name under
         /run/netns now).
     passed: names with passed sockets: part of all also where this process does not see
         the mount of the namespace.
@@ -151,7 +151,7 @@ def find(wanted: Iterable[str], proc_root: str, passed: Iterable[str] = ()) -> d
     Raises SourceError.
     """
     found: dict[str, str] = {}
-    for name in wanted:
+    for name in names:
         if name == "all":
             try:
                 found.update(_named(set(passed)))

@@ -31,7 +31,7 @@ _SECONDS = 5.0
 
 
 def read(
-    wanted: str,
+    source: str,
     proc_root: str,
     engine: Engine,
     tracker: Tracker | None = None,
@@ -39,16 +39,16 @@ def read(
 ) -> tuple[str, Tally]:
     """Read the whole table. Return the source used, "netlink" or "procfs", and the tally.
 
-    wanted: "netlink", "procfs" (the file under proc_root, such as /proc), or "auto", which
+    source: "netlink", "procfs" (the file under proc_root, such as /proc), or "auto", which
         is netlink, then procfs, if proc_root is the live /proc, else procfs.
     tracker: updates its ledger in a dump by netlink.
     space: the network namespace; another than our own is read by netlink alone.
 
     Raises SourceError.
     """
-    if wanted == "netlink" or space.path:
+    if source == "netlink" or space.path:
         return "netlink", _read_netlink(engine, tracker, space)
-    if not may_be_netlink(wanted, proc_root):
+    if not may_be_netlink(source, proc_root):
         return "procfs", _read_procfs(proc_root, engine)
     try:
         return "netlink", _read_netlink(engine, tracker, space)
@@ -60,9 +60,9 @@ def read(
         raise SourceError(f"{netlink}; and {procfs}") from procfs
 
 
-def may_be_netlink(wanted: str, proc_root: str) -> bool:
+def may_be_netlink(source: str, proc_root: str) -> bool:
     """Whether read() uses netlink, or tries it first."""
-    return wanted == "netlink" or (wanted == "auto" and _is_live(proc_root))
+    return source == "netlink" or (source == "auto" and _is_live(proc_root))
 
 
 def _is_live(proc_root: str) -> bool:
