@@ -60,7 +60,7 @@ def test_all_sockets_are_found_and_nothing_else() -> None:
     ("pid", "count"),
     [("1", "4"), ("", "0"), ("", ""), ("", "x"), ("", "-1"), ("x", "4"), ("", "9" * 30)],
 )
-def test_what_is_for_another_process_is_left_alone(pid: str, count: str) -> None:
+def test_sockets_of_another_process_are_ignored(pid: str, count: str) -> None:
     assert activated(pid, count) == [[], True, []]
 
 

@@ -53,7 +53,7 @@ def test_write_to_a_file_prints_nothing(tmp_path: Path) -> None:
     assert "conntrack_total_connections 91\n" in file.read_text()
 
 
-def test_accounting_that_is_off_is_told_once() -> None:
+def test_accounting_that_is_off_is_one_warning() -> None:
     done = run("write", f"--path.procfs={DATA / 'kernel-6.18-defaults'}")
     assert done.returncode == 0
     assert done.stderr.count("\n") == 1
@@ -118,14 +118,14 @@ def test_version(flag: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
 
 
-def test_the_version_is_told_without_an_engine_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_version_is_printed_without_an_engine_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONNTRACK_TEXTFILE_ENGINE", "fast")
     done = run("--version")
     assert done.returncode == 0
     assert done.stdout.startswith(f"conntrack-textfile {__version__} (no engine: ")
 
 
-def test_a_file_that_node_exporter_does_not_read_is_told(tmp_path: Path) -> None:
+def test_a_file_that_node_exporter_does_not_read_is_a_warning(tmp_path: Path) -> None:
     done = run("write", SAMPLE, str(tmp_path / "a.txt"))
     assert done.returncode == 0
     assert done.stderr.count("\n") == 1
@@ -139,7 +139,7 @@ def test_a_file_that_node_exporter_does_not_read_is_told(tmp_path: Path) -> None
 SLOW = "the pure engine takes some 5 s of CPU for a table of 250000 entries"
 
 
-def test_the_pure_engine_on_a_large_table_is_told(
+def test_the_pure_engine_on_a_large_table_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "large").mkdir()
@@ -158,7 +158,7 @@ def test_the_pure_engine_on_a_large_table_is_told(
     assert "the pure engine" not in run("write", large, "--log.level=debug").stderr
 
 
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     done = shell('"$@" | head -n 1', "write", SAMPLE)
     assert done.returncode == 0
     assert done.stderr == ""
@@ -218,11 +218,13 @@ OFF = f"--path.procfs={DATA / 'kernel-6.18-defaults'}"  # which gives a warning
         (["nope"], 2),
     ],
 )
-def test_nobody_to_tell_changes_no_status(closed: str, argv: list[str], status: int) -> None:
+def test_a_closed_or_full_standard_error_changes_no_status(
+    closed: str, argv: list[str], status: int
+) -> None:
     assert shell(f'"$@" 2{closed}', *argv).returncode == status
 
 
-def test_what_is_told_goes_into_no_file(tmp_path: Path) -> None:
+def test_errors_go_into_no_other_file_than_standard_error(tmp_path: Path) -> None:
     """With standard error closed its number is that of a file which is opened later."""
     file = tmp_path / "a.prom"
     done = shell('"$@" 2>&-', "write", OFF, "--log.level=debug", str(file))

@@ -88,6 +88,6 @@ def test_conditions_are_read(text: str, parsed: Filter) -> None:
         ("backend=10.0.0.1/8", "host bits set"),
     ],
 )
-def test_the_bad_part_is_pointed_at(text: str, reason: str) -> None:
+def test_an_error_quotes_the_condition(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         filters.parse(text, CONDITIONS)

@@ -43,7 +43,7 @@ def passed(space: Namespace, count: int) -> list[socket.socket]:
     return [space.run(lambda: socket.socket(*kind)) for _ in range(count)]
 
 
-def test_what_users_mean_by_names() -> None:
+def test_names_are_resolved_to_paths() -> None:
     wanted = ["blue", "pid:7", "/run/x", "./y", "host"]
     assert namespace.find(wanted, "/host/proc") == {
         "./y": "./y",
@@ -54,9 +54,7 @@ def test_what_users_mean_by_names() -> None:
     }
 
 
-def test_all_are_the_namespaces_that_are_there(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_all_is_every_name_under_run_netns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(namespace, "DIRECTORY", str(tmp_path / "none"))
     assert namespace.find(["all"], "/proc") == {}
     monkeypatch.setattr(namespace, "DIRECTORY", str(tmp_path))
@@ -100,7 +98,7 @@ def test_why_a_path_cannot_be_entered(tmp_path: Path) -> None:
             Namespace(str(path)).run(list)
 
 
-def test_names_that_cannot_be_listed_are_an_error_for_people(
+def test_names_that_cannot_be_listed_are_a_source_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "file"
@@ -116,7 +114,7 @@ def test_names_that_cannot_be_listed_are_an_error_for_people(
     assert collector.failure(None).parts == {}
 
 
-def test_a_thread_that_cannot_be_started_is_an_error_for_people(
+def test_a_thread_that_cannot_be_started_is_a_source_error(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(_thread: threading.Thread) -> None:  # as by TasksMax= of a unit
@@ -159,7 +157,7 @@ def test_datagrams_of_a_killed_run_are_discarded(name: str) -> None:
     sock.close()
 
 
-def test_sockets_of_a_namespace_before_are_not_read(name: str) -> None:
+def test_sockets_of_a_replaced_namespace_are_not_read(name: str) -> None:
     sockets = passed(OWN, 1)
     with pytest.raises(SourceError, match="was replaced"):
         Namespace(f"/run/netns/{name}", sockets).check()
@@ -169,7 +167,7 @@ def test_sockets_of_a_namespace_before_are_not_read(name: str) -> None:
     sockets[0].close()
 
 
-def test_a_namespace_that_cannot_be_identified_is_an_error_for_people(
+def test_a_namespace_that_cannot_be_identified_is_a_source_error(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (sock,) = passed(Namespace(f"/run/netns/{name}"), 1)
