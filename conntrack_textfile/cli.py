@@ -181,7 +181,7 @@ class _PassedSockets:
 def _passed_sockets() -> _PassedSockets:
     """Sort the sockets passed by systemd, and close those without a use.
 
-    FileDescriptorName=netns=NAME tells the network namespace. Raises SourceError.
+    FileDescriptorName=netns=NAME is that of a socket in a network namespace. Raises SourceError.
     """
     found = _PassedSockets()
     if "LISTEN_FDS" not in os.environ:
@@ -225,7 +225,9 @@ def _listener(passed: _PassedSockets, buffer_bytes: int, log: Logger | None) -> 
         of = f" of {table.name}" if table.name else ""
         if given is not None and not events.is_in(given, table.identity):
             if log:
-                log.warning("the socket of systemd%s is in another namespace: restart its unit", of)
+                log.warning(
+                    "the event socket%s is in another namespace: restart its socket unit", of
+                )
             given.close()
             sock = given = None
         if sock is None and buffer_bytes:

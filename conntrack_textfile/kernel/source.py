@@ -183,7 +183,7 @@ def _fault(parse: Callable[[bytes], object], data: bytes, beginning: str) -> str
 
 
 def retrying(attempt: Callable[[], Tally]) -> Tally:
-    """Call attempt() until it returns, at most 5 times in about 5 seconds.
+    """Call attempt() until it returns, at most 6 times in about 5 seconds.
 
     Retries transient errors: EINTR, EAGAIN, EIO, ENOBUFS. Raises the last OSError.
     """
