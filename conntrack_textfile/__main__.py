@@ -4,17 +4,21 @@ import gc
 import os
 import sys
 
-# Before anything is imported: write ends before there is garbage worth looking for.
+# Before the imports: a run of write is too short to need garbage collection.
 gc.disable()
-
-from conntrack_textfile.cli import main  # noqa: E402
 
 
 def run() -> None:
-    """Run the command line of this process and end it."""
-    status = main(sys.argv[1:])
-    # Not sys.exit(): all output is written, and to tidy up the modules takes
-    # as long as to read a small table.
+    """Run the command line of this process and exit."""
+    try:
+        # Imported here: Ctrl-C during the imports is no traceback either.
+        from conntrack_textfile.cli import main
+
+        status = main(sys.argv[1:])
+    except KeyboardInterrupt:
+        status = 130
+    # Not sys.exit(): all output is written, and the teardown of the interpreter takes as
+    # long as to read a small table.
     os._exit(status)
 
 

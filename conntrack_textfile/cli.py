@@ -1,4 +1,4 @@
-"""The program: options to pipeline to output, and errors to words and exit status."""
+"""The commands: options to pipeline to output, and errors to messages and exit status."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from conntrack_textfile.errors import (
     SourceError,
     StateError,
     UsageError,
-    tell,
+    print_error,
 )
 from conntrack_textfile.kernel import sysctl
 from conntrack_textfile.kernel.engine import make, slowness
@@ -39,16 +39,21 @@ if TYPE_CHECKING:
     from conntrack_textfile.options import Options
     from conntrack_textfile.web.config import Settings
 
-# From the first frame of a view to that with rates, at most.
-_FIRST_SECONDS = 1.0
+# From the first frame of top --watch, without rates, to the next.
+_FIRST_INTERVAL = 1.0
 
 
 def main(argv: list[str]) -> int:
-    """Run a command line (without the program's name). The exit status: 0, 1 failed, 2 usage."""
+    """Run a command line (without the program's name).
+
+    Return the exit status: 0, 1 failed, 2 wrong usage. Raises SystemExit after --help and
+    --version.
+    """
+    _occupy_closed_descriptors()
     with contextlib.suppress(MemoryError):
         return _run(argv)
-    # Here, where nothing holds any more what did not fit.
-    tell("conntrack-textfile: out of memory: fewer keys take less (--aggregate.by, filters)")
+    # Here, where the stack no longer holds the data.
+    print_error("conntrack-textfile: out of memory: reduce the keys (--aggregate.by, --filter.*)")
     return 1
 
 
@@ -57,6 +62,9 @@ def _run(argv: list[str]) -> int:
         opts = options.parse(argv, _version)
     except UsageError as error:
         return _usage(error)
+    except OutputError as error:  # --help and --version print
+        print_error(f"conntrack-textfile: {error}")
+        return 1
     if opts.log_level == "debug":
         _log(opts)
     try:
@@ -73,13 +81,22 @@ def _run(argv: list[str]) -> int:
         _log(opts).error("%s", error)
         _log(opts).debug("failed", exc_info=True)
         return 1
-    except KeyboardInterrupt:
-        return 130
     return 0
 
 
+def _occupy_closed_descriptors() -> None:
+    """Open 0 to 2 where the caller closed them, so that no other file gets their numbers.
+
+    Else the lock of the state file could be 1, and get the metrics. read(2) and write(2) of
+    an O_PATH descriptor fail as of a closed one (EBADF).
+    """
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if stream is None:  # the lowest free number is that of this stream
+            os.open("/", os.O_PATH | os.O_CLOEXEC)
+
+
 def _version() -> str:
-    """The version, and what would count and read here."""
+    """Return the version, engine and Python version."""
     try:
         engine = f"{make(Plan()).name} engine"
     except EngineError as error:
@@ -88,7 +105,10 @@ def _version() -> str:
 
 
 def _with_own_state(opts: Options) -> Options:
-    """Options without a state file that is something else: it is left as it is."""
+    """Return the options, without a state file that is of another program.
+
+    That file is left as it is. Raises StateError.
+    """
     from conntrack_textfile import state
 
     if state.is_ours(opts.state_file):
@@ -100,12 +120,12 @@ def _with_own_state(opts: Options) -> Options:
 
 
 def _usage(error: UsageError) -> int:
-    tell(f"conntrack-textfile: {error} (see conntrack-textfile --help)")
+    print_error(f"conntrack-textfile: {error} (see conntrack-textfile --help)")
     return 2
 
 
 def _log(opts: Options) -> Logger:
-    # Imported here: most runs of write have nothing to say.
+    # Imported here: most runs of write log nothing.
     from conntrack_textfile import logs
 
     return logs.configure(opts.log_level, opts.log_format)
@@ -113,12 +133,12 @@ def _log(opts: Options) -> Logger:
 
 def _write(opts: Options, engine: Engine) -> None:
     _configure_accounting(opts)
-    handed = _handed()
-    collector = Collector(opts, engine, dump_sockets=handed.dumps)
+    passed = _passed_sockets()
+    collector = Collector(opts, engine, dump_sockets=passed.dumps)
     with contextlib.ExitStack() as stack:
-        for sock in handed.netlink:
+        for sock in passed.netlink:
             stack.enter_context(sock)
-        stack.enter_context(_counting(opts, collector, handed))
+        stack.enter_context(_counting(opts, collector, passed))
         snapshot = collector.take()
         for warning in snapshot.warnings.values():
             _log(opts).warning("%s", warning)
@@ -134,8 +154,8 @@ def _write(opts: Options, engine: Engine) -> None:
 
 
 def _check(opts: Options) -> int:
-    """Print what would work here. The exit status: 1 where something that is needed fails."""
-    # Imported here: it knows all parts.
+    """Print the results of check. Return the exit status: 1 if something needed fails."""
+    # Imported here: it imports all parts.
     from conntrack_textfile import check
 
     _log(opts)
@@ -144,31 +164,34 @@ def _check(opts: Options) -> int:
     return int(any(result.level == "fail" for result in results))
 
 
-class _Handed:
-    """The sockets that systemd handed over, sorted by what they are."""
+class _PassedSockets:
+    """The sockets passed by systemd, by purpose."""
 
     def __init__(self) -> None:
-        self.listeners: list[socket.socket] = []  # and whatever else is no netlink socket
-        self.events: dict[str, socket.socket] = {}  # by network namespace, "" for our own
-        self.dumps: dict[str, list[socket.socket]] = {}  # for dumps, by the same
+        self.listeners: list[socket.socket] = []  # all but NETLINK_NETFILTER sockets
+        self.events: dict[str, socket.socket] = {}  # by network namespace, "" is our own
+        self.dumps: dict[str, list[socket.socket]] = {}  # by network namespace
 
     @property
     def netlink(self) -> list[socket.socket]:
-        """All but the listeners."""
+        """All NETLINK_NETFILTER sockets."""
         return [*self.events.values(), *itertools.chain.from_iterable(self.dumps.values())]
 
 
-def _handed() -> _Handed:
-    """What systemd handed over. Those in a network namespace are named netns=NAME."""
-    found = _Handed()
+def _passed_sockets() -> _PassedSockets:
+    """Sort the sockets passed by systemd, and close those without a use.
+
+    FileDescriptorName=netns=NAME is that of a socket in a network namespace. Raises SourceError.
+    """
+    found = _PassedSockets()
     if "LISTEN_FDS" not in os.environ:
         return found
-    # Imported here: most runs of write are handed nothing.
-    from conntrack_textfile import handover
+    # Imported here: most runs of write have no passed sockets.
+    from conntrack_textfile import activation
     from conntrack_textfile.kernel import events
     from conntrack_textfile.kernel.namespace import OWN
 
-    for name, sock in handover.sockets():
+    for name, sock in activation.sockets():
         kind, _, netns = name.partition("=")
         netns = netns if kind == "netns" else ""
         groups = events.groups(sock)
@@ -187,22 +210,26 @@ def _handed() -> _Handed:
     return found
 
 
-def _listener(handed: _Handed, buffer_bytes: int, log: Logger | None) -> Listen:
-    """What gives the socket with the events of a table: a handed one, or one of its own.
+def _listener(passed: _PassedSockets, buffer_bytes: int, log: Logger | None) -> Listen:
+    """Return the function that opens the event socket of a table, for Collector.count().
 
-    The latter is made where it is to have a buffer of some size. A log is told of all.
+    It takes the socket passed by systemd, or makes one with a receive buffer of
+    buffer_bytes, none if that is 0; it returns the socket and whether it was passed.
+    log: where it logs the size of the buffer and failures, if not None.
     """
     from conntrack_textfile.kernel import events
 
     def listen(table: Table) -> tuple[socket.socket | None, bool]:
-        # Once: where another namespace has taken the name it is not of that one.
-        sock = held = handed.events.pop(table.key, None)
+        # Once: if another namespace takes the name, the socket is not in it.
+        sock = given = passed.events.pop(table.key, None)
         of = f" of {table.name}" if table.name else ""
-        if held is not None and not events.is_in(held, table.identity):
+        if given is not None and not events.is_in(given, table.identity):
             if log:
-                log.warning("systemd's socket%s is of a namespace before: restart its unit", of)
-            held.close()
-            sock = held = None
+                log.warning(
+                    "the event socket%s is in another namespace: restart its socket unit", of
+                )
+            given.close()
+            sock = given = None
         if sock is None and buffer_bytes:
             try:
                 sock = table.space.run(lambda: events.listen(buffer_bytes))
@@ -211,18 +238,21 @@ def _listener(handed: _Handed, buffer_bytes: int, log: Logger | None) -> Listen:
                     reason = getattr(error, "strerror", None) or error
                     log.warning("no events of ended connections%s: %s", of, reason)
         if sock is not None and log:
-            # There may be hundreds, and write says no more than it has to.
-            say = log.debug if of or not buffer_bytes else log.info
+            # One line a namespace, of which there may be hundreds; and write logs problems only.
+            report = log.debug if of or not buffer_bytes else log.info
             size = events.buffer(sock).size
-            say("events of ended connections%s: a buffer of %d bytes", of, size)
-        return sock, held is not None
+            report("events of ended connections%s: a buffer of %d bytes", of, size)
+        return sock, given is not None
 
     return listen
 
 
 @contextlib.contextmanager
-def _counting(opts: Options, collector: Collector, handed: _Handed) -> Iterator[None]:
-    """Around a run of write with counters: it has a past, and no other run beside it."""
+def _counting(opts: Options, collector: Collector, passed: _PassedSockets) -> Iterator[None]:
+    """Count traffic in a run of write: continue from the state file, under its lock.
+
+    Raises StateError.
+    """
     if "traffic" not in opts.families or not opts.state_file:
         if opts.log_level == "debug":
             _log(opts).debug("no counters: they need --state.file")
@@ -232,20 +262,21 @@ def _counting(opts: Options, collector: Collector, handed: _Handed) -> Iterator[
         _log(opts).warning("%s", NO_COUNTERS)
         yield
         return
-    # Imported here, as all of counting: without a state there are no counters.
+    # Imported here: without a state file there are no counters.
     from conntrack_textfile import state
 
-    held = bool(handed.events)
+    activated = bool(passed.events)
     with state.run(opts.state_file) as run:
-        _begin(opts, collector, _listener(handed, 0, _log(opts)), run)
+        _begin(opts, collector, _listener(passed, 0, _log(opts)), run)
         yield
-        # Not after an error, or where the proc file stood in: events were read and are lost.
-        if collector.saved or not held:
+        # Else the run counts as interrupted: it took events from the socket of systemd, and
+        # did not save them (an error, or the table was read from procfs).
+        if collector.saved or not activated:
             run.end()
 
 
 def _begin(opts: Options, collector: Collector, listen: Listen, run: state.Run) -> None:
-    """Go on with the state file, and mark the run before it reads the first event."""
+    """Continue from the state file, and record the start of the run before any event is read."""
     from conntrack_textfile import state
 
     log = _log(opts)
@@ -258,7 +289,7 @@ def _begin(opts: Options, collector: Collector, listen: Listen, run: state.Run) 
 
 
 def _top(opts: Options, engine: Engine) -> None:
-    # Imported here: only people look at it.
+    # Imported here: write and serve do not use it.
     import time
 
     from conntrack_textfile import top
@@ -295,7 +326,7 @@ def _top(opts: Options, engine: Engine) -> None:
 
 
 def _view(opts: Options, engine: Engine) -> None:
-    """Show snapshots on the terminal, until a key or a signal ends it."""
+    """Show snapshots on the terminal until q or a signal (top --watch)."""
     import time
 
     from conntrack_textfile import logs, terminal, top
@@ -312,13 +343,12 @@ def _view(opts: Options, engine: Engine) -> None:
     with contextlib.closing(collector):
         _measure(opts, collector)
         snapshot = shown = collector.top(top.RANKED)
-        # The first rates are not waited for so long.
-        due = time.monotonic() + min(opts.interval, _FIRST_SECONDS)
-        with logs.held(_log(opts)) as held, terminal.opened() as screen:
+        due = time.monotonic() + min(opts.interval, _FIRST_INTERVAL)
+        with logs.buffered(_log(opts)) as log_lines, terminal.opened() as screen:
             while not view.ended:
                 if not view.paused:
                     shown = snapshot
-                lines = top.screen(shown, view, screen.size(), opts.interval, held)
+                lines = top.screen(shown, view, screen.size(), opts.interval, log_lines)
                 keys = screen.keys(due - time.monotonic()) if screen.draw(lines) else None
                 if keys is None:
                     return
@@ -327,25 +357,25 @@ def _view(opts: Options, engine: Engine) -> None:
                     view = top.press(view, key)
                 if (view.labels, view.include) != kept or time.monotonic() >= due:
                     due = time.monotonic() + opts.interval
-                    held.clear()
+                    log_lines.clear()
                     try:
                         snapshot = collector.top(top.RANKED)
                     except SourceError as error:
-                        held.append(str(error))
+                        log_lines.append(str(error))
 
 
 def _measure(opts: Options, collector: Collector) -> None:
-    """Begin to count in top, for rates: with the events of sockets of its own."""
+    """Count traffic in top, for rates, with event sockets of its own."""
     from conntrack_textfile.kernel import events
 
     if opts.netns or may_be_netlink(opts.source, opts.proc_root):
-        # The view says what is missing.
-        collector.start_counting(_listener(_Handed(), events.BUFFER_BYTES, None))
+        # Without a log: the view has a note for each problem.
+        collector.start_counting(_listener(_PassedSockets(), events.BUFFER_BYTES, None))
         collector.drain()
 
 
 def _serve(opts: Options, engine: Engine) -> NoReturn:
-    # Imported here: one snapshot must not pay for an HTTP server.
+    # Imported here: write does not use the HTTP server.
     from conntrack_textfile.web import http, process, sockets
     from conntrack_textfile.web.application import Application
     from conntrack_textfile.web.history import GROUPS
@@ -361,8 +391,8 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
 
         web_config = config.watch(opts.web_config)
     _configure_accounting(opts)
-    handed = _handed()
-    listeners = sockets.listening(handed.listeners) if opts.systemd_socket else []
+    passed = _passed_sockets()
+    listeners = sockets.listening(passed.listeners) if opts.systemd_socket else []
     if not listeners:
         listeners = [sockets.listen(address) for address in opts.listen]
     process.share_one_arena()
@@ -370,11 +400,11 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
 
     names = options.watch_names(opts)
     collector = Collector(
-        opts, engine, names.current, dump_sockets=handed.dumps, interval_groups=GROUPS
+        opts, engine, names.current, dump_sockets=passed.dumps, interval_groups=GROUPS
     )
     stack = contextlib.ExitStack()
     if "traffic" in opts.families:
-        _count(opts, collector, handed, stack)
+        _count(opts, collector, passed, stack)
     refresher = Refresher(
         take=collector.take,
         failure=collector.failure,
@@ -392,9 +422,9 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
     refresher.start()
     limiter = Limiter(http.MAX_CONNECTIONS)
     servers = [http.start(listener, application, limiter) for listener in listeners]
-    _say_who_may_ask(opts, listeners, web_config.current() if web_config else None)
+    _log_listeners(opts, listeners, web_config.current() if web_config else None)
 
-    def read_again() -> None:
+    def reload() -> None:
         if web_config:
             web_config.reload()
         if opts.networks_file or opts.services_file or opts.hosts_files:
@@ -407,23 +437,23 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
         collector.stop()
         stack.close()
 
-    process.stay(alive, read_again, stop)
+    process.stay(alive, reload, stop)
 
 
-def _say_who_may_ask(
+def _log_listeners(
     opts: Options, listeners: list[socket.socket], settings: Settings | None
 ) -> None:
-    """Log where serve listens and what it asks for, and warn where anybody may ask."""
+    """Log each address with TLS and passwords; warn of one open to the network without either."""
     from conntrack_textfile.web import sockets
 
-    tls, asks = (settings.tls, settings.passwords) if settings else (None, None)
+    tls, passwords = (settings.tls, settings.passwords) if settings else (None, None)
     for listener in listeners:
         address = options.Address(*listener.getsockname()[:2])
         _log(opts).info(
             "listening on %s, %s TLS, %s passwords",
-            *(address, "with" if tls else "without", "with" if asks else "without"),
+            *(address, "with" if tls else "without", "with" if passwords else "without"),
         )
-        if not (tls or asks or sockets.is_loopback(listener)):
+        if not (tls or passwords or sockets.is_loopback(listener)):
             _log(opts).warning(
                 "whoever reaches %s sees who talks to whom: --web.config.file asks for TLS and "
                 "passwords, --web.listen-address=127.0.0.1:%d is for this host alone",
@@ -432,9 +462,12 @@ def _say_who_may_ask(
 
 
 def _count(
-    opts: Options, collector: Collector, handed: _Handed, stack: contextlib.ExitStack
+    opts: Options, collector: Collector, passed: _PassedSockets, stack: contextlib.ExitStack
 ) -> None:
-    """Begin to count in serve: with the events of systemd's sockets, or of sockets of its own."""
+    """Count traffic in serve, with event sockets passed by systemd or of its own.
+
+    Raises StateError.
+    """
     from conntrack_textfile import state
 
     log = _log(opts)
@@ -442,7 +475,7 @@ def _count(
         log.warning("%s", NO_COUNTERS)
         return
 
-    listen = _listener(handed, opts.event_buffer, log)
+    listen = _listener(passed, opts.event_buffer, log)
     if opts.state_file:
         run = stack.enter_context(state.run(opts.state_file))
         _begin(opts, collector, listen, run)
@@ -453,7 +486,7 @@ def _count(
 
 
 def _configure_accounting(opts: Options) -> None:
-    if not opts.configure_accounting or opts.netns:  # of others the collector does it
+    if not opts.configure_accounting or opts.netns:  # the collector does it in each
         return
     try:
         sysctl.enable_accounting(opts.proc_root)

@@ -1,10 +1,9 @@
-"""What can go wrong, by stage. Each message says for people what failed, why, and what to do."""
+"""Errors by stage. Each message says what failed, why, and what to do."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import sys
 
 _STDERR = 2
 
@@ -14,15 +13,15 @@ class UsageError(Exception):
 
 
 class EngineError(Exception):
-    """The engine asked for is not there."""
+    """The engine that CONNTRACK_TEXTFILE_ENGINE names is not available."""
 
 
 class SourceError(Exception):
-    """The table cannot be read."""
+    """The connection table cannot be read."""
 
 
 class OutputError(Exception):
-    """The text cannot be written."""
+    """The output cannot be written."""
 
 
 class StateError(Exception):
@@ -30,26 +29,25 @@ class StateError(Exception):
 
 
 class DamagedStateError(StateError):
-    """A state file of ours is of no use: a new one may take its place."""
+    """A state file of ours is damaged: it may be replaced."""
 
 
 class ForeignStateError(StateError):
-    """What is named as the state file is something else, and is left as it is."""
+    """The file is not a state file of ours: it must not be replaced."""
 
 
 class ListenError(Exception):
-    """The text cannot be served."""
+    """serve cannot listen on an address."""
 
 
-def tell(line: str) -> None:
-    """Write a line to standard error. What becomes of it changes nothing else.
+def print_error(line: str) -> None:
+    """Write a line to standard error, unprintable characters escaped, and ignore errors.
 
-    Not by sys.stderr: what that cannot write it keeps, tries again at the end,
-    and then makes the exit status 120.
+    Not with sys.stderr: it keeps what it could not write, and at exit tries again and
+    makes the exit status 120.
     """
-    if sys.stderr is None:  # closed by the caller, and its number may be another file's
-        return
-    rest = f"{line}\n".encode(errors="backslashreplace")
+    text = "".join([c if c.isprintable() else ascii(c)[1:-1] for c in line])
+    rest = f"{text}\n".encode()
     with contextlib.suppress(OSError):
         while rest:
             rest = rest[os.write(_STDERR, rest) :]

@@ -1,4 +1,4 @@
-"""The exposition: families and a snapshot as text that Prometheus reads.
+"""The exposition: a snapshot as text in the exposition format of Prometheus.
 
 Format: https://prometheus.io/docs/instrumenting/exposition_formats/ (text,
 version 0.0.4).
@@ -18,26 +18,25 @@ if TYPE_CHECKING:
     from conntrack_textfile.snapshot import Snapshot
     from conntrack_textfile.tally import Group
 
-# Lines joined to one piece of output: large enough to be cheap to write, small
-# enough that the whole text is never in memory.
+# Per piece of output: the whole text is never in memory.
 _LINES = 1024
 
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
 
 def render(snapshot: Snapshot) -> Iterator[bytes]:
-    """The whole text of a snapshot, in pieces that end at the end of a line."""
+    """Yield the whole text of a snapshot, in UTF-8, in pieces of whole lines."""
     yield render_status(snapshot)
     yield from render_connections(snapshot)
 
 
 def render_status(snapshot: Snapshot) -> bytes:
-    """The families about the snapshot itself and about the table: short, always there."""
+    """Return the families of the snapshot itself and of the size of the table."""
     return _text(families.STATUS, snapshot)
 
 
 def render_connections(snapshot: Snapshot) -> Iterator[bytes]:
-    """The families about connections, those by group last, in pieces."""
+    """Yield the other families, those by group last, in pieces of whole lines."""
     yield _text((*families.LIVE, *families.NAT, *families.STATISTICS, *families.TRAFFIC), snapshot)
     live, traffic = snapshot.live, snapshot.traffic
     if live is not None:
@@ -66,7 +65,7 @@ def _series(
 ) -> Iterator[bytes]:
     if not groups:
         return
-    # The one thing that is kept for every series, since the families share it.
+    # Kept for all series, since the families share them.
     labels = list(map(_labeller(names), groups))
     for row in rows:
         yield _head(row).encode()
@@ -79,7 +78,7 @@ def _series(
 
 
 def _labeller(names: Sequence[str]) -> Callable[[tuple[str, ...]], str]:
-    """What makes the text of the labels of a series of their values."""
+    """Return a function that formats the label values of a series: {name="value",...}."""
     template = ",".join([f'{name}="%s"' for name in names])
     if template:
         template = f"{{{template}}}"
@@ -87,7 +86,7 @@ def _labeller(names: Sequence[str]) -> Callable[[tuple[str, ...]], str]:
 
     def text(values: tuple[str, ...]) -> str:
         made = template % values
-        # Nearly all values need no escapes, which is quicker to see of all together.
+        # Few values need escapes: one check of the whole text is quicker.
         if made.count('"') != quotes or "\\" in made or "\n" in made:
             made = template % tuple([value.translate(_ESCAPES) for value in values])
         return made

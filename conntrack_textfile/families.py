@@ -1,7 +1,4 @@
-"""The metric families: a row for each, with name, help, labels and where the value comes from.
-
-The only place that knows their names and order.
-"""
+"""The metric families: a row for each, with name, help, type, labels and the source of samples."""
 
 from __future__ import annotations
 
@@ -24,10 +21,9 @@ _PYTHON = sys.version.partition(" ")[0]
 
 
 class Family(NamedTuple):
-    """A family with a fixed set of labels. One without samples is left out.
+    """A family with a fixed set of labels. Without samples it is not exposed.
 
-    Where several network namespaces are read it has the label netns before these,
-    but for one that is about this process.
+    With --netns the first label is netns, but for a family about this process.
     """
 
     name: str
@@ -35,10 +31,10 @@ class Family(NamedTuple):
     samples: Callable[[Snapshot], Iterable[Sample]]
     labels: tuple[str, ...] = ()
     type: str = "gauge"
-    of_process: bool = False
+    of_process: bool = False  # about this process: no label netns
 
     def labelled(self, snapshot: Snapshot) -> tuple[tuple[str, ...], list[Sample]]:
-        """The labels, and all samples of a snapshot with the values of these."""
+        """Return the label names, and the samples of a snapshot with their values."""
         if self.of_process or snapshot.parts is None:
             return self.labels, list(self.samples(snapshot))
         samples = [
@@ -50,23 +46,23 @@ class Family(NamedTuple):
 
 
 class GroupFamily(NamedTuple):
-    """A family with the labels of the groups: one of the columns of Sums."""
+    """A family with the labels of the groups."""
 
     name: str
     help: str
-    column: int  # of tally.Sums
+    column: int  # field of tally.Sums
     type: str = "gauge"
 
     @property
     def total(self) -> str:
-        """The name of the family of what live connections have over all groups."""
+        """The name of the family of the sum over all groups of live connections."""
         return self.name.replace("conntrack_", "conntrack_total_")
 
 
 def _value(
     name: str, help_: str, value: Callable[[Snapshot], float | None], type_: str = "gauge"
 ) -> Family:
-    """A family of one sample without labels, absent where there is no value."""
+    """A family of one sample without labels, absent if the value is None."""
 
     def samples(snapshot: Snapshot) -> Iterable[Sample]:
         found = value(snapshot)
@@ -78,11 +74,11 @@ def _value(
 def _live(
     name: str, help_: str, value: Callable[[Aggregate], float], type_: str = "gauge"
 ) -> Family:
-    """The same of the live connections, absent where no reading is fresh enough."""
+    """A family of one sample about live connections, absent without a recent reading."""
     return _value(name, help_, lambda s: None if s.live is None else value(s.live), type_)
 
 
-# The snapshot itself and the table: few, and always there.
+# The snapshot itself and the size of the table.
 STATUS = (
     Family(
         "conntrack_textfile_build_info",
@@ -183,7 +179,7 @@ def _protocol_samples(column: int) -> Callable[[Snapshot], Iterable[Sample]]:
 def _traffic(
     name: str, help_: str, value: Callable[[Traffic], float | None], type_: str = "counter"
 ) -> Family:
-    """A family of one sample about the counters, absent where there are none."""
+    """A family of one sample about the counters, absent without counters."""
     return _value(name, help_, lambda s: None if s.traffic is None else value(s.traffic), type_)
 
 
@@ -276,7 +272,7 @@ TRAFFIC = (
 def _nat(
     name: str, help_: str, labels: tuple[str, ...], samples: Callable[[Nat], Iterable[Sample]]
 ) -> Family:
-    """A family about translated entries, absent where these are not counted."""
+    """A family about translated entries, absent with --collector.nat=off."""
     return Family(
         name,
         help_,
@@ -285,7 +281,7 @@ def _nat(
     )
 
 
-# The translated entries of the whole table.
+# Translated entries of the whole table.
 NAT = (
     _nat(
         "conntrack_nat_connections",
@@ -319,7 +315,7 @@ NAT = (
     ),
 )
 
-# What the kernel counts of its own trouble.
+# Statistics of the kernel.
 STATISTICS = (
     Family(
         "conntrack_stat_total",
@@ -331,7 +327,7 @@ STATISTICS = (
     ),
 )
 
-# The live connections together.
+# Live connections, not by group.
 LIVE = (
     _live(
         "conntrack_malformed_entries",

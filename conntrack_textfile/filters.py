@@ -1,4 +1,4 @@
-"""Filters: which entries a user wants to see, and which not."""
+"""Filters: conditions on entries, for --filter.include and --filter.exclude."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 class Mark(NamedTuple):
-    """A value of some bits of a connmark."""
+    """A value of the masked bits of the mark (CTA_MARK)."""
 
     value: int
     mask: int
 
 
 class Filter(NamedTuple):
-    """Conditions that an entry must meet, all of them. None is no condition."""
+    """Conditions that an entry must all meet. None is no condition."""
 
     src: Network | None = None
     dst: Network | None = None
@@ -27,14 +27,16 @@ class Filter(NamedTuple):
     dport: range | None = None
     zone: int | None = None
     mark: Mark | None = None
-    egress: Network | None = None  # not met where the source was not translated
+    egress: Network | None = None  # not met without source NAT
     backend: Network | None = None
 
 
 def parse(text: str, conditions: Mapping[str, Callable[[str], object]]) -> Filter:
-    """Read "src=10.0.0.0/8,dport=53" and the like, the values by what reads each condition.
+    """Parse a filter, as "src=10.0.0.0/8,dport=53".
 
-    Raises ValueError that points at the part.
+    conditions: the parser of each condition's value.
+
+    Raises ValueError that quotes the condition.
     """
     found: dict[str, object] = {}
     if any(map(str.isspace, text)):
@@ -45,7 +47,7 @@ def parse(text: str, conditions: Mapping[str, Callable[[str], object]]) -> Filte
         if name not in conditions:
             raise ValueError(f"{where}: a condition is {'=, '.join(conditions)}= and a value")
         if name in found:
-            raise ValueError(f"{where}: {name} stands twice")
+            raise ValueError(f"{where}: {name} is given twice")
         try:
             found[name] = conditions[name](value)
         except ValueError as error:
@@ -54,7 +56,7 @@ def parse(text: str, conditions: Mapping[str, Callable[[str], object]]) -> Filte
 
 
 def parse_ports(text: str) -> range:
-    """Read N or N-M. Raises ValueError."""
+    """Parse N or N-M, ports up to 65535. Raises ValueError."""
     first, dash, last = text.partition("-")
     numbers = [first, last] if dash else [first]
     if all(n.isascii() and n.isdigit() and len(n) <= 5 for n in numbers):
@@ -65,14 +67,14 @@ def parse_ports(text: str) -> range:
 
 
 def parse_zone(text: str) -> int:
-    """Read the number of a conntrack zone. Raises ValueError."""
+    """Parse the number of a conntrack zone. Raises ValueError."""
     if text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65535:
         return int(text)
     raise ValueError("a zone is a number up to 65535")
 
 
 def parse_mark(text: str) -> Mark:
-    """Read VALUE or VALUE/MASK. Raises ValueError."""
+    """Parse VALUE or VALUE/MASK. Raises ValueError."""
     value, slash, mask = text.partition("/")
     mark = Mark(parse_bits(value), parse_bits(mask) if slash else 0xFFFFFFFF)
     if mark.value & ~mark.mask:
@@ -85,9 +87,9 @@ _HEXADECIMAL = _DECIMAL | set("abcdefABCDEF")
 
 
 def parse_bits(text: str) -> int:
-    """Read 32 bits, decimal or hexadecimal with 0x. Raises ValueError."""
+    """Parse a number of 32 bits, decimal or hexadecimal with 0x. Raises ValueError."""
     # Not int(text, 16), which takes 0x0x1, 1_0 and digits of all scripts.
-    # Nor a regular expression: to compile it takes longer than all else here.
+    # Nor a regular expression: re.compile() takes longer than the rest.
     hexadecimal = text[:2] in ("0x", "0X")
     digits, known = (text[2:], _HEXADECIMAL) if hexadecimal else (text, _DECIMAL)
     if 0 < len(digits) <= (8 if hexadecimal else 10) and known.issuperset(digits):

@@ -1,31 +1,32 @@
-"""Names of single hosts: of /etc/hosts, and of the leases that DHCP servers write.
+"""Names of single hosts, from /etc/hosts and the lease files of DHCP servers.
 
-The formats, told apart by content, and where they are written down:
+The formats, detected by content, and their sources:
 
     hosts    hosts(5): address, name and aliases
-    dnsmasq  lease_update_file() in its src/lease.c: when it ends, MAC address (of IPv6
-             the IAID), address, name or *, client identifier; a line "duid" before IPv6
+    dnsmasq  lease_update_file() in its src/lease.c: expiry, MAC address (IPv6: IAID),
+             address, name or *, client identifier; a line "duid" before IPv6 leases
     kea      memfile of Kea, src/lib/dhcpsrv/csv_lease_file4.cc and csv_lease_file6.cc:
-             comma-separated, with a header; the last row of an address is valid
-    dhcpd    dhcpd.leases(5) of ISC DHCP: blocks, of which the last of an address is valid
+             CSV with a header; the last row of an address is valid
+    dhcpd    dhcpd.leases(5) of ISC DHCP: blocks; the last block of an address is valid
 
-People write /etc/hosts: a line of it that is wrong is an error. Servers write leases,
-often while we read, and by names that their clients choose: there a line that says
-nothing to us, one without its end, and a name that cannot be shown are passed over.
+A wrong line of /etc/hosts is an error. Lease files are written while we read, and clients
+choose the names: unknown and incomplete lines, and names with unprintable characters, are
+ignored.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import errno
 import math
 import os
 import re
-import stat
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from conntrack_textfile import networks
+from conntrack_textfile.files import regular
 from conntrack_textfile.names import check_all, checked
 from conntrack_textfile.plan import OTHER
 
@@ -34,12 +35,10 @@ if TYPE_CHECKING:
 
     from conntrack_textfile.networks import Networks
 
-# Leases of some 200,000 hosts.
-_MAX_FILE_SIZE = 1 << 26  # characters
+_MAX_FILE_SIZE = 1 << 26  # characters: some 200,000 leases
 _MAX_COLUMNS = 100
 
-# dnsmasq empties its file before it writes it anew: one that was written a moment ago
-# is read once more, so many times at most.
+# dnsmasq truncates its file and then rewrites it: a file modified this recently is read again.
 _SETTLED_SECONDS = 0.05
 _MAX_READINGS = 5
 
@@ -47,29 +46,31 @@ NEVER = math.inf
 
 
 class Lease(NamedTuple):
-    """A name of an address."""
+    """The name of an address."""
 
     name: str
-    ends: float = NEVER  # seconds since the epoch
+    ends: float = NEVER  # Unix time; -NEVER has no name
 
 
 class Hosts(NamedTuple):
-    """What the files say at one time."""
+    """The names that are valid at one time."""
 
     names: dict[bytes, str]  # by packed address
-    until: float  # when the first of these names ends, in seconds since the epoch
+    until: float  # Unix time at which the first lease of these ends
 
 
 def read(files: Iterable[str], now: float) -> Hosts:
-    """The names of files. Of an address that several name the last counts.
+    """Read files of names. For an address in several files the last file wins.
 
-    Raises OSError, and ValueError with file, line and reason.
+    now: Unix time; leases that ended before it have no name.
+
+    Raises OSError with filename, and ValueError with file, line and reason.
     """
     names: dict[bytes, str] = {}
     until = NEVER
     for file in files:
         try:
-            leases = parse(_text(file))
+            leases = parse(_text_of(file))
         except ValueError as error:
             raise ValueError(f"{file}, {error}") from None
         for address, lease in leases.items():
@@ -81,20 +82,23 @@ def read(files: Iterable[str], now: float) -> Hosts:
 
 
 def watched(file: str) -> list[str]:
-    """The files that are read for one that is named: Kea's memfile is in several.
+    """Return the files that are read for a file: the memfile of Kea has several.
 
-    Once an hour Kea moves its file to FILE.1, begins a new one, and has FILE.1 and
-    FILE.2, the rest from before, condensed to FILE.completed, which becomes FILE.2.
-    It reads them in this order itself (loadLeasesFromFiles() in memfile_lease_mgr.cc).
+    Once an hour Kea moves FILE to FILE.1, begins a new FILE, and merges FILE.2 and FILE.1
+    to FILE.completed, which then becomes FILE.2 (lease file cleanup). It reads them in this
+    order itself (loadLeasesFromFiles() in memfile_lease_mgr.cc).
     """
     return [f"{file}.completed", f"{file}.2", f"{file}.1", file]
 
 
 def labels(hosts: Mapping[bytes, str], named: Networks) -> dict[bytes, str]:
-    """What is shown for each address, but for those that a network's name stands for.
+    """Return the label of each host, without hosts in a network that has a name.
 
-    A name that something else has too, or could be taken for having, is followed by
-    the address: no two addresses have the same label.
+    hosts: names by packed address.
+    named: names of networks and single addresses, which win over hosts.
+
+    A name that is not unique, or that reads as an address or as such a label, is followed
+    by the address in parentheses: no two addresses have the same label.
     """
     wider = tuple(row for row in named if row[1] < row[0] * 8)
     single = [
@@ -112,7 +116,7 @@ def labels(hosts: Mapping[bytes, str], named: Networks) -> dict[bytes, str]:
     for address, name in hosts.items():
         if wider and networks.name(wider, address) is not None:
             continue
-        if name in taken or name.endswith(")") or networks.is_like_one(name):
+        if name in taken or name.endswith(")") or networks.reads_as_address(name):
             shown[address] = f"{name} ({networks.text_of(address, len(address) * 8)})"
         else:
             shown[address] = name
@@ -120,7 +124,10 @@ def labels(hosts: Mapping[bytes, str], named: Networks) -> dict[bytes, str]:
 
 
 def parse(text: str) -> dict[bytes, Lease]:
-    """The names in a text of any of the formats. Raises ValueError with line and reason."""
+    """Parse a text in any of the formats: leases by packed address.
+
+    Raises ValueError with line and reason.
+    """
     for number, line in enumerate(_lines(text), 1):
         words = line.partition("#")[0].split(None, 5)
         if not words:
@@ -131,7 +138,7 @@ def parse(text: str) -> dict[bytes, Lease]:
             return _hosts(text)
         if words[0] == "duid" or (_is_time(words[0]) and len(words) >= 5):
             return _dnsmasq(text)
-        if line.rstrip()[-1] in "{;":  # all that dhcpd writes is statements and blocks
+        if line.rstrip()[-1] in "{;":  # statements and blocks of dhcpd
             return _dhcpd(text)
         raise ValueError(
             f"line {number}: it begins neither as /etc/hosts does "
@@ -141,7 +148,7 @@ def parse(text: str) -> dict[bytes, Lease]:
 
 
 def _hosts(text: str) -> dict[bytes, Lease]:
-    """The first name of each address: that is what the resolver gives for it."""
+    """The first name of each address, as getnameinfo(3) returns it."""
     found: dict[bytes, Lease] = {}
     for number, line in enumerate(_lines(text), 1):
         words = line.partition("#")[0].split(None, 2)
@@ -152,14 +159,14 @@ def _hosts(text: str) -> dict[bytes, Lease]:
             raise ValueError(f"line {number}: {words[0]!r} is not an address")
         if len(words) < 2:
             raise ValueError(f"line {number}: a line is an address and names")
-        name = _shown(words[1])
+        name = _printable(words[1])
         if name is None:
             raise ValueError(f"line {number}: the name {words[1]!r} cannot be shown")
         try:
             lease = Lease(checked(name))
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from None
-        # Lists of names to block have it for all of them; and the kernel tracks no scope.
+        # Block lists map all names to 0.0.0.0; the kernel tracks addresses without a scope.
         if any(address) and "%" not in words[0]:
             found.setdefault(address, lease)
     return found
@@ -167,11 +174,11 @@ def _hosts(text: str) -> dict[bytes, Lease]:
 
 def _dnsmasq(text: str) -> dict[bytes, Lease]:
     found: dict[bytes, Lease] = {}
-    for line in _lines(_whole(text)):
+    for line in _lines(_complete(text)):
         words = line.split(None, 5)
         if len(words) < 5 or not _is_time(words[0]):
             continue  # also lines "duid", "vendorclass" and "agent-info"
-        ends = int(words[0])  # 0 for ever
+        ends = int(words[0])  # 0: infinite lease
         name = "" if words[3] == "*" else words[3]
         _put(found, words[2], name, ends or NEVER)
     return found
@@ -179,16 +186,16 @@ def _dnsmasq(text: str) -> dict[bytes, Lease]:
 
 _KEA_HEADER = "address,"
 _KEA_COLUMNS = ("address", "valid_lifetime", "expire", "hostname")
-_KEA_ASSIGNED = ("", "0", "4")  # of no column, "default", and "registered" of IPv6
-_KEA_PREFIX = "2"  # lease_type: a network that is delegated, not an address
-_KEA_FOREVER = "4294967295"
+_KEA_ASSIGNED = ("", "0", "4")  # state: no such column, default, registered (IPv6)
+_KEA_PREFIX = "2"  # lease_type: prefix delegation (IA_PD)
+_KEA_INFINITE = "4294967295"
 
 
 def _kea(text: str) -> dict[bytes, Lease]:
     found: dict[bytes, Lease] = {}
     at: dict[str, int] = {}
     width = 0
-    for line in _lines(_whole(text)):
+    for line in _lines(_complete(text)):
         values = line.split(",", _MAX_COLUMNS)
         if line.startswith(_KEA_HEADER):
             at = {name: index for index, name in enumerate(values)}
@@ -199,24 +206,24 @@ def _kea(text: str) -> dict[bytes, Lease]:
             address, lifetime, expire, hostname = [at[name] for name in _KEA_COLUMNS]
             state, kind = at.get("state", width), at.get("lease_type", width)
             continue
-        # What an older server wrote, of fewer columns than the header, has the defaults.
+        # Rows of an older version can have fewer columns than the header.
         values += [""] * (width + 1 - len(values))
         if not width or values[kind] == _KEA_PREFIX or not _is_time(values[expire]):
             continue
         name = ""
-        # A lease that is deleted is written once more with no time to live.
+        # The row of a deleted lease has valid_lifetime 0.
         if values[lifetime] != "0" and values[state] in _KEA_ASSIGNED:
             name = _unescaped(values[hostname], _KEA_ESCAPE, 16)
-        forever = values[lifetime] == _KEA_FOREVER
-        _put(found, values[address], name, NEVER if forever else int(values[expire]))
+        infinite = values[lifetime] == _KEA_INFINITE
+        _put(found, values[address], name, NEVER if infinite else int(values[expire]))
     return found
 
 
-# What stands for bytes in texts: two hexadecimal digits, or three octal ones and any byte.
+# Escapes of bytes: Kea writes two hexadecimal digits, dhcpd three octal ones or \ and the byte.
 _KEA_ESCAPE = re.compile(rb"&#x([0-9a-fA-F]{2})")
 _DHCPD_ESCAPE = re.compile(rb"\\(?:([0-7]{3})|(.))", re.DOTALL)
 
-# dhcpd writes a statement a line. Of a block of IPv6 each address is a block of its own.
+# dhcpd writes one statement per line. For IPv6 each iaaddr is a block within an ia-na block.
 _DHCPD = re.compile(
     r"""^[ \t]*(?:
         (?:lease|iaaddr)[ \t]+(?P<address>[0-9a-fA-F:.]{2,45})[ \t]*\{
@@ -230,7 +237,7 @@ _DHCPD = re.compile(
     re.MULTILINE | re.VERBOSE,
 )
 
-# In UTC; the weekday is for people.
+# Weekday and time in UTC, or "epoch" and seconds.
 _DHCPD_TIME = re.compile(
     r"epoch[ ]+(?P<epoch>\d{1,20})|\d[ ]+(\d{4})/(\d\d?)/(\d\d?)[ ]+(\d\d?):(\d\d?):(\d\d?)",
     re.ASCII,
@@ -257,7 +264,7 @@ def _dhcpd(text: str) -> dict[bytes, Lease]:
 
 
 def _dhcpd_time(text: str) -> float:
-    """When a lease ends. What is no time is past."""
+    """The Unix time at which a lease ends. An invalid time is in the past."""
     if text == "never":
         return NEVER
     match = _DHCPD_TIME.fullmatch(text.strip())
@@ -274,28 +281,29 @@ def _dhcpd_time(text: str) -> float:
 
 
 def _put(found: dict[bytes, Lease], address: str, name: str, ends: float) -> None:
-    """Note the lease of an address, in place of the one before. "" is no name."""
+    """Set the lease of an address, in place of an earlier one. The name "" is none."""
     packed = networks.pack(address)
     if not packed:
         return
-    shown = _shown(name)
+    shown = _printable(name)
     try:
         found[packed] = Lease(checked(shown or ""), ends if shown else -NEVER)
-    except ValueError:  # too long to be in every series
+    except ValueError:  # too long
         found[packed] = Lease("", -NEVER)
 
 
-def _shown(name: str) -> str | None:
-    """A name without the dot of the root at its end, None where it cannot be shown.
+def _printable(name: str) -> str | None:
+    """Return a name without the trailing dot of the DNS root, None if it is not printable.
 
-    A terminal would obey some characters. Surrogates stand for bytes that are no UTF-8.
+    Not printable: control characters (terminal escapes), and surrogates (bytes that are
+    not UTF-8).
     """
     name = name.removesuffix(".").strip()
     return name if name and name.isprintable() else None
 
 
 def _unescaped(text: str, escape: re.Pattern[bytes], base: int) -> str:
-    """A text with bytes in place of their escapes: of digits, or another byte after them."""
+    """Replace escapes by their bytes: group 1 of escape in a base, or group 2 itself."""
     if "&" not in text and "\\" not in text:
         return text
 
@@ -307,17 +315,17 @@ def _unescaped(text: str, escape: re.Pattern[bytes], base: int) -> str:
 
 
 def _is_time(text: str) -> bool:
-    """Whether it is a number of seconds, as all of ASCII digits."""
+    """Whether a text is a number of seconds: ASCII digits."""
     return text.isascii() and text.isdigit() and len(text) <= 20
 
 
 def _without_scope(address: str) -> str:
-    """fe80::1%eth0 without its interface."""
+    """Return fe80::1 for fe80::1%eth0."""
     return address.partition("%")[0] if ":" in address else address
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Line by line, without a list of all."""
+    """Split lines, without a list of all."""
     start = 0
     while start < len(text):
         end = text.find("\n", start)
@@ -326,41 +334,43 @@ def _lines(text: str) -> Iterator[str]:
         start = end + 1
 
 
-def _whole(text: str) -> str:
-    """A text up to the end of a line: the last may be half written."""
+def _complete(text: str) -> str:
+    """Return the complete lines: the last may be half written."""
     return text[: text.rfind("\n") + 1]
 
 
-def _text(file: str) -> str:
-    """The text of a file, or of all that belong to it. Raises OSError and ValueError."""
-    text = _settled(file)
+def _text_of(file: str) -> str:
+    """Read a file, or the files of a Kea memfile. Raises OSError."""
+    text = _read_text(file)
     if text.startswith(_KEA_HEADER):
         condensed, before, moved, _ = watched(file)
-        text = "".join([*(_present(condensed) or _present(before, moved)), text])
+        text = "".join([*(_existing(condensed) or _existing(before, moved)), text])
     if len(text) > _MAX_FILE_SIZE:
-        raise ValueError(f"which is too large, over {_MAX_FILE_SIZE >> 20} MiB")
+        raise OSError(errno.EFBIG, f"it is larger than {_MAX_FILE_SIZE >> 20} MiB", file)
     return text
 
 
-def _present(*files: str) -> list[str]:
-    """The texts of those files that are there."""
+def _existing(*files: str) -> list[str]:
+    """Read those of the files that exist."""
     texts = []
     for file in files:
         with contextlib.suppress(FileNotFoundError):
-            texts.append(_whole(_settled(file)))
+            texts.append(_complete(_read_text(file)))
     return texts
 
 
-def _settled(file: str) -> str:
-    """The text of a file that nobody writes at the moment."""
+def _read_text(file: str) -> str:
+    """Read a file, again while it is being written, at most 5 times. Raises OSError."""
     text = ""
     for _ in range(_MAX_READINGS):
-        with open(file, encoding="utf-8-sig", errors="surrogateescape") as lines:
+        with open(file, encoding="utf-8-sig", errors="surrogateescape", opener=regular) as lines:
             before = os.fstat(lines.fileno())
-            text = lines.read(_MAX_FILE_SIZE + 1)
+            try:
+                text = lines.read(_MAX_FILE_SIZE + 1)
+            except OSError as error:
+                error.filename = file  # read(2) has none
+                raise
             after = os.fstat(lines.fileno())
-        if not stat.S_ISREG(after.st_mode):  # a pipe has it once
-            break
         same = (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)
         if same and abs(time.time() - after.st_mtime) > _SETTLED_SECONDS:
             break

@@ -1,7 +1,6 @@
 """The labels: a row for each field that entries can be summed by.
 
-The value of a field is made by the engine: kernel/grouping.py and its compiled
-twin. All else about a label stands here.
+The engine makes the value of a field: kernel/grouping.py and its compiled twin.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ if TYPE_CHECKING:
 
 
 class Label(NamedTuple):
-    """A field of an entry as users meet it."""
+    """A field of an entry, as a label and as a column."""
 
     name: str  # in metrics and in --aggregate.by
-    title: str  # for people: the head of a column
-    default: bool  # whether it is kept where --aggregate.by does not say
-    filter: Callable[[str], object] | None = None  # reads the value of a filter's condition
-    number: bool = False  # aligned to the right
-    left_out: int = 0  # a narrow terminal leaves out 1 first; 0 never
+    title: str  # heading of its column in tables
+    default: bool  # whether --aggregate.by has it by default
+    filter: Callable[[str], object] | None = None  # parses the value of its condition, if any
+    number: bool = False  # whether its column is aligned to the right
+    left_out: int = 0  # order in which a narrow terminal omits columns, from 1; 0: never
 
 
-# In the order in which they stand in a series. Groups ascend by them in this order.
+# In the order of the labels of a series, by which groups are sorted.
 ROWS = (
     Label("src", "source", default=True, filter=networks.parse),
     Label("dst", "destination", default=True, filter=networks.parse),
@@ -40,12 +39,12 @@ ROWS = (
     Label("backend", "backend", default=False, filter=networks.parse),
 )
 
-# Before all others where several network namespaces are read. It is no field of an entry.
+# The first label with --netns. It is not a field of an entry.
 NETNS = Label("netns", "netns", default=False)
 
 BY_NAME = {row.name: row for row in (NETNS, *ROWS)}
 LABELS = tuple(row.name for row in ROWS)
 DEFAULT = tuple(row.name for row in ROWS if row.default)
 
-# What reads the value of each condition of a filter.
+# The parser of each condition of a filter.
 CONDITIONS = {row.name: row.filter for row in ROWS if row.filter}

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from conntrack_textfile.errors import tell
+from conntrack_textfile.errors import print_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,13 +23,15 @@ _LEVELS = {
     "error": logging.ERROR,
 }
 
-# Lines that are held back, and those of them that a screen has room for.
-_MAX_HELD = 100
-_MAX_SHOWN = 3
+_MAX_BUFFERED = 100  # lines
+_MAX_SHOWN = 3  # lines on the screen
 
 
 def configure(level: str, form: str) -> logging.Logger:
-    """Send what is at least of this level to standard error, as "logfmt" or "json"."""
+    """Log to standard error from a level on: debug, info, warn or error.
+
+    form: "logfmt" or "json".
+    """
     handler = _Handler()
     handler.setFormatter(_Formatter(form))
     LOG.handlers = [handler]
@@ -39,25 +41,25 @@ def configure(level: str, form: str) -> logging.Logger:
 
 
 @contextlib.contextmanager
-def held(log: logging.Logger) -> Iterator[list[str]]:
-    """Lines of a log are held back while they would spoil a screen, and written at the end.
+def buffered(log: logging.Logger) -> Iterator[list[str]]:
+    """Hold log lines back while a screen is shown, and write them at the end.
 
-    Gives the last messages, for whoever shows them, and clears them.
+    Yields the list of the last messages, to show on the screen. The caller may clear it.
     """
-    holder = _Holder()
-    handlers, log.handlers = log.handlers, [holder]
+    buffer = _Buffer()
+    handlers, log.handlers = log.handlers, [buffer]
     try:
-        yield holder.messages
+        yield buffer.messages
     finally:
         log.handlers = handlers
-        for record in holder.records:
+        for record in buffer.records:
             log.handle(record)
 
 
-class _Holder(logging.Handler):
+class _Buffer(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
-        self.records: deque[logging.LogRecord] = deque(maxlen=_MAX_HELD)
+        self.records: deque[logging.LogRecord] = deque(maxlen=_MAX_BUFFERED)
         self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -68,7 +70,7 @@ class _Holder(logging.Handler):
 
 class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        tell(self.format(record))
+        print_error(self.format(record))
 
 
 class _Formatter(logging.Formatter):

@@ -1,8 +1,8 @@
-"""Networks in CIDR notation, and the names that users give to them."""
+"""Networks in CIDR notation, and names of networks."""
 
 from __future__ import annotations
 
-# Not from socket: to import that costs more than to read a small table.
+# Not from socket: the import takes longer than to read a small table.
 from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import NamedTuple
 
@@ -10,19 +10,19 @@ from conntrack_textfile.names import check_all, checked
 
 
 class Network(NamedTuple):
-    """A network by the leading bits that its addresses share."""
+    """A network."""
 
     size: int  # of an address, in bytes: 4 or 16
     length: int  # of the prefix, in bits
-    prefix: int  # the value of these bits
+    prefix: int  # the value of its bits
 
     @property
     def packed(self) -> bytes:
-        """Its first address."""
+        """The network address, packed."""
         return (self.prefix << self.size * 8 - self.length).to_bytes(self.size, "big")
 
     def holds(self, address: bytes) -> bool:
-        """Whether a packed address is in it."""
+        """Whether a packed address is in the network."""
         return (
             len(address) == self.size
             and int.from_bytes(address, "big") >> self.size * 8 - self.length == self.prefix
@@ -30,7 +30,7 @@ class Network(NamedTuple):
 
 
 class Prefix(NamedTuple):
-    """How many leading bits of an address are kept."""
+    """Prefix lengths to mask addresses with."""
 
     v4: int
     v6: int
@@ -38,12 +38,12 @@ class Prefix(NamedTuple):
 
 WHOLE = Prefix(32, 128)
 
-# Names of networks of one size and length, by prefix; the longest first.
+# (size of an address, length, names by prefix) for each size and length; longest first.
 Networks = tuple[tuple[int, int, dict[int, str]], ...]
 
 
 def parse(text: str) -> Network:
-    """Read ADDRESS/LENGTH, or an address alone. Raises ValueError with the reason."""
+    """Parse ADDRESS/LENGTH, or an address alone. Raises ValueError with the reason."""
     address, slash, length = text.partition("/")
     packed = pack(address)
     if not packed:
@@ -61,7 +61,7 @@ def parse(text: str) -> Network:
 
 
 def parse_names(text: str) -> Networks:
-    """Read lines "CIDR name"; # begins a comment. Raises ValueError with line and reason."""
+    """Parse lines "CIDR name"; # begins a comment. Raises ValueError with line and reason."""
     found: dict[Network, str] = {}
     for number, line in enumerate(text.split("\n"), 1):
         words = line.partition("#")[0].split()
@@ -72,7 +72,7 @@ def parse_names(text: str) -> Networks:
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from None
         if network in found:
-            raise ValueError(f"line {number}: the network {words[0]} stands twice")
+            raise ValueError(f"line {number}: the network {words[0]} is given twice")
         found[network] = name
     check_all(found.values())
     lengths: dict[tuple[int, int], dict[int, str]] = {}
@@ -82,7 +82,7 @@ def parse_names(text: str) -> Networks:
 
 
 def name(networks: Networks, address: bytes) -> str | None:
-    """The name of the smallest network that holds a packed address."""
+    """Return the name of the smallest network that contains a packed address, or None."""
     value = int.from_bytes(address, "big")
     for size, length, by_prefix in networks:
         if size == len(address):
@@ -93,7 +93,7 @@ def name(networks: Networks, address: bytes) -> str | None:
 
 
 def masked(address: bytes, length: int) -> bytes:
-    """A packed address without the bits after a prefix."""
+    """Zero the bits of a packed address after a prefix length."""
     whole, bits = divmod(length, 8)
     kept = address[:whole]
     if bits:
@@ -102,21 +102,21 @@ def masked(address: bytes, length: int) -> bytes:
 
 
 def text_of(address: bytes, length: int) -> str:
-    """A packed address in text (RFC 5952), with the length of a prefix that is not all of it."""
+    """Format a packed address (RFC 5952), with /LENGTH if that is shorter than the address."""
     text = inet_ntop(AF_INET if len(address) == 4 else AF_INET6, address)
     return text if length == len(address) * 8 else f"{text}/{length}"
 
 
 def pack(text: str) -> bytes:
-    """The bytes of an address, none where it is not one."""
+    """Parse an IPv4 or IPv6 address to packed bytes; b"" if it is not one."""
     try:
         return inet_pton(AF_INET6 if ":" in text else AF_INET, text)
     except (OSError, ValueError):
         return b""
 
 
-def is_like_one(name: str) -> bool:
-    """Whether a name would look like an address or a network in a label."""
+def reads_as_address(name: str) -> bool:
+    """Whether a name reads as an address or a network."""
     address, slash, length = name.partition("/")
     return bool(pack(address)) and (not slash or _is_length(length))
 
@@ -129,7 +129,7 @@ def _named(words: list[str]) -> tuple[Network, str]:
     if len(words) != 2:
         raise ValueError("a line is CIDR and a name of one word")
     network, name = parse(words[0]), checked(words[1])
-    # Else a series with this name could not be told from one with that address.
-    if is_like_one(name):
+    # Else a label would not tell the network from the address.
+    if reads_as_address(name):
         raise ValueError(f"the name {name!r} is an address")
     return network, name

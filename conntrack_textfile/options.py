@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import docopt
 
-from conntrack_textfile import __version__, filters, labels, networks, services
+from conntrack_textfile import __version__, filters, labels, networks, services, textfile
 from conntrack_textfile.aggregate import MEASURES, Limit
 from conntrack_textfile.errors import UsageError
+from conntrack_textfile.files import regular
 from conntrack_textfile.networks import WHOLE, Prefix
 from conntrack_textfile.plan import Plan
 
@@ -314,8 +315,8 @@ class Options(NamedTuple):
 def parse(argv: list[str], version: Callable[[], str] = lambda: __version__) -> Options:
     """The options of a command line (without the program's name).
 
-    Raises UsageError, and SystemExit after --help and --version, which print. What
-    follows the name of the program in the latter is asked for only then.
+    Raises UsageError, and SystemExit after --help and --version, which print, or
+    OutputError where they cannot. version is called for the latter alone.
     """
     command = _command(argv)
     if any(word[:2] in _ASKS or word[:3] in _ASKS for word in argv):
@@ -367,10 +368,11 @@ def _answer(argv: list[str], command: str, version: Callable[[], str]) -> None:
     for word in _words(argv):
         short = re.fullmatch("-[hvV]+", word)
         if (short and "h" in word) or (len(word) > 2 and "--help".startswith(word)):
-            print(usage(command) if command else usage(*_COMMANDS), end="")
+            textfile.stream([(usage(command) if command else usage(*_COMMANDS)).encode()])
             raise SystemExit
         if short or (len(word) > 2 and "--version".startswith(word)):
-            print(f"conntrack-textfile {version()}")
+            line = f"conntrack-textfile {version()}\n"
+            textfile.stream([line.encode(errors="backslashreplace")])
             raise SystemExit
 
 
@@ -537,7 +539,7 @@ def _filters(given: docopt.ParsedOptions, name: str) -> tuple[Filter, ...]:
 def _file(name: str, path: str, parse: Callable[[str], _Parsed]) -> _Parsed:
     """What a text file says, in UTF-8."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open(path, encoding="utf-8-sig", opener=regular) as file:
             text = file.read(_MAX_FILE_SIZE + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"

@@ -21,8 +21,8 @@ _KERNEL = {
 }
 
 # Keywords of the IANA registry "Assigned Internet Protocol Numbers" in lower
-# case, by number; a dash where the registry has no keyword (it is then shown
-# as its number). 89 is "ospf", as everybody calls what IANA calls OSPFIGP.
+# case, by number; a dash where the registry has no keyword. 89 is "ospf", not
+# IANA's OSPFIGP.
 _IANA = """
     hopopt icmp igmp ggp ipv4 st tcp cbt egp igp bbn-rcc-mon nvp-ii pup argus
     emcon xnet chaos udp mux dcn-meas hmp prm xns-idp trunk-1 trunk-2 leaf-1
@@ -45,24 +45,24 @@ _PROTOCOLS = {
 
 
 def l3protocol(number: int) -> str:
-    """The kernel's name of IP version 4 or 6."""
+    """Return the kernel's name of IP version 4 or 6."""
     return "ipv4" if number == 4 else "ipv6"
 
 
 def l4protocol(number: int) -> str:
-    """The kernel's name of an IP protocol, else IANA's keyword, else the number."""
+    """Return the kernel's name of an IP protocol number, else IANA's keyword, else the number."""
     return _PROTOCOLS.get(number) or str(number)
 
 
 def parse_l3protocol(text: str) -> int:
-    """4 or 6, of ipv4 or ipv6. Raises ValueError."""
+    """Return 4 for ipv4, 6 for ipv6, in any case. Raises ValueError."""
     if text.lower() not in _L3:
         raise ValueError("it is ipv4 or ipv6")
     return _L3[text.lower()]
 
 
 def parse_l4protocol(text: str) -> int:
-    """The number of a protocol's name or number. Raises ValueError."""
+    """Return the number of an IP protocol by name, in any case, or number. Raises ValueError."""
     for number in range(256):
         if text.lower() in (l4protocol(number), str(number)):
             return number

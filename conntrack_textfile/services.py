@@ -8,11 +8,11 @@ from conntrack_textfile.protocols import WITH_PORTS, l4protocol
 UNKNOWN = "unknown"
 WITHOUT_PORTS = "na"
 
-# Service names by port, by protocol number. A protocol that is not here has no ports.
+# Service names by port, by protocol number. A protocol without a key has no ports.
 Services = dict[int, dict[int, str]]
 
-# What the ports are called by those who run what listens there. The names up to
-# elasticsearch are those of other tools and dashboards, and never change.
+# Names of the software that listens on a port by default. Those up to elasticsearch are
+# label values of existing dashboards, and never change.
 _TCP_AND_UDP = {
     **dict.fromkeys((20, 21), "ftp"),
     22: "ssh",
@@ -152,17 +152,19 @@ SERVICES: Services = {
 
 
 def l7protocol(l4: int, dport: int, services: Services = SERVICES) -> str:
-    """The service behind a destination port: "na" without ports, "unknown" without a name."""
+    """Return the service of a destination port: "na" without ports, "unknown" without a name.
+
+    l4: the number of the transport protocol.
+    """
     ports = services.get(l4)
     return WITHOUT_PORTS if ports is None else ports.get(dport, UNKNOWN)
 
 
 def parse_services(text: str) -> Services:
-    """The built-in names, and over them those of lines as in /etc/services (services(5)).
+    """Parse lines as in /etc/services (services(5)), which win over the built-in names.
 
-    Where a port stands twice the first line counts. Protocols that have no ports
-    here are passed over, as the ddp of that file. Raises ValueError with line and
-    reason.
+    The first line of a port wins. Protocols without ports, as ddp, are ignored.
+    Raises ValueError with line and reason.
     """
     found: Services = {number: {} for number in SERVICES}
     numbers = {l4protocol(number): number for number in range(256)}

@@ -1,14 +1,13 @@
-"""The textfile: finished text to a file that is old or new, never partial.
+"""The textfile: text to a file that is old or new, never partial.
 
 The text goes to a temporary file in the same directory, which is flushed to the
 disk and then renamed over the old one. node_exporter reads only names that end
-in .prom, so it never sees the temporary one.
+in .prom, so never the temporary file.
 
 Root writes into directories of other users, as that of node_exporter. Whatever
-their owner moves, links or exchanges meanwhile, the result is a file in the
-directory that was opened, and nowhere else: the directory is opened once, all
-that follows goes by its descriptor, and no symbolic link of another user is
-followed on the way to it.
+their owner renames or links meanwhile, the file ends up in the directory that
+was opened: it is opened once, all that follows goes by its descriptor, and
+symbolic links of other users on the way to it are refused.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ if TYPE_CHECKING:
 
 STDOUT = 1
 
-# O_PATH needs no right to read a directory. O_DIRECTORY triggers an automount.
+# O_PATH needs no permission to read a directory. O_DIRECTORY triggers an automount.
 _HANDLE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = _HANDLE | os.O_DIRECTORY
-_MAX_LINKS = 40  # MAXSYMLINKS of the kernel
-_ATTEMPTS = 100
+_MAX_LINKS = 40  # MAXSYMLINKS, include/linux/namei.h
+_ATTEMPTS = 100  # to create a temporary file
 
 NOT_READ = "node_exporter does not read {}: only names that end in .prom"
 
 
 def stream(pieces: Iterable[bytes]) -> bool:
-    """Write to standard output. A reader that has seen enough (| head) ends it quietly.
+    """Write to standard output. Return False on EPIPE (| head), which is not an error.
 
-    Gives whether there is a reader still. Raises OutputError.
+    Raises OutputError.
     """
     try:
         for piece in pieces:
@@ -55,11 +54,16 @@ def stream(pieces: Iterable[bytes]) -> bool:
 def replace(
     file: str, pieces: Iterable[bytes], mode: int = 0o644, group: int | None = None
 ) -> None:
-    """Put the text in place of the file, whole or not at all, with this mode and group.
+    """Replace a file atomically.
 
-    A symbolic link of root or of the caller is followed: the file it names is
-    replaced, the link stays. Raises OutputError; the old file is then as it was,
-    unless the disk failed after the rename.
+    A symbolic link of root or of the caller is followed: its target is replaced,
+    the link stays.
+
+    mode: of the new file, whatever the umask.
+    group: gid of the new file; None is that of the process.
+
+    Raises OutputError, also for an OSError of pieces; the old file is then
+    unchanged, unless the disk failed after the rename.
     """
     try:
         directory, name = _open_directory(file)
@@ -69,11 +73,11 @@ def replace(
                 for piece in pieces:
                     _write(fd, piece)
                 if group is not None:
-                    _give(fd, group, file)
+                    _set_group(fd, group, file)
                 os.fchmod(fd, mode)
                 _flush(fd)
                 os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
-            # The rename is in the directory: without this a power loss can undo it.
+            # Else a power loss can undo the rename.
             _flush(directory)
         except FileNotFoundError:
             if os.fstat(directory).st_nlink:
@@ -87,9 +91,9 @@ def replace(
 
 
 def reason(error: OSError) -> str:
-    """Why something could not be written, and where it is a unit that says so, which of its lines.
+    """Return why a write failed, for EROFS with the systemd directive that causes it.
 
-    A unit with ProtectSystem=strict sees a file system that is read-only elsewhere.
+    Under ProtectSystem=strict all directories but ReadWritePaths= are read-only.
     """
     if error.errno != errno.EROFS:
         return error.strerror or str(error)
@@ -97,13 +101,13 @@ def reason(error: OSError) -> str:
 
 
 def _open_directory(file: str) -> tuple[int, str]:
-    """The directory that a file is in, opened, and the file's name there.
+    """Open the directory of a file. Return its descriptor and the file's name in it.
 
-    Goes from directory to directory by descriptor, as the kernel would, but sees
-    every symbolic link: open(2) has no flag to follow those of some users alone.
+    Resolves the path as the kernel does (path_resolution(7)), directory by directory, but
+    checks each symbolic link: open(2) has no flag to follow only links of some users.
     Raises OutputError and OSError.
     """
-    path = "/" if file.startswith("/") else ""  # what was walked, for messages
+    path = "/" if file.startswith("/") else ""  # as far as resolved, for messages
     at = os.open(path or ".", _DIRECTORY)
     try:
         rest = file.split("/")[::-1]
@@ -134,7 +138,7 @@ def _open_directory(file: str) -> tuple[int, str]:
                     raise OutputError(f"cannot write {file}: it is a directory; name a file in it")
             os.close(at)
             at = inner
-        # To list and to flush it takes a right to read, without which it can be written too.
+        # _sweep() and fsync(2) need read permission. To write a file does not.
         with contextlib.suppress(PermissionError):
             handle, at = at, os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
             os.close(handle)
@@ -145,10 +149,10 @@ def _open_directory(file: str) -> tuple[int, str]:
 
 
 def _follow(at: int, name: str, path: str, file: str) -> str | None:
-    """Where a symbolic link leads; None for a regular file, which is to be replaced.
+    """Return the target of a symbolic link, None for a regular file.
 
-    Refuses other files, and links that somebody else may have made: whoever
-    makes a link chooses what is replaced.
+    Raises OutputError for other files, and for links that another user may have
+    made: who makes the link chooses the file that is replaced. Raises OSError.
     """
     fd = os.open(name, _HANDLE, dir_fd=at)
     try:
@@ -165,14 +169,14 @@ def _follow(at: int, name: str, path: str, file: str) -> str | None:
                 f"who could make it lead anywhere: name the file itself, or, if the link is "
                 f"right, make it yours (chown -h {_user(trusted[1])} {path})"
             )
-        # Where fs.protected_hardlinks is off, users can put a second name for a
-        # link of root into a directory of theirs.
-        where = os.fstat(at)
-        if found.st_nlink > 1 and (where.st_uid not in trusted or where.st_mode & 0o022):
+        # With fs.protected_hardlinks=0 users can hard link a symbolic link of root into
+        # their own directory.
+        parent = os.fstat(at)
+        if found.st_nlink > 1 and (parent.st_uid not in trusted or parent.st_mode & 0o022):
             raise OutputError(
                 f"cannot write {file}: the symbolic link {path} has other names, and is in a "
-                f"directory that {_user(where.st_uid)} or others may write: name the file itself, "
-                "or make the link anew"
+                f"directory that {_user(parent.st_uid)} or others may write: name the file "
+                "itself, or remove the link and make it again"
             )
         return os.readlink("", dir_fd=fd)
     finally:
@@ -180,7 +184,7 @@ def _follow(at: int, name: str, path: str, file: str) -> str | None:
 
 
 def _user(uid: int) -> str:
-    # Imported here: for an error alone.
+    # Imported here: for error messages only.
     import pwd
 
     try:
@@ -191,7 +195,7 @@ def _user(uid: int) -> str:
 
 @contextlib.contextmanager
 def _temporary(directory: int, name: str) -> Iterator[tuple[str, int]]:
-    """A new file that is gone afterwards, unless it was renamed."""
+    """Yield the name and descriptor of a new file. Remove it on an error."""
     temporary, fd = _create(directory, name)
     try:
         yield temporary, fd
@@ -204,7 +208,7 @@ def _temporary(directory: int, name: str) -> Iterator[tuple[str, int]]:
 
 
 def _create(directory: int, name: str) -> tuple[str, int]:
-    """A new file under a lock, which says to _sweep() that its writer lives."""
+    """Create a file and lock it: the lock shows _sweep() that its writer is alive."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     for _ in range(_ATTEMPTS):
         temporary = f".{name}.{os.urandom(8).hex()}.tmp"
@@ -213,12 +217,12 @@ def _create(directory: int, name: str) -> tuple[str, int]:
             fcntl.flock(fd, fcntl.LOCK_EX)
         if os.fstat(fd).st_nlink:
             return temporary, fd
-        os.close(fd)  # another run swept it before it was locked
+        os.close(fd)  # another run removed it before it was locked
     raise OSError(errno.EBUSY, "its temporary file is removed, again and again")
 
 
 def _sweep(directory: int, name: str) -> None:
-    """Remove the temporary files of runs that were killed: the kernel took back their locks."""
+    """Remove the temporary files of killed runs: the kernel has released their locks."""
     temporary = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{16}}\.tmp")
     flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
     with contextlib.suppress(OSError):
@@ -232,21 +236,21 @@ def _sweep(directory: int, name: str) -> None:
                     os.close(fd)
 
 
-def _give(fd: int, group: int, file: str) -> None:
+def _set_group(fd: int, group: int, file: str) -> None:
     try:
         os.fchown(fd, -1, group)
     except PermissionError:
         raise OutputError(
-            f"cannot give {file} to the group of --file.group: run as root or as a member of it"
+            f"cannot set the group of {file} (--file.group): run as root or as a member of it"
         ) from None
 
 
 def _flush(fd: int) -> None:
-    """To the disk, where the file system knows how."""
+    """Flush to the disk, if the file system can."""
     try:
         os.fsync(fd)
     except OSError as error:
-        # EBADF: a directory that may be written and not read has no other descriptor.
+        # EBADF: the O_PATH descriptor of a directory without read permission.
         if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF):
             raise
 

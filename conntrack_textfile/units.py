@@ -1,10 +1,10 @@
-"""Numbers in units for people."""
+"""Numbers with units and prefixes."""
 
 from __future__ import annotations
 
 
 def binary(number: float) -> str:
-    """A number of bytes with a binary prefix, as 1.5 MiB."""
+    """Format a number of bytes with a binary prefix: 1.5 MiB."""
     units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"]
     while number >= 1023.5 and len(units) > 1:
         number /= 1024
@@ -14,7 +14,7 @@ def binary(number: float) -> str:
 
 
 def decimal(number: float, unit: str) -> str:
-    """A number of a unit with a decimal prefix, as 1.5 Mbit/s."""
+    """Format a number with a decimal prefix: 1.5 Mbit/s."""
     prefixes = ["", "k", "M", "G", "T", "P", "E"]
     while number >= 999.5 and len(prefixes) > 1:
         number /= 1000
@@ -24,6 +24,6 @@ def decimal(number: float, unit: str) -> str:
 
 
 def per_second(number: float) -> str:
-    """How often something is, as 0.25/s or 1,200/s."""
+    """Format a rate: 0.25/s, 1,200/s."""
     digits = 2 if 0 < number < 9.995 else 1 if 0 < number < 99.95 else 0
     return f"{number:,.{digits}f}/s"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from conntrack_textfile import check, state
+from conntrack_textfile.errors import SourceError
 from conntrack_textfile.kernel import events, namespace
 from conntrack_textfile.options import parse
 from tests.builders import proc_root
@@ -531,11 +532,11 @@ def test_events_are_not_refused_where_it_cannot_be_seen_who_else_listens(
 
 def test_namespaces_that_cannot_be_found_hide_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object) -> dict[str, str]:
-        raise FileNotFoundError(2, "No such file or directory", "/proc/self/ns/net")
+        raise SourceError("cannot list the network namespaces: no /proc")
 
     monkeypatch.setattr(namespace, "find", missing)
     level, text = one("--netns=all", name="netns")
-    assert (level, text.partition(":")[0]) == ("fail", "cannot be found")
+    assert (level, text.partition(":")[0]) == ("fail", "cannot list the network namespaces")
     assert one("--netns=all", name="engine")[0] == "ok"
     monkeypatch.setattr(namespace, "find", lambda *_: {})
     assert one("--netns=all", name="netns") == ("ok", "none is named in /run/netns")

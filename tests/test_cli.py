@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -51,7 +53,7 @@ def test_write_to_a_file_prints_nothing(tmp_path: Path) -> None:
     assert "conntrack_total_connections 91\n" in file.read_text()
 
 
-def test_accounting_that_is_off_is_told_once() -> None:
+def test_accounting_that_is_off_is_one_warning() -> None:
     done = run("write", f"--path.procfs={DATA / 'kernel-6.18-defaults'}")
     assert done.returncode == 0
     assert done.stderr.count("\n") == 1
@@ -116,14 +118,14 @@ def test_version(flag: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
 
 
-def test_the_version_is_told_without_an_engine_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_version_is_printed_without_an_engine_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONNTRACK_TEXTFILE_ENGINE", "fast")
     done = run("--version")
     assert done.returncode == 0
     assert done.stdout.startswith(f"conntrack-textfile {__version__} (no engine: ")
 
 
-def test_a_file_that_node_exporter_does_not_read_is_told(tmp_path: Path) -> None:
+def test_a_file_that_node_exporter_does_not_read_is_a_warning(tmp_path: Path) -> None:
     done = run("write", SAMPLE, str(tmp_path / "a.txt"))
     assert done.returncode == 0
     assert done.stderr.count("\n") == 1
@@ -137,7 +139,7 @@ def test_a_file_that_node_exporter_does_not_read_is_told(tmp_path: Path) -> None
 SLOW = "the pure engine takes some 5 s of CPU for a table of 250000 entries"
 
 
-def test_the_pure_engine_on_a_large_table_is_told(
+def test_the_pure_engine_on_a_large_table_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "large").mkdir()
@@ -156,7 +158,7 @@ def test_the_pure_engine_on_a_large_table_is_told(
     assert "the pure engine" not in run("write", large, "--log.level=debug").stderr
 
 
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     done = shell('"$@" | head -n 1', "write", SAMPLE)
     assert done.returncode == 0
     assert done.stderr == ""
@@ -173,6 +175,30 @@ def test_a_closed_standard_output_is_an_error() -> None:
     done = shell('"$@" >&-', "write", SAMPLE)
     assert done.returncode == 1
     assert "cannot write to standard output" in done.stderr
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["top", "--help"], ["--version"], ["check", "-h"]])
+def test_help_that_cannot_be_written_is_an_error_in_a_line(argv: list[str]) -> None:
+    for redirection, reason in ((">/dev/full", "No space left on device"), (">&-", "Bad file")):
+        done = shell(f'"$@" {redirection}', *argv)
+        assert done.returncode == 1
+        assert f"conntrack-textfile: cannot write to standard output: {reason}" in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert shell('"$@" 2>&- >&- <&-', *argv).returncode == 1
+    done = shell('"$@" | true', *argv)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_text_goes_into_no_other_file_than_standard_output(tmp_path: Path) -> None:
+    """With standard output closed its number was that of the lock of the state file."""
+    need(root=True)
+    state = tmp_path / "state"
+    for closed in (">&-", "<&- >&-", "<&- >&- 2>&-"):
+        done = shell(f'"$@" {closed}', "write", "--log.level=error", f"--state.file={state}")
+        assert done.returncode == 1
+        if "2>" not in closed:
+            assert "cannot write to standard output: Bad file descriptor" in done.stderr
+    assert b"HELP" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
 
 
 OFF = f"--path.procfs={DATA / 'kernel-6.18-defaults'}"  # which gives a warning
@@ -192,11 +218,13 @@ OFF = f"--path.procfs={DATA / 'kernel-6.18-defaults'}"  # which gives a warning
         (["nope"], 2),
     ],
 )
-def test_nobody_to_tell_changes_no_status(closed: str, argv: list[str], status: int) -> None:
+def test_a_closed_or_full_standard_error_changes_no_status(
+    closed: str, argv: list[str], status: int
+) -> None:
     assert shell(f'"$@" 2{closed}', *argv).returncode == status
 
 
-def test_what_is_told_goes_into_no_file(tmp_path: Path) -> None:
+def test_errors_go_into_no_other_file_than_standard_error(tmp_path: Path) -> None:
     """With standard error closed its number is that of a file which is opened later."""
     file = tmp_path / "a.prom"
     done = shell('"$@" 2>&-', "write", OFF, "--log.level=debug", str(file))
@@ -301,6 +329,65 @@ def test_wrong_usage_has_no_side_effect(tmp_path: Path, argv: list[str], named: 
     assert named in done.stderr
     assert (root / "sys/net/netfilter/nf_conntrack_acct").read_text() == "0\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["proc", "wrong"]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["write", "--networks.file=FIFO", "FILE"],
+        ["write", "--services.file=FIFO", "FILE"],
+        ["write", "--hosts.file=FIFO", "FILE"],
+        ["serve", "--web.config.file=FIFO"],
+    ],
+)
+def test_a_fifo_in_place_of_a_file_is_refused(tmp_path: Path, argv: list[str]) -> None:
+    fifo, file = tmp_path / "fifo", tmp_path / "a.prom"
+    os.mkfifo(fifo)
+    done = run(*[arg.replace("FIFO", str(fifo)).replace("FILE", str(file)) for arg in argv])
+    option = argv[1].partition("=")[0]
+    assert done.stderr == (
+        f"conntrack-textfile: {option}: cannot read {fifo}: it is not a regular file "
+        "(see conntrack-textfile --help)\n"
+    )
+    assert (done.returncode, done.stdout, file.exists()) == (2, "", False)
+
+
+def test_an_error_is_one_line_whatever_it_quotes() -> None:
+    done = run("write", "--networks.file=/nope/a\nb\x1b[2J\udcff")
+    assert done.returncode == 2
+    assert "cannot read /nope/a\\nb\\x1b[2J\\udcff: No such file" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+INTERRUPTED = """
+import signal, sys
+from conntrack_textfile import __main__
+
+class Finder:
+    def find_spec(name, *_):
+        if name == wanted:
+            signal.raise_signal(signal.SIGINT)
+
+wanted = sys.argv.pop(1)
+sys.meta_path.insert(0, Finder)
+__main__.run()
+"""
+
+
+@pytest.mark.parametrize("module", ["cli", "options", "exposition", "kernel.engine", "hosts"])
+def test_ctrl_c_is_no_traceback(tmp_path: Path, module: str) -> None:
+    """Also before the command has begun, while its modules are imported."""
+    file = tmp_path / "a.prom"
+    argv = [f"conntrack_textfile.{module}", "write", SAMPLE, "--hosts.file=/etc/hosts", str(file)]
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, *argv],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_engine_that_is_not_there_has_no_side_effect(tmp_path: Path) -> None:

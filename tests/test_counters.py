@@ -483,6 +483,7 @@ def test_a_namespace_that_is_gone_keeps_no_counters_where_all_are_0() -> None:
     def update(now: int, **flows: list[Flow]) -> set[str]:
         tally = merge.merge({netns: feed.tally(of) for netns, of in flows.items()})
         counters.update(tally, tally.groups, now, list(flows))
+        counters.published = True
         return set(counters.health) - {""}
 
     # Of these the second has an event that was lost, and the third traffic.

@@ -80,7 +80,7 @@ def test_the_text_is_that_of_the_golden_file(
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_promtool_finds_nothing_to_say_of_a_golden_file(name: str) -> None:
+def test_promtool_accepts_a_golden_file(name: str) -> None:
     need("promtool")
     done = subprocess.run(
         ["promtool", "check", "metrics"],
@@ -188,7 +188,7 @@ def test_each_family_is_one_gauge_with_help() -> None:
         assert rendered.count(f"# HELP {family.name} ") == 1
 
 
-def test_what_is_not_known_is_absent() -> None:
+def test_unknown_values_are_absent() -> None:
     shown = Snapshot(False, "procfs", "pure", Conntrack(None, None, None, None))
     names = {family.name for family in text_string_to_metric_families(text(shown))}
     assert names == {"conntrack_textfile_build_info", "conntrack_snapshot_success"}

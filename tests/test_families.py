@@ -54,6 +54,6 @@ def test_the_families_of_the_groups_have_the_columns_of_the_sums_and_their_total
         assert totals[row.total] == [((), total)]
 
 
-def test_of_live_connections_there_is_nothing_where_there_is_no_fresh_reading() -> None:
+def test_families_of_live_connections_are_absent_without_a_recent_reading() -> None:
     for row in families.LIVE:
         assert list(row.samples(taken(None))) == []

@@ -67,7 +67,7 @@ def test_conditions_are_read(text: str, parsed: Filter) -> None:
         ("dport=1,", "'' in 'dport=1,': a condition is"),
         ("", "'': a condition is"),
         ("src", "'src': '' is not an address"),
-        ("dport=1,dport=2", "'dport=2' in 'dport=1,dport=2': dport stands twice"),
+        ("dport=1,dport=2", "'dport=2' in 'dport=1,dport=2': dport is given twice"),
         ("zone=65536", "a zone is a number up to 65535"),
         ("zone=-1", "a zone is a number"),
         ("zone=", "a zone is a number"),
@@ -88,6 +88,6 @@ def test_conditions_are_read(text: str, parsed: Filter) -> None:
         ("backend=10.0.0.1/8", "host bits set"),
     ],
 )
-def test_the_bad_part_is_pointed_at(text: str, reason: str) -> None:
+def test_an_error_quotes_the_condition(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         filters.parse(text, CONDITIONS)

@@ -21,8 +21,8 @@ LAYERS = [
     line.split()
     for line in """
         __init__ kernel.__init__ web.__init__
-        errors tally units protocols
-        logs textfile names handover
+        errors tally units protocols files
+        logs textfile names activation
         networks services reload state
         filters
         labels

@@ -29,7 +29,7 @@ def test_json_is_one_object_a_line(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(("level", "count"), [("debug", 4), ("info", 3), ("warn", 2), ("error", 1)])
-def test_levels_hold_back_what_is_below(
+def test_lower_levels_are_not_logged(
     capfd: pytest.CaptureFixture[str], level: str, count: int
 ) -> None:
     logs.configure(level, "logfmt")
@@ -52,9 +52,9 @@ def test_a_traceback_stays_in_its_event(capfd: pytest.CaptureFixture[str], form:
     assert "Traceback" in line
 
 
-def test_what_is_held_back_is_written_at_the_end(capfd: pytest.CaptureFixture[str]) -> None:
+def test_buffered_lines_are_written_at_the_end(capfd: pytest.CaptureFixture[str]) -> None:
     log = logs.configure("info", "logfmt")
-    with logs.held(log) as messages:
+    with logs.buffered(log) as messages:
         for number in range(200):
             log.warning("%d of them", number)
         assert messages == ["197 of them", "198 of them", "199 of them"]

@@ -447,7 +447,7 @@ def test_names_that_cannot_be_listed_are_a_failure_in_a_line(host: Host) -> None
     # Not by its mode: root may list any directory.
     check(*host.prefix, "umount", "/run/netns")
     check(*host.prefix, "sh", "-euc", "mount -t tmpfs tmpfs /run && touch /run/netns")
-    line = "cannot list /run/netns: Not a directory"
+    line = "cannot list the network namespaces: /run/netns: Not a directory"
     for command in ("write", "top"):
         done = run(command, "--netns=all", prefix=host.prefix)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
@@ -858,7 +858,7 @@ for at, groups in enumerate((1, 4, 0, 0)):
     os.dup2(100 + at, 3 + at)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="4",
     LISTEN_FDNAMES=":".join(["netns=blue"] * 4))
-handed = cli._handed()
+handed = cli._passed_sockets()
 print(json.dumps([[sock.fileno() for sock in handed.events.values()],
     [sock.fileno() for sock in handed.dumps["blue"]], list(handed.events), handed.listeners]))
 """,
@@ -873,7 +873,7 @@ def test_an_event_socket_of_a_deleted_namespace_is_not_used_for_its_successor(ho
         """
 from conntrack_textfile import cli
 add()
-handed = cli._Handed()
+handed = cli._PassedSockets()
 handed.events["blue"] = Namespace("/run/netns/blue").run(lambda: events.listen(1 << 22))
 ip("netns", "del", "blue")
 add()

@@ -39,7 +39,7 @@ def test_networks_are_those_of_the_ipaddress_module(
     ("text", "shown"),
     [("10.1.2.0/24", "10.1.2.0/24"), ("2001:db8:1::/48", "2001:db8:1::/48"), ("::1", "::1")],
 )
-def test_networks_are_shown_as_people_write_them(text: str, shown: str) -> None:
+def test_networks_are_shown_in_cidr_notation(text: str, shown: str) -> None:
     network = networks.parse(text)
     assert networks.text_of(network.packed, network.length) == shown
 
@@ -66,7 +66,7 @@ def test_networks_are_shown_as_people_write_them(text: str, shown: str) -> None:
         ("", "not an address"),
     ],
 )
-def test_what_is_no_network_is_told(text: str, reason: str) -> None:
+def test_an_invalid_network_is_an_error(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         networks.parse(text)
 
@@ -104,8 +104,8 @@ MANY = "".join(f"10.{n >> 8}.{n & 255}.0/24 {n:0255}\n" for n in range(16500))
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("10.0.0.0/8 a\n\n10.0.0.0/8 b", "line 3: the network 10.0.0.0/8 stands twice"),
-        ("10.0.0.1/32 a\n10.0.0.1 b", "line 2: .* stands twice"),
+        ("10.0.0.0/8 a\n\n10.0.0.0/8 b", "line 3: the network 10.0.0.0/8 is given twice"),
+        ("10.0.0.1/32 a\n10.0.0.1 b", "line 2: .* is given twice"),
         ("10.0.0.1/8 a", "line 1: .* host bits set: the network is 10.0.0.0/8"),
         ("10.0.0.0/8", "line 1: a line is CIDR and a name of one word"),
         ("10.0.0.0/8 head office", "line 1: a line is CIDR and a name of one word"),
@@ -117,7 +117,7 @@ MANY = "".join(f"10.{n >> 8}.{n & 255}.0/24 {n:0255}\n" for n in range(16500))
         (MANY, "the names are together longer than 4 MiB"),
     ],
 )
-def test_a_bad_line_is_told(text: str, reason: str) -> None:
+def test_a_bad_line_is_an_error(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         networks.parse_names(text)
 

@@ -266,12 +266,12 @@ def test_an_option_of_another_command_is_told(line: str, error: str) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_of_a_command_is_about_it_alone(
-    command: str, flag: str, capsys: pytest.CaptureFixture[str]
+    command: str, flag: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         parse([command, flag])
     assert not ended.value.code
-    assert capsys.readouterr().out == usage(command)
+    assert capfd.readouterr().out == usage(command)
     for other in COMMANDS:
         assert (f"  conntrack-textfile {other} " in usage(command)) == (other == command)
         assert (f"\n{other.title()} options:\n" in usage(command)) == (other == command)
@@ -279,10 +279,10 @@ def test_help_of_a_command_is_about_it_alone(
         assert (f"  conntrack-textfile {other}" in examples) == (other == command)
 
 
-def test_help_without_a_command_is_about_all(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_without_a_command_is_about_all(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(["--help"])
-    assert capsys.readouterr().out == usage(*COMMANDS)
+    assert capfd.readouterr().out == usage(*COMMANDS)
     for command in COMMANDS:
         assert described(command) < described(*COMMANDS)
 
@@ -300,21 +300,21 @@ def test_help_without_a_command_is_about_all(capsys: pytest.CaptureFixture[str])
     ],
 )
 def test_who_asks_is_answered_first(
-    line: str, asked: str, capsys: pytest.CaptureFixture[str]
+    line: str, asked: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     if not asked:
         parse(shlex.split(line))
         return
     with pytest.raises(SystemExit):
         parse(shlex.split(line))
-    assert ("Usage:" in capsys.readouterr().out) == (asked == "help")
+    assert ("Usage:" in capfd.readouterr().out) == (asked == "help")
 
 
-def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     for argv in (["-v"], ["-V"], ["--version"], ["write", "--version"], ["top", "-V"]):
         with pytest.raises(SystemExit):
             parse(argv)
-        assert capsys.readouterr().out == f"conntrack-textfile {__version__}\n"
+        assert capfd.readouterr().out == f"conntrack-textfile {__version__}\n"
 
 
 def test_the_usage_text_fits_a_terminal_and_docopt_reads_all_of_it() -> None:

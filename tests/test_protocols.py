@@ -50,7 +50,7 @@ def test_a_protocol_is_read_by_name_or_number(text: str, number: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "http", "256", "-1", "06", "٦", "ipv6-icmp"])
-def test_what_is_no_protocol_is_told(text: str) -> None:
+def test_an_unknown_protocol_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="no protocol has this name or number"):
         protocols.parse_l4protocol(text)
 
@@ -66,6 +66,6 @@ def test_an_ip_version_is_read_by_its_name(text: str, version: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "ip", "4", "ipv5"])
-def test_what_is_no_ip_version_is_told(text: str) -> None:
+def test_an_unknown_ip_version_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="it is ipv4 or ipv6"):
         protocols.parse_l3protocol(text)

@@ -1,4 +1,4 @@
-"""Files that are read again: when they change, when told to, and never to the worse."""
+"""Files that are read again: when they change, on request, and never replaced by invalid ones."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def test_a_file_is_read_again_when_it_changes_and_not_before(number: Number) -> 
     assert number.readings == 2
 
 
-def test_what_is_wrong_at_first_is_an_error(tmp_path: Path) -> None:
+def test_an_error_at_the_first_reading_is_raised(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nonsense"):
         Number(tmp_path / "number", "nonsense")
 
 
-def test_what_goes_wrong_later_is_said_once_and_the_value_stays(
+def test_a_later_error_is_logged_once_and_the_value_stays(
     number: Number, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     number.replace("nonsense")
@@ -78,7 +78,7 @@ def test_what_goes_wrong_later_is_said_once_and_the_value_stays(
     assert number.watched.current() == 7
 
 
-def test_what_holds_no_more_is_read_again_though_nothing_changed(
+def test_an_expired_value_is_read_again_though_no_file_changed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "number"
@@ -104,12 +104,12 @@ def test_what_holds_no_more_is_read_again_though_nothing_changed(
     assert watched.current() == "c"
 
 
-def test_reload_reads_what_seems_unchanged(number: Number) -> None:
+def test_reload_reads_unchanged_files(number: Number) -> None:
     number.watched.reload()
     assert (number.watched.current(), number.readings) == (5, 2)
 
 
-def test_nobody_waits_for_a_reading_under_way(tmp_path: Path) -> None:
+def test_current_does_not_wait_for_a_reading_of_another_thread(tmp_path: Path) -> None:
     begun, go_on = threading.Event(), threading.Event()
     path = tmp_path / "number"
     path.write_text("1")
@@ -131,7 +131,7 @@ def test_nobody_waits_for_a_reading_under_way(tmp_path: Path) -> None:
     assert watched.current() == 22
 
 
-def test_a_stamp_is_of_a_file_that_is_there(tmp_path: Path) -> None:
+def test_the_stamp_of_a_missing_file_is_none(tmp_path: Path) -> None:
     path = tmp_path / "file"
     assert stamp(str(path)) is None
     path.write_text("a")

@@ -133,6 +133,6 @@ def test_the_file_of_this_machine_is_read() -> None:
         ),
     ],
 )
-def test_a_bad_line_of_services_is_told(text: str, reason: str) -> None:
+def test_a_bad_line_of_services_is_an_error(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         services.parse_services(text)

@@ -61,7 +61,7 @@ def test_sockets_of_a_namespace_are_closed_with_it_and_not_used_again(tmp_path: 
         assert sock.fileno() == -1
         opened.paths[0].touch()
         opened.update()
-        assert opened.tables.by_name[str(opened.paths[0])].space._handed == ()
+        assert opened.tables.by_name[str(opened.paths[0])].space._passed == ()
 
 
 def test_a_retirement_that_fails_is_of_one_table_and_not_repeated(tmp_path: Path) -> None:

@@ -76,7 +76,9 @@ def test_a_link_is_followed_and_stays(tmp_path: Path) -> None:
         ("loop", "symbolic links"),
     ],
 )
-def test_what_cannot_be_replaced_is_refused(tmp_path: Path, name: str, reason: str) -> None:
+def test_other_files_than_regular_ones_are_not_replaced(
+    tmp_path: Path, name: str, reason: str
+) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "null").symlink_to("/dev/null")
     (tmp_path / "loop").symlink_to("loop")
@@ -119,7 +121,7 @@ def test_the_temporary_file_of_a_live_run_is_left_alone(tmp_path: Path) -> None:
     assert files(tmp_path) == ["a.prom"]
 
 
-def test_a_run_that_was_swept_before_it_had_its_lock_starts_again(
+def test_a_temporary_file_removed_before_it_was_locked_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     swept: list[str] = []
@@ -454,7 +456,7 @@ def test_a_directory_that_is_moved_away_keeps_no_temporary_file(tmp_path: Path) 
     assert files(moved) == []
 
 
-def test_a_directory_that_is_removed_is_told(tmp_path: Path) -> None:
+def test_a_directory_that_is_removed_is_an_error(tmp_path: Path) -> None:
     directory = tmp_path / "a"
     directory.mkdir()
 
@@ -466,7 +468,7 @@ def test_a_directory_that_is_removed_is_told(tmp_path: Path) -> None:
         replace(str(directory / "a.prom"), removing())
 
 
-def test_a_temporary_file_that_somebody_always_removes_is_not_made_for_ever(
+def test_a_temporary_file_that_is_always_removed_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def removing(_fd: int, _operation: int) -> None:
@@ -501,7 +503,7 @@ def test_forty_links_are_followed_and_no_more(tmp_path: Path) -> None:
         replace(str(tmp_path / "40"), [b"text\n"])
 
 
-def test_standard_output_by_its_file_is_told_how() -> None:
+def test_dev_stdout_is_refused_with_a_hint() -> None:
     done = run("write", f"--path.procfs={DATA / 'kernel-6.18'}", "/dev/stdout")
     assert done.returncode == 1
     assert "cannot write /dev/stdout: use - for standard output" in done.stderr
@@ -573,7 +575,7 @@ def test_a_file_system_that_does_not_flush_is_no_failure(
     assert (tmp_path / "a.prom").read_bytes() == b"text\n"
 
 
-def test_a_disk_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(_fd: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 

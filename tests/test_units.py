@@ -21,7 +21,7 @@ from conntrack_textfile.units import binary, decimal, per_second
         (1234.5, "1.2 KiB"),
     ],
 )
-def test_bytes_are_told_in_units(number: float, text: str) -> None:
+def test_bytes_have_binary_prefixes(number: float, text: str) -> None:
     assert binary(number) == text
 
 
@@ -55,5 +55,5 @@ def test_rates_have_decimal_prefixes(number: float, text: str) -> None:
         (1234.5, "1,234/s"),
     ],
 )
-def test_how_often_something_is(number: float, text: str) -> None:
+def test_rates_per_second(number: float, text: str) -> None:
     assert per_second(number) == text

@@ -1,7 +1,7 @@
-"""The socket on which the kernel sends DESTROY events: made here, or handed over by systemd.
+"""Sockets that receive DESTROY events: made here, or passed by systemd.
 
-An event costs some 1,280 bytes of its receive buffer until it is read. Those that
-do not fit are lost, and the socket counts them.
+An event occupies about 1,280 bytes of the receive buffer (skb->truesize) until it is
+read. The kernel drops events that do not fit, and counts the drops of the socket.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from conntrack_textfile.kernel.namespace import Namespace
 
 BUFFER_BYTES = 1 << 25
-"""What serve asks for by default: some 50,000 events, as the kernel doubles it."""
+"""The default of serve: room for some 50,000 events, as the kernel doubles it."""
 
 _DESTROY_MASK = 1 << (uapi.NFNLGRP_CONNTRACK_DESTROY - 1)
 
@@ -40,21 +40,26 @@ class Buffer(NamedTuple):
     """The receive buffer of a socket."""
 
     used: int  # bytes
-    size: int  # bytes, as the kernel reckons: twice of what was asked for
-    drops: int  # events that were lost since the socket was made, modulo 2**32
+    size: int  # bytes: twice what was requested (socket(7), SO_RCVBUF)
+    drops: int  # events dropped since the socket was made, modulo 2**32
 
 
 def listen(buffer_bytes: int) -> socket.socket:
-    """A socket that gets DESTROY events from now on. Raises OSError, as without CAP_NET_ADMIN."""
+    """Return a socket that receives DESTROY events from now on.
+
+    buffer_bytes is the requested receive buffer; without CAP_NET_ADMIN in the initial user
+    namespace net.core.rmem_max limits it. Raises OSError, as without CAP_NET_ADMIN.
+    """
     sock = socket.socket(
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, uapi.NETLINK_NETFILTER
     )
     try:
         try:
             sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_bytes)
-        except PermissionError:  # then up to net.core.rmem_max
+        except PermissionError:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
-        # Never NETLINK_BROADCAST_ERROR: a slow listener would fill the table.
+        # Never NETLINK_BROADCAST_ERROR: then the kernel keeps ended connections in the
+        # table until a slow listener has their events.
         sock.bind((0, _DESTROY_MASK))
     except BaseException:
         sock.close()
@@ -63,18 +68,18 @@ def listen(buffer_bytes: int) -> socket.socket:
 
 
 def is_listening(sock: socket.socket) -> bool:
-    """Whether a socket that was handed over gets DESTROY events."""
-    of = groups(sock)
-    return of > 0 and of & _DESTROY_MASK != 0
+    """Whether a socket receives DESTROY events."""
+    mask = groups(sock)
+    return mask > 0 and mask & _DESTROY_MASK != 0
 
 
 def is_in(sock: socket.socket, identity: list[str]) -> bool:
-    """Whether a socket that was handed over is in the network namespace of an identity."""
+    """Whether a socket is in a network namespace, by its Namespace.identity()."""
     return cookie(sock) == identity[-1]
 
 
 def groups(sock: socket.socket) -> int:
-    """The mask of the groups whose events a socket of netfilter gets, -1 for any other socket."""
+    """Return the mask of multicast groups of a NETLINK_NETFILTER socket, -1 for another socket."""
     with contextlib.suppress(OSError):
         domain = sock.getsockopt(socket.SOL_SOCKET, _SO_DOMAIN)
         protocol = sock.getsockopt(socket.SOL_SOCKET, _SO_PROTOCOL)
@@ -84,9 +89,10 @@ def groups(sock: socket.socket) -> int:
 
 
 def others_listen(sock: socket.socket, space: Namespace = OWN) -> bool:
-    """Whether a socket beside ours gets DESTROY events in a network namespace.
+    """Whether another socket in the network namespace receives DESTROY events.
 
-    Without one no event comes twice. Whether it is in reliable mode is not to be seen.
+    Only then can the kernel send an event twice: where the other listener is in reliable
+    mode, which cannot be read. True if unknown.
     """
     try:
         return any(inode != os.fstat(sock.fileno()).st_ino for inode in listeners(space))
@@ -95,8 +101,9 @@ def others_listen(sock: socket.socket, space: Namespace = OWN) -> bool:
 
 
 def listeners(space: Namespace = OWN) -> list[int]:
-    """The inodes of the sockets that get DESTROY events in a network namespace.
+    """Return the inodes of the sockets that receive DESTROY events in a network namespace.
 
+    From /proc/net/netlink (netlink_native_seq_show() in net/netlink/af_netlink.c).
     Raises OSError and SourceError.
     """
     text = space.run(Path("/proc/thread-self/net/netlink").read_text)
@@ -109,7 +116,7 @@ def listeners(space: Namespace = OWN) -> list[int]:
 
 
 def buffer(sock: socket.socket) -> Buffer:
-    """How full the receive buffer is, and what did not fit."""
+    """Return the state of the receive buffer of a socket (SO_MEMINFO). Raises OSError."""
     numbers = _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
     return Buffer(
         numbers[_SK_MEMINFO_RMEM_ALLOC], numbers[_SK_MEMINFO_RCVBUF], numbers[_SK_MEMINFO_DROPS]

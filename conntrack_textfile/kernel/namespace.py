@@ -1,4 +1,4 @@
-"""Network namespaces: where they are found, how one is entered, and which one it is."""
+"""Network namespaces: to list, to enter and to identify them (network_namespaces(7))."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterable, Iterator
 
-# Where ip-netns(8) keeps the named ones.
+# Named network namespaces: ip-netns(8).
 DIRECTORY = "/run/netns"
 
 # include/uapi/linux/sched.h
@@ -25,37 +25,39 @@ _CLONE_NEWNET = 0x40000000
 # include/uapi/asm-generic/socket.h, since Linux 5.14
 _SO_NETNS_COOKIE = 71
 _COOKIE_SIZE = 8
-# include/uapi/linux/sockios.h: a descriptor of the namespace that a socket is in
+# include/uapi/linux/sockios.h: returns a descriptor of the namespace of a socket
 _SIOCGSKNS = 0x894C
 
 _Result = TypeVar("_Result")
 
 
 class Namespace:
-    """A network namespace, and netlink sockets in it: made there, or handed over.
+    """A network namespace, and NETLINK_NETFILTER sockets in it.
 
-    A socket stays in the namespace that it was made in, whoever uses it. Each that
-    is open keeps its namespace from being freed.
+    A socket belongs to the namespace that it was made in, whichever process uses it. An
+    open socket keeps its namespace alive.
     """
 
-    def __init__(self, path: str = "", handed: Iterable[socket.socket] = ()) -> None:
-        """The namespace of a file such as /run/netns/NAME, or that of this process.
+    def __init__(self, path: str = "", passed: Iterable[socket.socket] = ()) -> None:
+        """A namespace by its file, such as /run/netns/NAME; "" is that of this process.
 
-        Of sockets that were handed over each serves one request at a time.
+        passed: sockets made in it by systemd, used in place of new ones, each for one
+            request at a time.
         """
         self.path = path
-        self._idle = list(handed)
-        self._handed = tuple(self._idle)
+        self._idle = list(passed)
+        self._passed = tuple(self._idle)
 
     def run(self, function: Callable[[], _Result]) -> _Result:
-        """Call a function inside. Raises SourceError, as without CAP_SYS_ADMIN.
+        """Call a function in the namespace, on a thread of its own. Return its result.
 
-        The sockets that it makes are of the namespace, and so is what it opens in
-        /proc/sys/net and /proc/thread-self/net. (/proc/net is of the main thread.)
+        Its sockets, /proc/sys/net and /proc/thread-self/net are those of the namespace;
+        /proc/net is that of the main thread. Raises what the function raises, and
+        SourceError, as without CAP_SYS_ADMIN.
         """
         if not self.path:
             return function()
-        # Imported here: most runs enter none.
+        # Imported here: without --netns no namespace is entered.
         import threading
 
         results: list[_Result] = []
@@ -68,9 +70,12 @@ class Namespace:
             except BaseException as error:  # noqa: BLE001
                 errors.append(error)
 
-        # setns(2) is of the thread that calls it, which ends here and need not go back.
+        # setns(2) moves the calling thread alone.
         thread = threading.Thread(target=inside, name="netns")
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as refused:  # by TasksMax= of a unit, for one
+            raise SourceError(f"cannot enter {self.path}: {refused}") from refused
         thread.join()
         for error in errors:
             raise error
@@ -78,15 +83,18 @@ class Namespace:
 
     @contextlib.contextmanager
     def socket(self) -> Iterator[socket.socket]:
-        """A netlink socket in it, for one request. Raises SourceError and OSError."""
-        if not self._handed:
+        """Yield a netlink socket in the namespace, for one request.
+
+        Raises SourceError, and OSError (EBUSY if all passed sockets are in use).
+        """
+        if not self._passed:
             with self.run(_socket) as sock:
                 yield sock
             return
         try:
             sock = self._idle.pop()
         except IndexError:
-            raise OSError(errno.EBUSY, "every socket that was handed over is in use") from None
+            raise OSError(errno.EBUSY, "all sockets passed by systemd are in use") from None
         try:
             _drain(sock)
             yield sock
@@ -94,10 +102,9 @@ class Namespace:
             self._idle.append(sock)
 
     def identity(self) -> list[str]:
-        """What is the same as long as its table is: boot id, number, cookie.
+        """Return boot ID, inode number and cookie: they change when the table does.
 
-        The number of a namespace's inode is given again to another when it is gone;
-        its cookie is not. Raises SourceError.
+        The kernel reuses inode numbers of namespaces, but not cookies. Raises SourceError.
         """
         try:
             if not self.path:
@@ -106,43 +113,51 @@ class Namespace:
             with self.socket() as sock:
                 return [boot(), f"net:[{_inode(sock)}]", cookie(sock)]
         except OSError as error:
-            raise SourceError(
-                f"cannot tell which network namespace it is: {error.strerror}"
-            ) from error
+            raise SourceError(f"cannot identify the network namespace: {error.strerror}") from error
 
     def check(self) -> None:
-        """Raise SourceError where it is gone, though there are sockets in it still."""
-        if not self._handed:
+        """Raise SourceError if its name is gone or names another namespace.
+
+        Passed sockets keep the one before alive.
+        """
+        if not self._passed:
             return
         here = stamp(self.path)
         if here is None:
             raise SourceError(f"there is no {self.path}")
-        if _is_namespace(here) and here[1] != _inode(self._handed[0]):
+        if _is_namespace(here) and here[1] != _inode(self._passed[0]):
             raise SourceError(
-                f"{self.path} was made anew, and systemd's sockets are of the one before: "
-                "restart its socket unit"
+                f"{self.path} was replaced, and the sockets of systemd are in the namespace "
+                "before: restart its socket unit"
             )
 
     def close(self) -> None:
-        """Close what was handed over."""
-        for sock in self._handed:
+        """Close the passed sockets."""
+        for sock in self._passed:
             sock.close()
 
 
 OWN = Namespace()
 
 
-def find(wanted: Iterable[str], proc_root: str, handed: Iterable[str] = ()) -> dict[str, str]:
-    """The namespaces that users mean: paths by names, of which "" is our own.
+def find(names: Iterable[str], proc_root: str, passed: Iterable[str] = ()) -> dict[str, str]:
+    """Resolve the values of --netns to paths by name; the path "" is our own namespace.
 
-    A name is one under /run/netns, a path, pid:N, host (our own), or all, which is
-    what is named there now. Those of handed need not be seen to be namespaces.
+    names: names under /run/netns, paths, pid:N, host (our own), or all (every name under
+        /run/netns now).
+    passed: names with passed sockets: part of all also where this process does not see
+        the mount of the namespace.
+
     Raises SourceError.
     """
     found: dict[str, str] = {}
-    for name in wanted:
+    for name in names:
         if name == "all":
-            found.update(_named(set(handed)))
+            try:
+                found.update(_named(set(passed)))
+            except OSError as error:
+                where = f"{error.filename}: {error.strerror}"
+                raise SourceError(f"cannot list the network namespaces: {where}") from error
         elif name == "host":
             found[name] = ""
         elif name.startswith("pid:"):
@@ -154,22 +169,23 @@ def find(wanted: Iterable[str], proc_root: str, handed: Iterable[str] = ()) -> d
     return dict(sorted(found.items()))
 
 
-def _named(handed: set[str]) -> Iterator[tuple[str, str]]:
+def _named(passed: set[str]) -> Iterator[tuple[str, str]]:
     try:
         names = os.listdir(DIRECTORY)
     except FileNotFoundError:
-        return  # none was ever made
-    except OSError as error:
-        raise SourceError(f"cannot list {DIRECTORY}: {error.strerror}") from error
+        return  # ip netns add makes it
     for name in names:
         path = os.path.join(DIRECTORY, name)
-        if name in handed or exists(path):
+        if name in passed or exists(path):
             reserved = name in ("all", "host") or name.startswith("pid:")
             yield os.fsencode(path if reserved else name).decode("utf-8", "backslashreplace"), path
 
 
 def stamp(path: str) -> tuple[int, int] | None:
-    """What tells the namespace at a path from another that takes its place, None without one."""
+    """Return device and inode of a path, None if it does not exist.
+
+    They change when another namespace takes the path.
+    """
     try:
         status = os.stat(path)
     except OSError:
@@ -178,25 +194,25 @@ def stamp(path: str) -> tuple[int, int] | None:
 
 
 def exists(path: str) -> bool:
-    """Whether there is a namespace: ip-netns(8) makes the file before it, and removes it after."""
-    here = stamp(path)
-    return here is not None and _is_namespace(here)
+    """Return whether a path is a namespace: ip-netns(8) makes a file first, then mounts over it."""
+    found = stamp(path)
+    return found is not None and _is_namespace(found)
 
 
-def _is_namespace(of: tuple[int, int]) -> bool:
-    """Whether a file is on nsfs, where namespaces are."""
-    return of[0] == os.stat("/proc/self/ns/net").st_dev
+def _is_namespace(found: tuple[int, int]) -> bool:
+    """Return whether the stamp is of a file on nsfs, the file system of namespaces."""
+    return found[0] == os.stat("/proc/self/ns/net").st_dev
 
 
 def boot() -> str:
-    """What is another after each boot."""
+    """Return the boot ID (random(4)). Raises OSError."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return file.read(64).strip()
 
 
 def cookie(sock: socket.socket) -> str:
-    """The cookie of the network namespace that a socket is in, "" before Linux 5.14."""
-    # Imported here, as below: to import that costs more than to read a small table.
+    """Return the cookie of the network namespace of a socket, "" before Linux 5.14."""
+    # Imported here, as below: the import takes longer than to read a small table.
     import socket
 
     try:
@@ -206,12 +222,12 @@ def cookie(sock: socket.socket) -> str:
 
 
 def seconds() -> int:
-    """Seconds since the boot, also those in which the machine slept."""
+    """Return seconds since boot, suspend included (CLOCK_BOOTTIME)."""
     return int(time.clock_gettime(time.CLOCK_BOOTTIME))
 
 
 def _enter(path: str) -> None:
-    """Take the calling thread into a namespace. Raises SourceError."""
+    """Move the calling thread into a namespace. Raises SourceError."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         try:
@@ -227,7 +243,7 @@ def _enter(path: str) -> None:
             ) from None
         raise SourceError(
             f"no permission to enter {path}: run as root or with CAP_SYS_ADMIN, "
-            "or let systemd make the sockets in it"
+            "or let systemd pass sockets of it"
         ) from None
     except OSError as error:
         reason = error.strerror
@@ -256,13 +272,13 @@ def _socket() -> socket.socket:
 
 
 def _inode(sock: socket.socket) -> int:
-    """The number of the namespace that a socket is in. Raises SourceError."""
+    """Return the inode number of the namespace of a socket. Raises SourceError."""
     try:
         fd = fcntl.ioctl(sock.fileno(), _SIOCGSKNS)
     except OSError as error:
         raise SourceError(
-            "cannot tell which namespace systemd's sockets are in: "
-            f"{error.strerror} (it takes CAP_NET_ADMIN)"
+            "cannot identify the namespace of the sockets of systemd: "
+            f"{error.strerror} (needs CAP_NET_ADMIN)"
         ) from error
     try:
         return os.fstat(fd).st_ino
@@ -271,9 +287,9 @@ def _inode(sock: socket.socket) -> int:
 
 
 def _drain(sock: socket.socket) -> None:
-    """Read to its end what a request before has left, as that of a run that was killed.
+    """Discard the datagrams of an earlier request, as of a run that was killed.
 
-    Until then the kernel would refuse another dump (EBUSY).
+    During a dump the kernel refuses another (EBUSY).
     """
     import socket
 

@@ -1,38 +1,33 @@
-"""Files under a proc root: the text of the connection table, and what may be opened there."""
+"""The text of the connection table: net/nf_conntrack under a proc root."""
 
 from __future__ import annotations
 
 import errno
 import os
-import stat
 from typing import TYPE_CHECKING
+
+from conntrack_textfile.files import regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# The kernel gives a page or so at a time.
+# One read(2) returns at most a page or so (seq_read_iter() in fs/seq_file.c).
 _BUFFER = memoryview(bytearray(1 << 17))
 
 
 def path_of(proc_root: str) -> str:
-    """The path of the table's text."""
+    """Return the path of the table under a proc root such as /proc."""
     return os.path.join(proc_root, "net", "nf_conntrack")
 
 
 def blocks(path: str) -> Iterator[memoryview]:
-    """The file in blocks of bounded size. Each is overwritten by the next. Raises OSError."""
+    """Read a file in blocks of at most 128 KiB, which need not end at a line end.
+
+    The next block overwrites the one before. Raises OSError.
+    """
     with open(path, "rb", opener=regular) as file:
-        # Fills the buffer, with many small reads of what the kernel gives.
+        # Buffered, so that many small read(2) fill one block.
         while size := file.readinto(_BUFFER):
             yield _BUFFER[:size]
-        if size is None:
+        if size is None:  # EAGAIN
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-
-
-def regular(path: str, flags: int) -> int:
-    """An opener for open() that refuses what is no regular file, as a FIFO, which would hang."""
-    fd = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(errno.EINVAL, "it is not a regular file")
-    return fd

@@ -1,7 +1,6 @@
 """The source: the connection table, read from the kernel and summed by an engine.
 
-A reading is whole or it is nothing: when it fails in the middle it starts again
-from the beginning, and what was counted until then is thrown away.
+A reading that fails in the middle is discarded and starts again from the beginning.
 """
 
 from __future__ import annotations
@@ -22,29 +21,34 @@ if TYPE_CHECKING:
     from conntrack_textfile.kernel.tracker import Tracker
     from conntrack_textfile.tally import Tally
 
-# ENOBUFS: a datagram was lost. EINTR: the table changed under the dump.
+# ENOBUFS: a datagram was dropped. EINTR: the table changed during the dump (NLM_F_DUMP_INTR).
 _TRANSIENT = {errno.EINTR, errno.EAGAIN, errno.EIO, errno.ENOBUFS}
+# What nfnetlink_rcv_msg() answers where no module has registered the subsystem, and
+# socket(2) where there is no nfnetlink.
+_NO_CTNETLINK = {errno.EINVAL, errno.EPROTONOSUPPORT}
 _ATTEMPTS = 5
 _SECONDS = 5.0
 
 
 def read(
-    wanted: str,
+    source: str,
     proc_root: str,
     engine: Engine,
     tracker: Tracker | None = None,
     space: Namespace = OWN,
 ) -> tuple[str, Tally]:
-    """Read and count the whole table; also the source that was used.
+    """Read the whole table. Return the source used, "netlink" or "procfs", and the tally.
 
-    "netlink" asks the kernel, "procfs" reads the file under a proc root such as
-    /proc, and "auto" tries netlink first where that root is the live /proc. A
-    reading by netlink is entered in the ledger of a tracker. Another network namespace
-    than our own is read by netlink alone. Raises SourceError.
+    source: "netlink", "procfs" (the file under proc_root, such as /proc), or "auto", which
+        is netlink, then procfs, if proc_root is the live /proc, else procfs.
+    tracker: updates its ledger in a dump by netlink.
+    space: the network namespace; another than our own is read by netlink alone.
+
+    Raises SourceError.
     """
-    if wanted == "netlink" or space.path:
+    if source == "netlink" or space.path:
         return "netlink", _read_netlink(engine, tracker, space)
-    if not may_be_netlink(wanted, proc_root):
+    if not may_be_netlink(source, proc_root):
         return "procfs", _read_procfs(proc_root, engine)
     try:
         return "netlink", _read_netlink(engine, tracker, space)
@@ -56,13 +60,13 @@ def read(
         raise SourceError(f"{netlink}; and {procfs}") from procfs
 
 
-def may_be_netlink(wanted: str, proc_root: str) -> bool:
-    """Whether read() asks the kernel by netlink, at least at first."""
-    return wanted == "netlink" or (wanted == "auto" and _is_live(proc_root))
+def may_be_netlink(source: str, proc_root: str) -> bool:
+    """Whether read() uses netlink, or tries it first."""
+    return source == "netlink" or (source == "auto" and _is_live(proc_root))
 
 
 def _is_live(proc_root: str) -> bool:
-    """Whether a proc root is the live /proc, by whatever name."""
+    """Whether a proc root is the /proc of this machine, by any path."""
     try:
         return os.path.samefile(proc_root, "/proc")
     except OSError:
@@ -70,7 +74,7 @@ def _is_live(proc_root: str) -> bool:
 
 
 def _read_procfs(proc_root: str, engine: Engine) -> Tally:
-    # Imported here, as the other source below: each costs time to import.
+    # Imported here, as netlink below: a run uses one of them.
     from conntrack_textfile.kernel import procfs
 
     path = procfs.path_of(proc_root)
@@ -106,7 +110,7 @@ def _read_netlink(engine: Engine, tracker: Tracker | None, space: Namespace) -> 
     def attempt() -> Tally:
         decoder = engine.netlink(tracker.ledger if tracker else None)
         with tracker.dump() if tracker else contextlib.nullcontext():
-            # All namespaces share one hash, and each dump walks through all of it.
+            # All namespaces share one hash table, and each dump walks the whole of it.
             if space.path and statistics.size(space)[0] == 0:
                 return decoder.finish()
             with netlink.dump(space=space) as dump:
@@ -125,16 +129,22 @@ def _read_netlink(engine: Engine, tracker: Tracker | None, space: Namespace) -> 
         ) from None
     except TimeoutError:
         raise SourceError(
-            f"the kernel was silent for {netlink.SILENCE_SECONDS} seconds in a dump of the table "
-            "by netlink"
+            f"the kernel sent nothing for {netlink.TIMEOUT_SECONDS} seconds in a dump of the "
+            "table by netlink: retry, or use --collector.source=procfs"
         ) from None
     except OSError as error:
-        raise SourceError(f"cannot dump the table by netlink: {error.strerror}") from error
+        reason = f"cannot dump the table by netlink: {error.strerror}"
+        if error.errno in _NO_CTNETLINK:
+            reason += " (without the module nf_conntrack_netlink: modprobe nf_conntrack_netlink)"
+        raise SourceError(reason) from error
     return _readable(tally, "the dump by netlink", _message_fault)
 
 
 def _readable(tally: Tally, where: str, fault: Callable[[bytes], str]) -> Tally:
-    """A tally of which at least something could be read. Logs the first malformed entry."""
+    """Return the tally. Log its first malformed entry.
+
+    Raises SourceError if all entries are malformed.
+    """
     if tally.malformed:
         reason = fault(tally.first_malformed)
         if not tally.entries:
@@ -142,7 +152,7 @@ def _readable(tally: Tally, where: str, fault: Callable[[bytes], str]) -> Tally:
                 f"nothing of {where} could be read: {tally.malformed} malformed entries, "
                 f"the first because {reason}"
             )
-        # Imported here: most readings have nothing to say.
+        # Imported here: most tables have no malformed entry.
         from conntrack_textfile.logs import LOG
 
         LOG.debug("%d malformed entries, the first because %s", tally.malformed, reason)
@@ -150,15 +160,15 @@ def _readable(tally: Tally, where: str, fault: Callable[[bytes], str]) -> Tally:
 
 
 def _line_fault(line: bytes) -> str:
-    """Why a line is no entry, and its beginning in printable characters."""
-    # The pure engine says what the compiled one only finds.
+    """Describe why a line is malformed, with its beginning in ASCII."""
+    # The compiled engine only counts; the pure one has the reason.
     from conntrack_textfile.kernel import procfile
 
     return _fault(procfile.parse, line, ascii(line[:160].decode("latin-1")))
 
 
 def _message_fault(message: bytes) -> str:
-    """Why a message is no entry, and its beginning in hexadecimal."""
+    """Describe why a message is malformed, with its beginning in hexadecimal."""
     from conntrack_textfile.kernel import ctnetlink
 
     return _fault(ctnetlink.parse, message, message[:80].hex())
@@ -173,16 +183,16 @@ def _fault(parse: Callable[[bytes], object], data: bytes, beginning: str) -> str
 
 
 def retrying(attempt: Callable[[], Tally]) -> Tally:
-    """The result of attempt(), called again after errors that pass: EINTR and the like.
+    """Call attempt() until it returns, at most 6 times in about 5 seconds.
 
-    Bounded by count and time; the last error is raised as it came.
+    Retries transient errors: EINTR, EAGAIN, EIO, ENOBUFS. Raises the last OSError.
     """
     try:
         return attempt()
     except OSError as error:
         if error.errno not in _TRANSIENT:
             raise
-    # Imported here because it costs more than the reading of a small table.
+    # Imported here: the import takes longer than to read a small table.
     import tenacity
 
     return tenacity.Retrying(

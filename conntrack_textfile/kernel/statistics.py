@@ -1,8 +1,8 @@
-"""What the kernel counts of a table: its size, and its own trouble with it.
+"""The kernel's statistics of a table (conntrack -S), and its size.
 
-The answer to IPCTNL_MSG_CT_GET_STATS_CPU is a message for each CPU that there can be, with
-a number of 32 bits for each event (ctnetlink_ct_stat_cpu_fill_info() in
-net/netfilter/nf_conntrack_netlink.c), that to IPCTNL_MSG_CT_GET_STATS a single message.
+The answer to IPCTNL_MSG_CT_GET_STATS_CPU is a message for each possible CPU, with a __be32
+for each event (ctnetlink_ct_stat_cpu_fill_info() in net/netfilter/nf_conntrack_netlink.c);
+the answer to IPCTNL_MSG_CT_GET_STATS is one message (ctnetlink_stat_ct_fill_info()).
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ if TYPE_CHECKING:
 
 
 def read(space: Namespace = OWN) -> dict[str, int]:
-    """The numbers by event, over all CPUs; {} where the kernel does not give them.
+    """Return the counts by event, summed over all CPUs modulo 2^32; {} if they cannot be read.
 
-    Each wraps at 2^32 on its CPU. The sum modulo 2^32 does not show that: it falls
-    only where the sum itself comes to 2^32, to nearly 0. Prometheus takes that for a
-    counter that began anew, and misses a little. The plain sum would fall to what the other
-    CPUs have, which would count once more.
+    The count of each CPU wraps at 2^32. Modulo 2^32 the sum falls only when it reaches 2^32
+    itself, to nearly 0: a counter reset to Prometheus, which misses little. The plain sum
+    would fall to that of the other CPUs, which rate() would then count again.
     """
     sums: dict[str, int] = {}
     try:
@@ -39,9 +38,9 @@ def read(space: Namespace = OWN) -> dict[str, int]:
 
 
 def size(space: Namespace) -> tuple[int | None, int | None]:
-    """How many entries are in a table, and how many fit; None for what is not said.
+    """Return the entries of a table and their limit, None for one that the kernel omits.
 
-    The second is there since Linux 5.9. Raises SourceError and OSError.
+    The kernel sends the limit since Linux 5.9. Raises SourceError and OSError.
     """
     with netlink.dump(netlink.SIZE_REQUEST, space) as sock:
         answer = bytes(netlink.datagram(sock))
@@ -56,7 +55,7 @@ def size(space: Namespace) -> tuple[int | None, int | None]:
 
 
 def _add(datagram: bytes, sums: dict[str, int]) -> bool:
-    """Add the numbers of a datagram; whether more follow."""
+    """Add the counts of a datagram to sums. Return whether more datagrams follow."""
     for kind, message in _parts(datagram, "=IHHII"):
         if kind in (uapi.NLMSG_DONE, uapi.NLMSG_ERROR):
             return False
@@ -70,14 +69,14 @@ def _add(datagram: bytes, sums: dict[str, int]) -> bool:
 
 
 def _parts(data: bytes, header: str) -> Iterator[tuple[int, bytes]]:
-    """Messages, or attributes: what their headers say of the type, and what follows.
+    """Split messages (struct nlmsghdr) or attributes (struct nlattr) into type and payload.
 
-    Not by ctnetlink.py: to import the pure engine takes longer than the reading of a
-    small table. Raises ValueError and struct.error where the lengths do not add up.
+    Not with ctnetlink.py: to import the pure engine takes longer than to read a small
+    table. Raises ValueError and struct.error for a length beyond the data.
     """
     while data:
         length, kind, *_ = struct.unpack_from(header, data)
         if not struct.calcsize(header) <= length <= len(data):
-            raise ValueError("lengths that do not add up")
+            raise ValueError("a length beyond the data")
         yield kind, data[struct.calcsize(header) : length]
         data = data[length + 3 & ~3 :]

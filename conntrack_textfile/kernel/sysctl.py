@@ -1,36 +1,36 @@
-"""The kernel's own settings and figures of connection tracking, from /proc/sys."""
+"""The net.netfilter.nf_conntrack_* sysctls (Documentation/networking/nf_conntrack-sysctl.rst)."""
 
 from __future__ import annotations
 
 import os
 from typing import NamedTuple
 
-from conntrack_textfile.kernel.procfs import regular
+from conntrack_textfile.files import regular
 
 _DIRECTORY = ("sys", "net", "netfilter")
 
 
 class Conntrack(NamedTuple):
-    """What net.netfilter says; None for what cannot be read."""
+    """Sysctls of net.netfilter; None for one that cannot be read."""
 
     entries: int | None = None
     """nf_conntrack_count: entries in the table of this network namespace."""
 
     entries_limit: int | None = None
-    """nf_conntrack_max: how many entries fit."""
+    """nf_conntrack_max: the most entries of a table."""
 
     buckets: int | None = None
-    """nf_conntrack_buckets: the size of the hash of the table."""
+    """nf_conntrack_buckets: buckets of the hash table."""
 
     events: bool | None = None
-    """nf_conntrack_events: whether the kernel sends events of connections."""
+    """nf_conntrack_events: whether the kernel sends conntrack events."""
 
     accounting: bool | None = None
     """nf_conntrack_acct: whether new connections get packet and byte counters."""
 
 
 def read(proc_root: str) -> Conntrack:
-    """Read the figures under a proc root such as /proc."""
+    """Read the sysctls under a proc root such as /proc."""
     accounting = number(proc_root, "nf_conntrack_acct")
     events = number(proc_root, "nf_conntrack_events")
     return Conntrack(
@@ -43,24 +43,24 @@ def read(proc_root: str) -> Conntrack:
 
 
 def enable_accounting(proc_root: str) -> None:
-    """Set net.netfilter.nf_conntrack_acct=1 and check that it took.
+    """Set net.netfilter.nf_conntrack_acct=1, unless it is set.
 
-    Raises OSError, also where the kernel took the value and kept another.
+    Raises OSError, also where the sysctl reads back as another value.
     """
     path = os.path.join(proc_root, *_DIRECTORY, "nf_conntrack_acct")
     if number(proc_root, "nf_conntrack_acct") == 1:
-        return  # where it is set, it need not be writable
-    fd = regular(path, os.O_WRONLY | os.O_CLOEXEC)  # open() would make a file that is not there
+        return  # then it need not be writable
+    fd = regular(path, os.O_WRONLY | os.O_CLOEXEC)  # open() would set O_CREAT
     try:
         os.write(fd, b"1\n")
     finally:
         os.close(fd)
     if number(proc_root, "nf_conntrack_acct") != 1:
-        raise OSError(f"{path} does not keep the value")
+        raise OSError(f"{path} does not keep the value 1")
 
 
 def number(proc_root: str, name: str) -> int | None:
-    """What a setting of net.netfilter says, None where it cannot be read or is no number."""
+    """Read a sysctl of net.netfilter: None if it cannot be read or is not a number."""
     try:
         path = os.path.join(proc_root, *_DIRECTORY, name)
         with open(path, "rb", buffering=0, opener=regular) as file:

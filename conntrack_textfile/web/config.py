@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from conntrack_textfile.errors import UsageError
+from conntrack_textfile.files import regular
 from conntrack_textfile.logs import LOG
 from conntrack_textfile.reload import Reloader, stamp
 from conntrack_textfile.web import passwords, tls, yamlfile
@@ -94,7 +95,7 @@ def _settings(path: str, stamps: Stamps, root: yaml.Node | None) -> Settings:
         name = os.path.join(os.path.dirname(path), text(node, field))
         try:
             stamps[name] = stamp(name)
-            open(name, "rb").close()
+            open(name, "rb", opener=regular).close()
         except OSError as error:
             raise NodeError(node, f"cannot read {field} {name}: {error.strerror}") from None
         except ValueError:

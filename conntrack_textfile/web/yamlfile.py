@@ -9,6 +9,7 @@ import sysconfig
 from typing import TYPE_CHECKING
 
 from conntrack_textfile.errors import UsageError
+from conntrack_textfile.files import regular
 
 
 def missing_packages() -> str:
@@ -44,7 +45,7 @@ class NodeError(Exception):
 
 def read(path: str) -> yaml.Node | None:
     """The root of a YAML file, None where it is empty. To be called within located_errors()."""
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=regular) as file:
         text = file.read(_MAX_FILE_BYTES + 1)
     if len(text) > _MAX_FILE_BYTES:
         raise UsageError(f"--web.config.file: {path} is too large")

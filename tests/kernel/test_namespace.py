@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from conntrack_textfile.collector import Collector
 from conntrack_textfile.errors import SourceError
 from conntrack_textfile.kernel import events, namespace, netlink, source, statistics
 from conntrack_textfile.kernel.engine import make
 from conntrack_textfile.kernel.namespace import OWN, Namespace
+from conntrack_textfile.options import parse
 from conntrack_textfile.plan import Plan
 from tests.conftest import need
 from tests.netns import check, inside, namespaces, sysctl
@@ -35,13 +37,13 @@ def name() -> Iterator[str]:
         yield made
 
 
-def handed(space: Namespace, count: int) -> list[socket.socket]:
+def passed(space: Namespace, count: int) -> list[socket.socket]:
     """Sockets for dumps as systemd makes them."""
     kind = socket.AF_NETLINK, socket.SOCK_RAW, 12
     return [space.run(lambda: socket.socket(*kind)) for _ in range(count)]
 
 
-def test_what_users_mean_by_names() -> None:
+def test_names_are_resolved_to_paths() -> None:
     wanted = ["blue", "pid:7", "/run/x", "./y", "host"]
     assert namespace.find(wanted, "/host/proc") == {
         "./y": "./y",
@@ -52,9 +54,7 @@ def test_what_users_mean_by_names() -> None:
     }
 
 
-def test_all_are_the_namespaces_that_are_there(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_all_is_every_name_under_run_netns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(namespace, "DIRECTORY", str(tmp_path / "none"))
     assert namespace.find(["all"], "/proc") == {}
     monkeypatch.setattr(namespace, "DIRECTORY", str(tmp_path))
@@ -81,7 +81,7 @@ def test_only_the_thread_that_enters_is_inside(name: str) -> None:
     assert threading.active_count() == len(threading.enumerate())
 
 
-def test_errors_of_what_is_called_inside_come_out(name: str) -> None:
+def test_errors_of_the_function_are_raised(name: str) -> None:
     def fails() -> None:
         raise ValueError("inside")
 
@@ -89,13 +89,42 @@ def test_errors_of_what_is_called_inside_come_out(name: str) -> None:
         Namespace(f"/run/netns/{name}").run(fails)
 
 
-def test_what_cannot_be_entered_is_told(tmp_path: Path) -> None:
+def test_why_a_path_cannot_be_entered(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"^there is no /run/netns/nope$"):
         Namespace("/run/netns/nope").run(list)
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", "/dev/null", "/etc/passwd"):
         with pytest.raises(SourceError, match="it is not a network namespace"):
             Namespace(str(path)).run(list)
+
+
+def test_names_that_cannot_be_listed_are_a_source_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setattr(namespace, "DIRECTORY", str(file))
+    reason = f"cannot list the network namespaces: {file}: Not a directory"
+    with pytest.raises(SourceError, match=f"^{reason}$"):
+        namespace.find(["all"], "/proc")
+    options = parse(["serve", "--netns=all"])
+    collector = Collector(options, make(options.plan))
+    with pytest.raises(SourceError, match=f"^{reason}$"):
+        collector.take()
+    parts = collector.failure(None).parts
+    assert parts is not None
+    assert set(parts) == {"all"}
+
+
+def test_a_thread_that_cannot_be_started_is_a_source_error(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_thread: threading.Thread) -> None:  # as by TasksMax= of a unit
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with pytest.raises(SourceError, match=f"cannot enter /run/netns/{name}: can't start new"):
+        Namespace(f"/run/netns/{name}").run(list)
 
 
 def test_the_size_is_what_conntrack_counts(name: str) -> None:
@@ -105,9 +134,9 @@ def test_the_size_is_what_conntrack_counts(name: str) -> None:
         assert limit == int(file.read())
 
 
-def test_sockets_that_were_handed_over_serve_one_request_each(name: str) -> None:
+def test_passed_sockets_serve_one_request_each(name: str) -> None:
     path = f"/run/netns/{name}"
-    space = Namespace(path, handed(Namespace(path), 2))
+    space = Namespace(path, passed(Namespace(path), 2))
     with space.socket() as one, space.socket() as other:
         assert one.fileno() != other.fileno()
         with pytest.raises(OSError, match="in use") as raised, space.socket():
@@ -118,9 +147,9 @@ def test_sockets_that_were_handed_over_serve_one_request_each(name: str) -> None
     space.close()
 
 
-def test_what_a_killed_run_left_in_a_socket_is_read_away(name: str) -> None:
+def test_datagrams_of_a_killed_run_are_discarded(name: str) -> None:
     path = f"/run/netns/{name}"
-    (sock,) = handed(Namespace(path), 1)
+    (sock,) = passed(Namespace(path), 1)
     with netlink.dump(space=Namespace(path, [sock])):
         pass  # nothing of it is read: a dump is under way
     with netlink.dump(space=Namespace(path, [sock])) as dump:
@@ -130,9 +159,9 @@ def test_what_a_killed_run_left_in_a_socket_is_read_away(name: str) -> None:
     sock.close()
 
 
-def test_sockets_of_a_namespace_before_are_not_read(name: str) -> None:
-    sockets = handed(OWN, 1)
-    with pytest.raises(SourceError, match="was made anew"):
+def test_sockets_of_a_replaced_namespace_are_not_read(name: str) -> None:
+    sockets = passed(OWN, 1)
+    with pytest.raises(SourceError, match="was replaced"):
         Namespace(f"/run/netns/{name}", sockets).check()
     with pytest.raises(SourceError, match="there is no"):
         Namespace("/run/netns/nope", sockets).check()
@@ -140,12 +169,12 @@ def test_sockets_of_a_namespace_before_are_not_read(name: str) -> None:
     sockets[0].close()
 
 
-def test_what_cannot_be_told_of_a_namespace_is_an_error_for_people(
+def test_a_namespace_that_cannot_be_identified_is_a_source_error(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (sock,) = handed(Namespace(f"/run/netns/{name}"), 1)
+    (sock,) = passed(Namespace(f"/run/netns/{name}"), 1)
     sock.close()
-    with pytest.raises(SourceError, match="cannot tell which network namespace it is"):
+    with pytest.raises(SourceError, match="cannot identify the network namespace"):
         Namespace(f"/run/netns/{name}", [sock]).identity()
 
     def refused() -> socket.socket:  # as where systemd allows no such sockets

@@ -22,7 +22,7 @@ def datagram(answer: Answer) -> bytes:
     return bytes(netlink.datagram(cast("socket.socket", Dump(answer))))
 
 
-def test_a_dump_is_asked_for_and_nothing_is_zeroed() -> None:
+def test_the_dump_request_zeroes_no_counters() -> None:
     length, kind, flags, sequence, port = struct.unpack_from("=IHHII", netlink.DUMP_REQUEST)
     assert length == len(netlink.DUMP_REQUEST) == 20
     assert kind == 0x101  # IPCTNL_MSG_CT_GET, and not IPCTNL_MSG_CT_GET_CTRZERO, which is 0x103
@@ -44,7 +44,7 @@ def test_a_datagram_is_what_the_kernel_sent() -> None:
     assert datagram(MESSAGES[0]) == MESSAGES[0]
 
 
-def test_what_does_not_come_from_the_kernel_is_empty() -> None:
+def test_a_datagram_not_from_the_kernel_is_empty() -> None:
     assert datagram((MESSAGES[0], 0, (4711, 0))) == b""
 
 

@@ -19,7 +19,7 @@ def proc_root(path: Path, **values: str) -> str:
     return str(path)
 
 
-def test_the_figures_are_read(tmp_path: Path) -> None:
+def test_the_sysctls_are_read(tmp_path: Path) -> None:
     root = proc_root(
         tmp_path,
         nf_conntrack_count="12\n",
@@ -31,12 +31,12 @@ def test_the_figures_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "\n", "-1\n", "many\n", "9" * 40])
-def test_what_is_no_number_is_absent(tmp_path: Path, text: str) -> None:
+def test_a_value_that_is_not_a_number_is_absent(tmp_path: Path, text: str) -> None:
     conntrack = sysctl.read(proc_root(tmp_path, nf_conntrack_count=text))
     assert conntrack.entries is None or text.startswith("9")
 
 
-def test_what_is_missing_is_absent(tmp_path: Path) -> None:
+def test_a_missing_sysctl_is_absent(tmp_path: Path) -> None:
     assert sysctl.read(str(tmp_path)) == sysctl.Conntrack(None, None, None, None)
 
 
@@ -54,12 +54,12 @@ def test_accounting_that_is_on_need_not_be_writable(tmp_path: Path) -> None:
     assert acct.read_text() == "1 \n"
 
 
-def test_a_missing_switch_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_sysctl_cannot_be_set(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         sysctl.enable_accounting(str(tmp_path))
 
 
-def test_a_switch_that_does_not_hold_is_an_error(tmp_path: Path) -> None:
+def test_a_sysctl_that_reads_back_another_value_is_an_error(tmp_path: Path) -> None:
     root = proc_root(tmp_path)
     # A file of the kernel that takes a 1, and gives nothing back.
     acct = tmp_path / "sys" / "net" / "netfilter" / "nf_conntrack_acct"
@@ -80,7 +80,7 @@ def test_a_fifo_is_not_waited_for(tmp_path: Path, name: str) -> None:
     assert sysctl.read(root).count(None) == before.count(None) - 1
 
 
-def test_a_fifo_is_no_switch(tmp_path: Path) -> None:
+def test_a_fifo_is_not_set(tmp_path: Path) -> None:
     root = proc_root(tmp_path)
     os.mkfifo(tmp_path / "sys" / "net" / "netfilter" / "nf_conntrack_acct")
     with pytest.raises(OSError, match=r"No such device|not a regular file"):

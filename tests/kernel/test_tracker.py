@@ -27,7 +27,7 @@ table inet t {
 # What each program begins with: ends() makes UDP connections and ends them.
 PRELUDE = """
 import json, os, socket, struct, sys, time
-from conntrack_textfile import handover
+from conntrack_textfile import activation
 from conntrack_textfile.kernel import events, namespace, source
 from conntrack_textfile.kernel.engine import make
 from conntrack_textfile.kernel.tracker import Drain, Tracker

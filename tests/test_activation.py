@@ -1,4 +1,4 @@
-"""What systemd hands over: descriptors from 3 on, of whatever kind."""
+"""Socket activation: descriptors from 3 on, of whatever kind."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 
 PROGRAM = """
 import json, os, socket
-from conntrack_textfile import handover
-found = handover.sockets()
+from conntrack_textfile import activation
+found = activation.sockets()
 print(json.dumps([
     [[name, sock.fileno(), sock.family, os.get_inheritable(sock.fileno())] for name, sock in found],
-    handover.sockets() == [],
+    activation.sockets() == [],
     [name for name in os.environ if name.startswith("LISTEN_")],
 ]))
 """
@@ -38,7 +38,7 @@ os.execv(sys.executable, [sys.executable, "-W", "ignore", "-c", sys.argv[3]])
 """
 
 
-def handed(pid: str, count: str) -> object:
+def activated(pid: str, count: str) -> object:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", SHELL, pid, count, PROGRAM],
         capture_output=True,
@@ -52,18 +52,19 @@ def handed(pid: str, count: str) -> object:
 
 
 def test_all_sockets_are_found_and_nothing_else() -> None:
-    found = handed("", "4")
+    found = activated("", "4")
     assert found == [[["a", 3, 2, False], ["", 6, 1, False]], True, []]
 
 
 @pytest.mark.parametrize(
-    ("pid", "count"), [("1", "4"), ("", "0"), ("", ""), ("", "x"), ("", "-1"), ("x", "4")]
+    ("pid", "count"),
+    [("1", "4"), ("", "0"), ("", ""), ("", "x"), ("", "-1"), ("x", "4"), ("", "9" * 30)],
 )
-def test_what_is_for_another_process_is_left_alone(pid: str, count: str) -> None:
-    assert handed(pid, count) == [[], True, []]
+def test_sockets_of_another_process_are_ignored(pid: str, count: str) -> None:
+    assert activated(pid, count) == [[], True, []]
 
 
-def test_a_process_that_was_not_handed_any_has_none() -> None:
+def test_a_process_without_passed_sockets_has_none() -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith("LISTEN_")}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, env=env

@@ -1,0 +1,22 @@
+"""Opening files whose paths users give."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+
+def regular(path: str, flags: int) -> int:
+    """An opener for open() that takes regular files alone. Raises OSError.
+
+    To open a FIFO waits for a writer, and to read a terminal for its user.
+    """
+    fd = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode):
+        return fd
+    os.close(fd)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    raise OSError(errno.EINVAL, "it is not a regular file", path)
