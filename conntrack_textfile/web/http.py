@@ -112,6 +112,10 @@ class Server(ThreadingMixIn, WSGIServer):
         # What the server takes for its one socket: this one, and all that wait.
         self._epoll = select.epoll()
         listener.setblocking(False)  # noqa: FBT003
+        # Accepted sockets inherit it. The pieces of a response are small where they are
+        # compressed: Nagle's algorithm would hold back the last until the client's delayed
+        # ACK (40 ms) of those before.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._epoll.register(listener, select.EPOLLIN)
         self._accepts_from: float | None = None  # monotonic seconds; None while it does
         self._out_of_descriptors = False
@@ -379,6 +383,9 @@ class _Answer(SimpleHandler):
     refuse: Any
     keeps = False
     failed = False
+
+    def _flush(self) -> None:
+        """Not after each piece, as a packet and a TLS record of its own: when the buffer is full."""
 
     def cleanup_headers(self) -> None:
         super().cleanup_headers()

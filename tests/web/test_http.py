@@ -7,6 +7,7 @@ import re
 import selectors
 import socket
 import ssl
+import statistics
 import sys
 import threading
 import time
@@ -255,6 +256,21 @@ def test_a_connection_is_kept_for_the_next_request() -> None:
                 assert client.sock is first
         client.request("GET", "/metrics", headers={"Connection": "close"})
         assert client.getresponse().headers["Connection"] == "close"
+
+
+def test_small_pieces_of_an_answer_do_not_wait_for_acknowledgements() -> None:
+    """The median: a busy machine is late now and then, a delayed ACK (40 ms) is always."""
+    with (
+        listening(application(lambda: (b"up 1\n", Body([b"x" * 3000])))) as port,
+        contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as client,
+    ):
+        seconds = []
+        for _ in range(25):
+            started = time.monotonic()
+            client.request("GET", "/metrics", headers={"Accept-Encoding": "gzip"})
+            client.getresponse().read()
+            seconds.append(time.monotonic() - started)
+        assert statistics.median(seconds) < 0.03
 
 
 def test_requests_may_come_one_behind_the_other() -> None:
