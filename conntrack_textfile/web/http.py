@@ -47,7 +47,7 @@ KEEP_SECONDS = 130.0
 # Seconds and bytes for what a client still sends when it was refused. To close
 # with bytes unread would reset the connection, and the client lose the answer.
 _LINGER_SECONDS = 2.0
-_LINGER = 1 << 20
+_LINGER_BYTES = 1 << 20
 
 # Seconds from one complaint about TLS to the next.
 _WARNING_SECONDS = 60.0
@@ -217,8 +217,7 @@ class Server(ThreadingMixIn, WSGIServer):
     def _end(self, connection: Connection) -> None:
         # First, so that nobody shuts down what has its descriptor next.
         self._limiter.leave(connection)
-        with contextlib.suppress(OSError):  # not connected any more
-            socket.socket.shutdown(connection.socket, socket.SHUT_WR)
+        _shut_down(connection.socket)
         connection.socket.close()
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -250,7 +249,11 @@ class Server(ThreadingMixIn, WSGIServer):
             request.secured(
                 tls.wrap_socket(request.socket, server_side=True, do_handshake_on_connect=False)
             )
-            request.socket.do_handshake()
+            try:
+                request.socket.do_handshake()
+            except ssl.SSLError:
+                _linger(request)  # the client has to get the alert
+                raise
             request.tls = tls
             request.turn(SILENT)
         _Exchange(self, request).run()
@@ -315,7 +318,7 @@ class _Exchange:
         self.stream.allow(RESPONSE_SECONDS)
         complete = self._send(self._environ(request), self.server.serves, keeps=request.keeps)
         if request.content:
-            self._linger()
+            _linger(self.connection)
         return request.keeps and complete
 
     def _refuse(self, error: BadRequestError) -> None:
@@ -332,7 +335,7 @@ class _Exchange:
             return serves.refuse(environ, start, error.status, str(error))
 
         self._send(environ, refusal, keeps=False)
-        self._linger()
+        _linger(self.connection)
 
     def _environ(self, request: Request) -> dict[str, Any]:
         """The environment of PEP 3333."""
@@ -359,20 +362,30 @@ class _Exchange:
         self.wfile.flush()
         return not handler.failed
 
-    def _linger(self) -> None:
-        """Say that this is the end, and pass over what still comes."""
-        self.connection.turn(SILENT)  # and may go for others
-        sock, end = self.connection.socket, time.monotonic() + _LINGER_SECONDS
-        passed = 0
-        with contextlib.suppress(OSError):
-            # Below TLS: what is in it is of no interest.
-            socket.socket.shutdown(sock, socket.SHUT_WR)
-            while (left := end - time.monotonic()) > 0 and passed < _LINGER:
-                sock.settimeout(left)
-                data = socket.socket.recv(sock, 1 << 16)
-                if not data:
-                    return
-                passed += len(data)
+
+def _linger(connection: Connection) -> None:
+    """Close the sending side, and discard for a while what still arrives (RFC 9112, 9.6)."""
+    connection.turn(SILENT)  # it can be evicted
+    sock, end = connection.socket, time.monotonic() + _LINGER_SECONDS
+    _shut_down(sock)
+    discarded = 0
+    with contextlib.suppress(OSError):
+        while (left := end - time.monotonic()) > 0 and discarded < _LINGER_BYTES:
+            sock.settimeout(left)
+            data = socket.socket.recv(sock, 1 << 16)  # not decrypted
+            if not data:
+                return
+            discarded += len(data)
+
+
+def _shut_down(sock: socket.socket) -> None:
+    """Close the sending side: with TLS by a close_notify alert first (RFC 8446, 6.1)."""
+    with contextlib.suppress(OSError, ValueError):  # reset, or no handshake yet
+        if isinstance(sock, ssl.SSLSocket):
+            sock.settimeout(0)  # the client's own alert is not waited for
+            sock.unwrap()
+    with contextlib.suppress(OSError):  # reset
+        socket.socket.shutdown(sock, socket.SHUT_WR)
 
 
 class _Answer(SimpleHandler):

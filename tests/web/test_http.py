@@ -369,6 +369,39 @@ def test_plain_http_to_a_port_of_tls_is_told_so(place: Path) -> None:
         assert b"Client sent an HTTP request to an HTTPS server\n" in answer
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_tls_ends_with_close_notify(made: Path, place: Path, method: str) -> None:
+    access = watch(str(write(place, TLS)))
+    context = ssl.create_default_context(cafile=str(made / "ca.crt"))
+    text = f"{method} / HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx"
+    with (
+        listening(application(lambda: (b"", EMPTY), access)) as port,
+        connected(port) as plain,
+        context.wrap_socket(
+            plain, server_hostname="localhost", suppress_ragged_eofs=False
+        ) as client,
+    ):
+        client.sendall(text.encode())
+        assert rest(client).startswith(b"HTTP/1.1 ")
+
+
+def test_a_client_without_its_certificate_gets_the_alert(made: Path, place: Path) -> None:
+    """Though it sends its request at once: a server that closes then would reset the connection."""
+    verified = "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: ca.crt\n"
+    access = watch(str(write(place, TLS + verified)))
+    context = ssl.create_default_context(cafile=str(made / "ca.crt"))
+    with listening(application(lambda: (b"", EMPTY), access)) as port:
+        for _ in range(20):
+            with (
+                connected(port) as plain,
+                context.wrap_socket(plain, server_hostname="localhost") as client,
+            ):
+                client.sendall(GET)
+                time.sleep(0.01)
+                with pytest.raises(ssl.SSLError, match="certificate required"):
+                    client.recv(1)
+
+
 def test_a_handshake_serves_many_scrapes(made: Path, place: Path) -> None:
     access = watch(str(write(place, TLS)))
     context = ssl.create_default_context(cafile=str(made / "ca.crt"))
