@@ -256,6 +256,8 @@ class Server(ThreadingMixIn, WSGIServer):
                 raise
             request.tls = tls
             request.turn(SILENT)
+        elif request.tls is not tls:  # another since it was kept
+            return
         _Exchange(self, request).run()
 
     def tls(self) -> ssl.SSLContext | None:
@@ -296,6 +298,8 @@ class _Exchange:
             if not self.rfile.peek(1):
                 self.connection.turn(KEPT)
                 return
+            if self.connection.tls is not self.server.tls():
+                return
             self.connection.turn(SILENT)
             self.stream.allow(REQUEST_SECONDS)
 
@@ -311,8 +315,7 @@ class _Exchange:
         except BadRequestError as error:
             self._refuse(error)
             return False
-        # The settings of TLS may have changed while the connection was kept.
-        if request is None or self.connection.tls is not self.server.tls():
+        if request is None:
             return False
         self.connection.turn(ANSWERING)
         self.stream.allow(RESPONSE_SECONDS)

@@ -424,6 +424,24 @@ def test_a_handshake_serves_many_scrapes(made: Path, place: Path) -> None:
             client.getresponse()
 
 
+def test_a_reload_after_the_handshake_does_not_cost_the_first_request(
+    made: Path, place: Path
+) -> None:
+    access = watch(str(write(place, TLS)))
+    context = ssl.create_default_context(cafile=str(made / "ca.crt"))
+    with (
+        listening(application(lambda: (b"", EMPTY), access)) as port,
+        connected(port) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as client,
+    ):
+        access.reload()
+        client.sendall(GET)
+        assert client.recv(100).startswith(b"HTTP/1.1 200 OK")
+        client.sendall(GET)
+        with contextlib.suppress(ConnectionResetError):
+            assert b"HTTP/1.1" not in rest(client)
+
+
 def test_a_thread_that_cannot_start_holds_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
     with listening(application(lambda: (b"", EMPTY)), Limiter(2)) as port:
 
