@@ -352,7 +352,8 @@ class _Exchange:
             "conntrack_textfile.connection": self.connection,
         }
         for name, value in request.headers.items():
-            environ["HTTP_" + name.upper().replace("-", "_")] = value
+            if "_" not in name:  # CGI's names do not tell Accept_Encoding from Accept-Encoding
+                environ["HTTP_" + name.upper().replace("-", "_")] = value
         return environ
 
     def _send(self, environ: dict[str, Any], application: Any, *, keeps: bool) -> bool:

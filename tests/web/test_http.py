@@ -353,6 +353,13 @@ def test_an_error_of_ours_has_our_headers_too(place: Path) -> None:
         assert headers["X-Frame-Options"] == "deny"
 
 
+def test_a_header_name_with_an_underscore_is_another_name() -> None:
+    """In the environment of CGI the two would be one: a proxy that strips one lets the other in."""
+    with listening(application(lambda: (b"up 1\n", EMPTY))) as port:
+        headers = {"Accept_Encoding": "gzip"}
+        assert get(f"http://127.0.0.1:{port}/metrics", **headers)[1] == b"up 1\n"
+
+
 @pytest.mark.parametrize("start", [b"\r\n\r\n", b"\n"])
 def test_empty_lines_before_a_request_are_passed_over(start: bytes) -> None:
     with listening(application(lambda: (b"", EMPTY))) as port, connected(port) as client:
