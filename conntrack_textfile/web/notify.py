@@ -8,6 +8,9 @@ import socket
 
 from conntrack_textfile.logs import LOG
 
+# systemd's queue can be full while many services start, and READY=1 is sent once.
+_SEND_SECONDS = 1.0
+
 
 def connect() -> socket.socket | None:
     """The socket that hears them; None where nobody asked for it."""
@@ -16,7 +19,7 @@ def connect() -> socket.socket | None:
         return None
     # Made once: there may be no descriptor left when it counts.
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    sock.settimeout(0)
+    sock.settimeout(_SEND_SECONDS)
     try:
         sock.connect("\0" + path[1:] if path.startswith("@") else path)  # an abstract name
     except OSError as error:

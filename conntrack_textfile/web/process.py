@@ -65,7 +65,7 @@ def stay(
         with contextlib.suppress(MemoryError):
             if found is not None:
                 read_again()
-            elif alive():
+            if alive():
                 notify.tell(systemd, b"WATCHDOG=1")
     with contextlib.suppress(MemoryError):
         notify.tell(systemd, b"STOPPING=1")

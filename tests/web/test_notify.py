@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,6 +28,31 @@ def test_a_state_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstra
         assert heard.recv(100) == b"READY=1"
     with sock:
         notify.tell(sock, b"WATCHDOG=1")  # nobody is there any more
+
+
+def test_a_full_queue_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = str(tmp_path / "notify")
+    monkeypatch.setattr(notify, "_SEND_SECONDS", 20)
+    monkeypatch.setenv("NOTIFY_SOCKET", name)
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        heard.bind(name)
+        heard.settimeout(20)
+        others.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                others.sendto(b"x", name)
+        sock = notify.connect()
+        assert sock
+        with sock:
+            sent = pool.submit(notify.tell, sock, b"READY=1")
+            time.sleep(0.1)  # until it waits
+            while (word := heard.recv(100)) != b"READY=1":
+                assert word == b"x"
+            sent.result(20)
 
 
 @pytest.mark.parametrize("name", ["", "x", "/nowhere/notify", "@nobody"])

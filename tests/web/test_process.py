@@ -38,6 +38,31 @@ def test_the_watchdog_is_fed_while_the_threads_live(tmp_path: Path, alive: str, 
         assert words == [b"READY=1"] + [b"WATCHDOG=1"] * fed
 
 
+RELOADED = """
+import os, signal
+from conntrack_textfile.web import process
+
+def read_again():
+    reloads.append(1)
+    os.kill(os.getpid(), signal.SIGHUP if len(reloads) < 5 else signal.SIGTERM)
+
+reloads = []
+process.block_signals()
+os.kill(os.getpid(), signal.SIGHUP)
+process.stay(lambda: True, read_again, lambda: None)
+"""
+
+
+def test_the_watchdog_is_fed_between_reloads_too(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(20)
+        env = {"NOTIFY_SOCKET": f"{tmp_path}/notify", "WATCHDOG_USEC": "60000000"}
+        subprocess.run([sys.executable, "-c", RELOADED], env=env, timeout=30, check=True)
+        words = list(iter(lambda: systemd.recv(100), b"STOPPING=1"))
+        assert words == [b"READY=1"] + [b"WATCHDOG=1"] * 5
+
+
 EXHAUSTED = """
 import os, signal, sys
 from conntrack_textfile.web import process
