@@ -107,12 +107,13 @@ class Application:
         return _text(start, "503 Service Unavailable", "there is no good snapshot yet")
 
     def _guarded(self, passwords: Passwords, environ: dict[str, Any], start: _Start) -> _Answer:
+        connection: Connection = environ["conntrack_textfile.connection"]
         try:
-            authorization = environ.get("HTTP_AUTHORIZATION", "")
-            if passwords.admit(authorization, environ.get("REMOTE_ADDR", "")):
-                return self._open(environ, start)
+            admitted = passwords.admit(environ.get("HTTP_AUTHORIZATION", ""), connection.client)
         except TimeoutError:
             return _text(start, "503 Service Unavailable", "too many passwords to check")
+        if admitted:
+            return self._open(environ, start)
         challenge = ("WWW-Authenticate", 'Basic realm="conntrack-textfile", charset="UTF-8"')
         return _text(start, "401 Unauthorized", "name and password, please", challenge)
 

@@ -129,9 +129,12 @@ class Server(ThreadingMixIn, WSGIServer):
         """Serve until shutdown()."""
         try:
             while True:
-                with contextlib.suppress(Exception):  # without memory anything can fail
+                try:
                     self.serve_forever()
                     return
+                except Exception:  # noqa: BLE001  # without memory anything can fail
+                    with contextlib.suppress(MemoryError):
+                        LOG.debug("the accept loop failed; starting it again", exc_info=True)
                 time.sleep(_BACKOFF)
         finally:
             self._epoll.close()

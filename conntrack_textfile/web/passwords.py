@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import ipaddress
 import os
 import re
 from typing import TYPE_CHECKING
@@ -57,10 +56,10 @@ class Passwords:
         self._right: dict[bytes, None] = {}
         self._wrong: dict[bytes, None] = {}
 
-    def admit(self, authorization: str, client: str) -> bool:
+    def admit(self, authorization: str, client: bytes) -> bool:
         """Whether the value of an Authorization header is a name and its password.
 
-        Where many wait to be checked, the address of the client says who is next.
+        Where many wait to be checked, the network of the client says who is next.
         Raises TimeoutError where it is not the turn of this one in time.
         """
         scheme, _, credentials = authorization.partition(" ")
@@ -76,8 +75,7 @@ class Passwords:
         if known is not None:
             return known
         user = name.decode("utf-8", "replace")
-        network = _client_network(client).encode()
-        sources = (self._digest(network), self._digest(network + b" " + name))
+        sources = (self._digest(client), self._digest(client + b" " + name))
         slow = _cost(self.users.get(user, "")) > _MAX_PADDED_COST
         queue = self._slow_checks if slow else self._checks
         return queue.result(key, sources, lambda: self._check(key, user, password))
@@ -124,19 +122,6 @@ def _cost(hashed: str) -> int:
 def _nobody(cost: int) -> bytes:
     """A hash of no password, which takes as long as others of this cost."""
     return b"$2b$%02d$" % cost + b"." * 53
-
-
-def _client_network(address: str) -> str:
-    """What one client has for itself: an IPv4 address, or a /64 of IPv6 addresses."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv4Address):
-        return str(parsed)
-    if parsed.ipv4_mapped:  # of a socket for both
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.ip_network((parsed, 64), strict=False))
 
 
 def from_fields(users: Fields) -> Passwords | None:

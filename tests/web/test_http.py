@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from conntrack_textfile.logs import LOG
 from conntrack_textfile.options import Address
 from conntrack_textfile.web import http as transport
 from conntrack_textfile.web import sockets
@@ -461,6 +462,25 @@ def test_a_thread_that_cannot_start_holds_no_place(monkeypatch: pytest.MonkeyPat
                 with pytest.raises((http.client.HTTPException, OSError), match=r"closed|reset"):
                     get(f"http://127.0.0.1:{port}/metrics")
         assert get(f"http://127.0.0.1:{port}/metrics")[0] == 200
+
+
+def test_the_accept_loop_starts_again_after_an_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(LOG, "propagate", True)
+    caplog.set_level("DEBUG", LOG.name)
+    actions = transport.Server.service_actions
+    errors = iter([MemoryError("once")])
+
+    def broken(server: transport.Server) -> None:
+        for error in errors:
+            raise error
+        actions(server)
+
+    monkeypatch.setattr(transport.Server, "service_actions", broken)
+    with listening(application(lambda: (b"", EMPTY))) as port:
+        assert get(f"http://127.0.0.1:{port}/metrics")[0] == 200
+    assert "the accept loop failed; starting it again" in caplog.text
 
 
 def test_scrapes_one_after_the_other_are_never_too_many() -> None:

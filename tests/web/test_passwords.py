@@ -13,14 +13,13 @@ from conntrack_textfile.logs import LOG
 from conntrack_textfile.web.passwords import (
     _BCRYPT_HASH,
     Passwords,
-    _client_network,
     _nobody,
     from_fields,
 )
 from conntrack_textfile.web.yamlfile import mapping
 from tests.certificates import HASH, basic
 
-CLIENT = "192.0.2.1"
+CLIENT = b"\xc0\0\2\1"
 
 
 @pytest.mark.parametrize(
@@ -130,20 +129,6 @@ def test_an_expensive_hash_is_warned_of(caplog: pytest.LogCaptureFixture) -> Non
         assert place is not None
         from_fields(mapping(place, "basic_auth_users", None))
         assert caplog.text.count("the password of alice has bcrypt cost 13") == warned
-
-
-@pytest.mark.parametrize(
-    ("address", "network"),
-    [
-        ("192.0.2.1", "192.0.2.1"),
-        ("::ffff:192.0.2.1", "192.0.2.1"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-        ("", ""),
-    ],
-)
-def test_a_client_is_what_one_host_has_for_itself(address: str, network: str) -> None:
-    assert _client_network(address) == network
 
 
 def test_answers_are_remembered_right_and_wrong_apart() -> None:
