@@ -363,7 +363,7 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
     listeners = sockets.listening(handed.listeners) if opts.systemd_socket else []
     if not listeners:
         listeners = [sockets.listen(address) for address in opts.listen]
-    process.share_one_arena()
+    process.limit_malloc_arenas()
     process.block_signals()
 
     names = options.watch_names(opts)
@@ -403,7 +403,7 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
         collector.stop()
         stack.close()
 
-    process.stay(alive, read_again, stop)
+    process.run(alive, read_again, stop)
 
 
 def _say_who_may_ask(

@@ -44,7 +44,7 @@ LAYERS = [
         families collector
         exposition columns terminal
         top
-        web.body web.sockets web.limiter web.request web.notify web.checkqueue web.yamlfile
+        web.body web.sockets web.limiter web.request web.sdnotify web.throttle web.yamlfile
         web.metrics web.markup web.history web.query
         web.picture
         web.page

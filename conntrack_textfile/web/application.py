@@ -109,10 +109,10 @@ class Application:
     def _guarded(self, passwords: Passwords, environ: dict[str, Any], start: _Start) -> _Answer:
         connection: Connection = environ["conntrack_textfile.connection"]
         try:
-            admitted = passwords.admit(environ.get("HTTP_AUTHORIZATION", ""), connection.client)
+            verified = passwords.verify(environ.get("HTTP_AUTHORIZATION", ""), connection.client)
         except TimeoutError:
             return _text(start, "503 Service Unavailable", "too many passwords to check")
-        if admitted:
+        if verified:
             return self._open(environ, start)
         challenge = ("WWW-Authenticate", 'Basic realm="conntrack-textfile", charset="UTF-8"')
         return _text(start, "401 Unauthorized", "name and password, please", challenge)

@@ -65,8 +65,8 @@ basic_auth_users:
     }
     assert settings.headers == {"Strict-Transport-Security": "max-age=31536000"}
     assert settings.passwords is not None
-    assert settings.passwords.admit(basic("alice", "secret"), b"")
-    assert settings.passwords.admit(basic("bob", "secret"), b"")
+    assert settings.passwords.verify(basic("alice", "secret"), b"")
+    assert settings.passwords.verify(basic("bob", "secret"), b"")
     assert settings.tls is not None
     assert settings.tls.verify_mode == ssl.CERT_REQUIRED
     offered = {cipher["name"] for cipher in settings.tls.get_ciphers()}

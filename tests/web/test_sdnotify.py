@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from conntrack_textfile.web import notify
+from conntrack_textfile.web import sdnotify
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,48 +18,48 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize("abstract", [False, True])
 def test_a_state_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool) -> None:
     name = str(tmp_path / "notify")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
-        heard.bind("\0" + name if abstract else name)
-        heard.settimeout(20)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind("\0" + name if abstract else name)
+        systemd.settimeout(20)
         monkeypatch.setenv("NOTIFY_SOCKET", "@" + name if abstract else name)
-        sock = notify.connect()
+        sock = sdnotify.connect()
         assert sock
-        notify.tell(sock, b"READY=1")
-        assert heard.recv(100) == b"READY=1"
+        sdnotify.notify(sock, b"READY=1")
+        assert systemd.recv(100) == b"READY=1"
     with sock:
-        notify.tell(sock, b"WATCHDOG=1")  # nobody is there any more
+        sdnotify.notify(sock, b"WATCHDOG=1")  # the other end is closed
 
 
 def test_a_full_queue_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = str(tmp_path / "notify")
-    monkeypatch.setattr(notify, "_SEND_SECONDS", 20)
+    monkeypatch.setattr(sdnotify, "_SEND_SECONDS", 20)
     monkeypatch.setenv("NOTIFY_SOCKET", name)
     with (
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd,
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others,
         ThreadPoolExecutor(1) as pool,
     ):
-        heard.bind(name)
-        heard.settimeout(20)
+        systemd.bind(name)
+        systemd.settimeout(20)
         others.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             while True:
                 others.sendto(b"x", name)
-        sock = notify.connect()
+        sock = sdnotify.connect()
         assert sock
         with sock:
-            sent = pool.submit(notify.tell, sock, b"READY=1")
+            sent = pool.submit(sdnotify.notify, sock, b"READY=1")
             time.sleep(0.1)  # until it waits
-            while (word := heard.recv(100)) != b"READY=1":
+            while (word := systemd.recv(100)) != b"READY=1":
                 assert word == b"x"
             sent.result(20)
 
 
 @pytest.mark.parametrize("name", ["", "x", "/nowhere/notify", "@nobody"])
-def test_nobody_listens(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_without_a_usable_socket_nothing_is_sent(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", name)
-    assert notify.connect() is None
-    notify.tell(None, b"READY=1")
+    assert sdnotify.connect() is None
+    sdnotify.notify(None, b"READY=1")
 
 
 @pytest.mark.parametrize(
@@ -84,4 +84,4 @@ def test_the_time_of_the_watchdog(
             monkeypatch.delenv(name, raising=False)
         else:
             monkeypatch.setenv(name, str(os.getpid()) if value == "own" else value)
-    assert notify.watchdog() == seconds
+    assert sdnotify.watchdog_seconds() == seconds
