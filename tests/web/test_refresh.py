@@ -255,7 +255,7 @@ def test_folding_is_logged_when_it_starts_and_when_it_stops(
 
 
 def test_nothing_is_shown_before_the_first_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refresh, "_FIRST_READING_SECONDS", 0.01)
+    monkeypatch.setattr(refresh, "_FIRST_SNAPSHOT_SECONDS", 0.01)
     assert refresher(Table()).current() is None
 
 
