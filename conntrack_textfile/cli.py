@@ -383,7 +383,7 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
         telemetry_path=opts.telemetry_path,
         max_requests=opts.max_requests,
         exporter_metrics=opts.exporter_metrics,
-        access=web_config,
+        web_config=web_config,
     )
     refresher.start()
     limiter = Limiter(http.MAX_CONNECTIONS)

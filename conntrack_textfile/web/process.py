@@ -41,7 +41,9 @@ def block_signals() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
 
 
-def run(alive: Callable[[], bool], reload: Callable[[], None], stop: Callable[[], None]) -> NoReturn:
+def run(
+    alive: Callable[[], bool], reload: Callable[[], None], stop: Callable[[], None]
+) -> NoReturn:
     """Wait for signals until SIGTERM or SIGINT, then exit; in the main thread.
 
     Call block_signals() first. A signal ends the process even without memory.

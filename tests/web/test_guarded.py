@@ -68,7 +68,10 @@ def test_tls_and_a_password_guard_all_but_the_health(made: Path, place: Path) ->
         for path in ("/metrics", "/", "/nowhere"):
             for wrong in (basic("alice", "x"), basic("x", "secret"), ""):
                 status, body, headers = ask(program, context, path, Authorization=wrong)
-                assert (status, body) == (401, b"Unauthorized: name and password, please\n")
+                assert (status, body) == (
+                    401,
+                    b"Unauthorized: a user name and password are required\n",
+                )
                 assert headers["WWW-Authenticate"].startswith('Basic realm="conntrack-textfile"')
                 assert headers["X-Frame-Options"] == "deny"
         assert b"fd77:1::2" in ask(program, context, "/", Authorization=right)[1]

@@ -62,8 +62,8 @@ def dropped(client: socket.socket) -> bool:
 
 def refusals(page: Application) -> dict[str, float]:
     """The counts of refused connections, by reason."""
-    assert page._metrics_of_process
-    value = page._metrics_of_process.registry.get_sample_value
+    assert page._exporter_metrics
+    value = page._exporter_metrics.registry.get_sample_value
     name = "conntrack_http_connections_refused_total"
     return {reason: value(name, {"reason": reason}) or 0.0 for reason in REASONS}
 
@@ -281,7 +281,7 @@ def test_requests_may_come_one_behind_the_other() -> None:
 
 
 def test_an_idle_connection_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "KEEP_SECONDS", 0.5)
+    monkeypatch.setattr(transport, "KEEP_ALIVE_SECONDS", 0.5)
     with listening(application(lambda: (b"", EMPTY))) as port, connected(port) as client:
         client.sendall(GET)
         assert client.recv(1000).startswith(b"HTTP/1.1 200 OK")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from conntrack_textfile.web.limiter import ANSWERING, KEPT, SILENT, Connection, Limiter
+from conntrack_textfile.web.limiter import IDLE, READING, RESPONDING, Connection, Limiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,13 +18,13 @@ def made(reasons: list[str]) -> Iterator[Make]:
     """Connections of an address in a state; with something to read, where wanted."""
     ends: list[socket.socket] = []
 
-    def make(address: str, state: int = SILENT, *, asks: bool = False) -> Connection:
+    def make(address: str, state: int = READING, *, asks: bool = False) -> Connection:
         here, there = socket.socketpair()
         ends.extend((here, there))
         if asks:
             there.sendall(b"G")
         connection = Connection(here, (address, 1), reasons.append)
-        connection.turn(state)
+        connection.set_state(state)
         return connection
 
     yield make
@@ -42,26 +42,26 @@ A, B, C = "192.0.2.1", "192.0.2.2", "192.0.2.3"
 
 def test_there_are_as_many_as_said(made: Make) -> None:
     limiter = Limiter(2)
-    one, two, three = (made(A, ANSWERING) for _ in range(3))
-    assert limiter.enter(one)
-    assert limiter.enter(two)
-    assert not limiter.enter(three)
-    limiter.leave(one)
-    limiter.leave(one)  # it has left
-    assert limiter.enter(three)
-    assert not limiter.enter(one)
+    one, two, three = (made(A, RESPONDING) for _ in range(3))
+    assert limiter.acquire(one)
+    assert limiter.acquire(two)
+    assert not limiter.acquire(three)
+    limiter.release(one)
+    limiter.release(one)  # it has left
+    assert limiter.acquire(three)
+    assert not limiter.acquire(one)
 
 
 def test_those_that_wait_go_first_and_the_oldest_of_them(made: Make, reasons: list[str]) -> None:
     limiter = Limiter(4)
-    held = [made(A, state) for state in (SILENT, ANSWERING, KEPT, SILENT)]
+    held = [made(A, state) for state in (READING, RESPONDING, IDLE, READING)]
     for connection in held:
-        assert limiter.enter(connection)
+        assert limiter.acquire(connection)
     for gone, reason in ((2, "idle"), (0, "silent"), (3, "silent")):
-        assert limiter.enter(made(A, ANSWERING))
+        assert limiter.acquire(made(A, RESPONDING))
         assert held[gone].closed
         assert reasons.pop() == reason
-    assert not limiter.enter(made(A))
+    assert not limiter.acquire(made(A))
     assert not held[1].closed
 
 
@@ -70,33 +70,33 @@ def test_of_those_that_wait_the_client_with_most_loses_one(made: Make) -> None:
     first = made(B)
     held = [first, *(made(A) for _ in range(3))]
     for connection in held:
-        assert limiter.enter(connection)
-    assert limiter.enter(made(C))
+        assert limiter.acquire(connection)
+    assert limiter.acquire(made(C))
     assert [connection.closed for connection in held] == [False, True, False, False]
 
 
 def test_what_asked_already_does_not_wait(made: Make) -> None:
     limiter = Limiter(2)
     asking, silent = made(A, asks=True), made(A)
-    assert limiter.enter(asking)
-    assert limiter.enter(silent)
-    assert limiter.enter(made(A, asks=True))
+    assert limiter.acquire(asking)
+    assert limiter.acquire(silent)
+    assert limiter.acquire(made(A, asks=True))
     assert silent.closed
-    assert not limiter.enter(made(A))
+    assert not limiter.acquire(made(A))
     assert not asking.closed
 
 
 def test_a_share_for_each_client(made: Make, reasons: list[str]) -> None:
     limiter = Limiter(4)
-    held = [made(A, ANSWERING) for _ in range(4)]
+    held = [made(A, RESPONDING) for _ in range(4)]
     for connection in held:
-        assert limiter.enter(connection)
+        assert limiter.acquire(connection)
     for _ in range(2):
-        assert limiter.enter(made(B, ANSWERING))
-    assert not limiter.enter(made(B, ANSWERING))  # it has its half
+        assert limiter.acquire(made(B, RESPONDING))
+    assert not limiter.acquire(made(B, RESPONDING))  # it has its half
     assert [connection.closed for connection in held] == [True, True, False, False]
     assert reasons == ["share", "share"]
-    assert limiter.enter(made(C, ANSWERING))
+    assert limiter.acquire(made(C, RESPONDING))
 
 
 @pytest.mark.parametrize(
@@ -118,18 +118,18 @@ def test_the_closed_are_bounded_too(made: Make) -> None:
     limiter = Limiter(2)
     held = [made(A) for _ in range(4)]
     for connection in held:
-        assert limiter.enter(connection)
-    assert not limiter.enter(made(A))
-    limiter.leave(held[0])
-    assert limiter.enter(made(A))
+        assert limiter.acquire(connection)
+    assert not limiter.acquire(made(A))
+    limiter.release(held[0])
+    assert limiter.acquire(made(A))
 
 
 def test_some_can_be_spared(made: Make) -> None:
     limiter = Limiter(9)
-    held = [made(A, ANSWERING), *(made(A) for _ in range(3))]
+    held = [made(A, RESPONDING), *(made(A) for _ in range(3))]
     for connection in held:
-        assert limiter.enter(connection)
-    limiter.spare(2)
+        assert limiter.acquire(connection)
+    limiter.evict_idle(2)
     assert [connection.closed for connection in held] == [False, True, True, False]
-    limiter.spare(2)
+    limiter.evict_idle(2)
     assert [connection.closed for connection in held] == [False, True, True, True]

@@ -56,7 +56,9 @@ def test_a_full_queue_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("name", ["", "x", "/nowhere/notify", "@nobody"])
-def test_without_a_usable_socket_nothing_is_sent(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_without_a_usable_socket_nothing_is_sent(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", name)
     assert sdnotify.connect() is None
     sdnotify.notify(None, b"READY=1")
