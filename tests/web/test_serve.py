@@ -115,7 +115,7 @@ def test_a_hangup_reads_the_web_config_again(tmp_path: Path) -> None:
         program.wait_for_log(f"read {file} again")
         file.write_text("x: y\n")
         program.process.send_signal(signal.SIGHUP)
-        program.wait_for_log("is not known in the file")
+        program.wait_for_log("unknown field x in the file")
         assert get(f"{program.url}/metrics")[2]["X-Frame-Options"] == "deny"
         stop(program, signal.SIGTERM)
 

@@ -70,4 +70,4 @@ def test_a_key_that_others_can_read_is_warned_of(
     LOG.propagate = True
     (place / "server.key").chmod(mode)
     load(write(place, TLS))
-    assert ("everybody on this host can read the key" in caplog.text) == warned
+    assert ("all users of this host can read the key" in caplog.text) == warned
