@@ -74,6 +74,9 @@ class Refresher:
         self._cause = ""  # of the last failure
         self._warnings: dict[str, str] = {}
         self._history = History()
+        # One page at a time: each thread that renders takes an equal share of the GIL, and
+        # many would leave little for the next snapshot.
+        self._rendering = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="refresh", daemon=True)
         self._due = time.monotonic()
         """When the next snapshot begins, or when the one in progress began; monotonic seconds."""
@@ -111,7 +114,8 @@ class Refresher:
         if snapshot is not None and not fresh:
             snapshot = snapshot.failed
         readings = page.State(now, fresh, self._interval, self._cause)
-        text = page.render(snapshot, overview, view, readings, telemetry_path)
+        with self._rendering:
+            text = page.render(snapshot, overview, view, readings, telemetry_path)
         return text, page.CONTENT_SECURITY_POLICY
 
     def ready(self) -> bool:

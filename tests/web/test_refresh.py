@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +12,7 @@ from conntrack_textfile.errors import SourceError
 from conntrack_textfile.labels import DEFAULT
 from conntrack_textfile.logs import LOG
 from conntrack_textfile.snapshot import Snapshot
-from conntrack_textfile.web import refresh
+from conntrack_textfile.web import page, refresh
 from conntrack_textfile.web.refresh import Refresher
 from tests.builders import CONNTRACK, aggregated, taken
 
@@ -297,3 +298,24 @@ def test_a_view_of_any_label_is_waited_for_while_labels_are_not_known(label: str
     made = Refresher(Table().take, Table().failure, 60.0)
     text, _ = made.html("/m", f"{label}=a")
     assert b"first snapshot is not finished" in text
+
+
+def test_one_page_is_rendered_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = refresher(Table(1))
+    made.refresh()
+    rendering: list[int] = []
+    most = 0
+
+    def slow(*_: object) -> bytes:
+        nonlocal most
+        rendering.append(1)
+        most = max(most, len(rendering))
+        time.sleep(0.02)
+        rendering.pop()
+        return b""
+
+    monkeypatch.setattr(page, "render", slow)
+    with ThreadPoolExecutor(8) as pool:
+        for future in [pool.submit(made.html, "/m", "") for _ in range(16)]:
+            future.result(20)
+    assert most == 1
