@@ -29,10 +29,10 @@ def log() -> None:
     LOG.setLevel("INFO")
 
 
-# The file
+# Content of the file
 
 
-def test_a_file_of_the_exporter_toolkit_is_understood(place: Path) -> None:
+def test_a_file_of_the_exporter_toolkit(place: Path) -> None:
     settings = load(
         write(
             place,
@@ -77,7 +77,7 @@ basic_auth_users:
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "tls_server_config:\nbasic_auth_users: {}\n"])
-def test_an_empty_file_asks_for_nothing(tmp_path: Path, text: str) -> None:
+def test_an_empty_file_requires_nothing(tmp_path: Path, text: str) -> None:
     settings = load(write(tmp_path, text))
     assert (settings.tls, settings.passwords, settings.headers) == (None, None, {})
 
@@ -156,7 +156,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("text", "line", "reason"), WRONG)
-def test_what_is_wrong_has_a_place(place: Path, text: str, line: int, reason: str) -> None:
+def test_an_error_names_its_line(place: Path, text: str, line: int, reason: str) -> None:
     with pytest.raises(UsageError) as error:
         load(write(place, text))
     assert str(error.value).startswith(f"--web.config.file: {place}/web.yml, line {line}: ")
@@ -172,7 +172,7 @@ def test_a_file_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> None:
         (tmp_path / "web.yml").write_bytes(junk)
         with pytest.raises(UsageError, match=r"web\.yml is not valid YAML"):
             load(str(tmp_path / "web.yml"))
-    # A part of it would be settings, without what follows.
+    # Its first MiB alone would be valid, without the passwords.
     (tmp_path / "web.yml").write_text("#" * (1 << 20) + f"\nbasic_auth_users:\n  alice: {HASH}\n")
     with pytest.raises(UsageError, match=r"web\.yml is too large"):
         load(str(tmp_path / "web.yml"))
@@ -188,9 +188,7 @@ def test_packages_of_a_distribution_are_not_for_pip(
     assert "Debian: python3-bcrypt python3-yaml" in yamlfile.missing_packages()
 
 
-def test_an_empty_file_is_said_to_be_empty(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_empty_file_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = write(tmp_path, "# nothing\n")
     with caplog.at_level("WARNING", "conntrack_textfile"):
         settings = load(str(file))
@@ -199,7 +197,9 @@ def test_an_empty_file_is_said_to_be_empty(
 
 
 @pytest.mark.parametrize("missing", ["yaml", "bcrypt"])
-def test_missing_packages_are_named_with_what_to_do(tmp_path: Path, missing: str) -> None:
+def test_missing_packages_are_named_with_the_command_to_install_them(
+    tmp_path: Path, missing: str
+) -> None:
     file = write(tmp_path, f"basic_auth_users:\n  alice: {HASH}\n")
     code = (
         f"import sys; sys.modules[{missing!r}] = None\n"
@@ -213,7 +213,7 @@ def test_missing_packages_are_named_with_what_to_do(tmp_path: Path, missing: str
     assert f"needs the packages of the extra web: {pip}" in done.stderr
 
 
-def test_a_wrong_file_is_exit_status_2(tmp_path: Path) -> None:
+def test_an_invalid_file_is_exit_status_2(tmp_path: Path) -> None:
     file = write(tmp_path, "basic_auth_users:\n  alice: secret\n")
     argv = [*COMMAND, "serve", SAMPLE, f"--web.config.file={file}"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
@@ -222,10 +222,10 @@ def test_a_wrong_file_is_exit_status_2(tmp_path: Path) -> None:
     assert "line 2: the password of alice is not a bcrypt hash" in done.stderr
 
 
-# Changes
+# Reloading
 
 
-def test_a_file_is_read_again_when_it_or_a_certificate_changes(
+def test_a_file_is_reloaded_when_it_or_a_certificate_changes(
     place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     web_config = watch(write(place, TLS))
@@ -275,7 +275,7 @@ basic_auth_users:
         (WHOLE.replace("  min_version: TLS13\n", ""), "allows older versions of TLS"),
     ],
 )
-def test_a_file_that_is_half_written_opens_nothing(
+def test_a_half_written_file_weakens_nothing(
     place: Path, caplog: pytest.LogCaptureFixture, text: str, lost: str
 ) -> None:
     web_config = watch(write(place, WHOLE))
@@ -315,7 +315,7 @@ def test_a_file_that_is_half_written_opens_nothing(
         ("", f"{TLS}basic_auth_users:\n  alice: {HASH}\n", ""),
     ],
 )
-def test_what_is_weaker_needs_a_restart_and_nothing_else(
+def test_only_weaker_settings_need_a_restart(
     place: Path, caplog: pytest.LogCaptureFixture, before: str, after: str, weaker: str
 ) -> None:
     web_config = watch(write(place, before))
@@ -325,7 +325,7 @@ def test_what_is_weaker_needs_a_restart_and_nothing_else(
     assert weaker in caplog.text
 
 
-def test_a_change_while_it_is_read_is_not_missed(
+def test_a_change_during_a_reload_is_not_missed(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     web_config = watch(write(place, TLS))
@@ -343,7 +343,7 @@ def test_a_change_while_it_is_read_is_not_missed(
     assert web_config.current().passwords is not None
 
 
-def test_whatever_goes_wrong_with_a_new_file_is_logged(
+def test_any_error_of_a_reload_is_logged(
     place: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     web_config = watch(write(place, TLS))
@@ -358,7 +358,7 @@ def test_whatever_goes_wrong_with_a_new_file_is_logged(
     assert "'oops'; going on with what was read before" in caplog.text
 
 
-def test_known_clients_stay_known_when_a_certificate_changes(place: Path) -> None:
+def test_cached_passwords_survive_a_new_certificate(place: Path) -> None:
     web_config = watch(write(place, f"{TLS}basic_auth_users:\n  alice: {HASH}\n"))
     before = web_config.current().passwords
     for kind in ("key", "crt"):
@@ -381,7 +381,7 @@ def test_a_broken_file_keeps_the_settings_and_is_logged_once(
     assert web_config.current() is not first
 
 
-def test_what_was_missing_is_looked_for_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_is_retried(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     web_config = watch(write(place, ""))
     write(place, TLS.replace("server.crt", "late.crt"))
     assert web_config.current().tls is None

@@ -40,11 +40,11 @@ CLIENT = b"\xc0\0\2\1"
         basic("Alice", "secret"),
     ],
 )
-def test_what_is_not_a_name_and_its_password_is_refused(authorization: str) -> None:
+def test_wrong_credentials(authorization: str) -> None:
     assert not Passwords({"alice": HASH}).verify(authorization, CLIENT)
 
 
-def test_names_and_passwords_of_any_letters() -> None:
+def test_credentials_in_utf_8() -> None:
     password = "pä:ss " * 3
     hashed = bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode()
     assert Passwords({"älice": hashed}).verify(basic("älice", password), CLIENT)
@@ -54,7 +54,7 @@ def test_names_and_passwords_of_any_letters() -> None:
 
 
 def recorded(passwords: Passwords) -> list[bytes]:
-    """The hashes that are compared from now on, none of which fits."""
+    """Return the list of hashes that verify() compares from now on; all fail."""
     hashes: list[bytes] = []
 
     def compare(_: bytes, hashed: bytes) -> bool:
@@ -70,7 +70,7 @@ def work(hashes: list[bytes]) -> int:
 
 
 def test_a_wrong_password_costs_the_same_for_every_name_and_for_none() -> None:
-    """Counted, since time is noisy here."""
+    """Rounds of bcrypt are counted, since time is noisy."""
     users = {name: HASH.replace("$04$", f"${cost}$") for name, cost in COSTS.items()}
     passwords = Passwords(users)
     hashes = recorded(passwords)
@@ -83,7 +83,7 @@ def test_a_wrong_password_costs_the_same_for_every_name_and_for_none() -> None:
 COSTS = {"alice": "10", "bob": "11", "carol": "12"}
 
 
-def test_a_hash_that_costs_more_than_usual_slows_down_its_own_user_alone() -> None:
+def test_a_hash_above_the_padded_cost_slows_down_its_own_user_alone() -> None:
     passwords = Passwords({"alice": HASH, "slow": HASH.replace("$04$", "$18$")})
     hashes = recorded(passwords)
     costs = {}
@@ -115,8 +115,8 @@ def test_others_do_not_wait_for_a_slow_hash() -> None:
 
 
 @pytest.mark.parametrize("cost", range(4, 13))
-def test_bcrypt_works_as_long_on_the_hash_of_dummy_hash(cost: int) -> None:
-    """It does not stop at once, as it would on what is no hash."""
+def test_bcrypt_takes_its_time_for_a_dummy_hash(cost: int) -> None:
+    """It would return at once for an invalid hash."""
     hashed = _dummy_hash(cost)
     assert _BCRYPT_HASH.fullmatch(hashed.decode())
     assert not bcrypt.checkpw(b"x", hashed)
@@ -131,7 +131,7 @@ def test_an_expensive_hash_is_warned_of(caplog: pytest.LogCaptureFixture) -> Non
         assert caplog.text.count("the password of alice has bcrypt cost 13") == warned
 
 
-def test_answers_are_remembered_right_and_wrong_apart() -> None:
+def test_right_and_wrong_passwords_have_separate_caches() -> None:
     passwords = Passwords({"alice": HASH})
     assert passwords.verify(basic("alice", "secret"), CLIENT)
     checks = 0
@@ -146,12 +146,12 @@ def test_answers_are_remembered_right_and_wrong_apart() -> None:
         assert not passwords.verify(basic("alice", f"guess {n}"), CLIENT)
     assert checks == 600
     assert not passwords.verify(basic("alice", "guess 599"), CLIENT)
-    assert passwords.verify(basic("alice", "secret"), CLIENT)  # not driven out by those who guess
+    assert passwords.verify(basic("alice", "secret"), CLIENT)  # still cached
     assert checks == 600
     assert len(passwords._wrong) <= 256
 
 
-def test_a_known_client_does_not_wait_for_those_who_guess() -> None:
+def test_a_cached_password_does_not_wait_for_a_check() -> None:
     passwords = Passwords({"alice": HASH})
     assert passwords.verify(basic("alice", "secret"), CLIENT)
     started, go_on = threading.Event(), threading.Event()
@@ -171,7 +171,7 @@ def test_a_known_client_does_not_wait_for_those_who_guess() -> None:
         assert not guess.result(10)
 
 
-def test_the_same_password_at_once_is_checked_once() -> None:
+def test_simultaneous_logins_with_one_password_are_checked_once() -> None:
     passwords = Passwords({"alice": HASH})
     checks: list[bytes] = []
 

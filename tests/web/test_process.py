@@ -85,6 +85,6 @@ process.run(lambda: True, reload, lambda: None)
 
 
 @pytest.mark.parametrize("when", ["waiting", "saying", "reading"])
-def test_a_signal_ends_it_without_memory(when: str) -> None:
+def test_a_signal_ends_the_process_without_memory(when: str) -> None:
     done = subprocess.run([sys.executable, "-c", EXHAUSTED, when], timeout=30, check=False)
     assert done.returncode == 0

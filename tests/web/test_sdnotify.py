@@ -75,7 +75,7 @@ def test_without_a_usable_socket_nothing_is_sent(
         ("x", None, None),
     ],
 )
-def test_the_time_of_the_watchdog(
+def test_the_timeout_of_the_watchdog(
     monkeypatch: pytest.MonkeyPatch,
     microseconds: str | None,
     pid: str | None,

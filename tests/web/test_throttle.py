@@ -23,7 +23,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 class Blocked:
-    """A throttle whose first check runs until go_on is set: what comes meanwhile has to wait."""
+    """A throttle whose first check runs until go_on is set; other checks are queued."""
 
     def __init__(
         self, pool: ThreadPoolExecutor, max_wait_seconds: float = 40.0, *, succeeds: bool = True
@@ -38,7 +38,7 @@ class Blocked:
     def send(
         self, name: str, *sources: str, succeeds: bool = True, until: threading.Event | None = None
     ) -> Future[bool]:
-        """Have a check wait, or join the one that is there."""
+        """Queue a check, or join the queued one of the same name."""
 
         def run() -> bool:
             self.ran.append(name)
@@ -57,7 +57,7 @@ class Blocked:
             return check.waiters if check else 0
 
     def fail(self, *sources: str) -> None:
-        """Let a check of these sources have failed before."""
+        """Count a failure of these sources."""
         self.throttle._count_failure(tuple(source.encode() for source in sources))
 
 
@@ -83,7 +83,7 @@ def test_one_runs_at_a_time_and_the_newest_of_equals_is_next(blocked: Blocked) -
 
 
 def test_the_source_with_the_fewest_failures_is_next(blocked: Blocked) -> None:
-    """An address that guesses is behind one that does not; at one address, it is by name."""
+    """The address counts first, then the user name."""
     for name in ("alice", "alice", "bob"):
         blocked.fail("guesser", f"guesser {name}")
     blocked.fail("once", "once carol")
@@ -109,7 +109,7 @@ def test_a_failed_check_is_counted_and_one_that_succeeded_is_not() -> None:
     assert made._failures == {b"a": 1, b"a name": 1}
 
 
-def test_the_same_key_is_checked_once_in_the_best_turn_of_all(blocked: Blocked) -> None:
+def test_the_same_key_is_checked_once_at_the_best_rank(blocked: Blocked) -> None:
     blocked.fail("guesser")
     results = [blocked.send("same", "guesser") for _ in range(50)]
     results.append(blocked.send("before", "a"))
@@ -119,7 +119,7 @@ def test_the_same_key_is_checked_once_in_the_best_turn_of_all(blocked: Blocked) 
     assert blocked.ran == ["first", "same", "before"]
 
 
-def test_who_has_no_turn_in_time_gets_none_later(pool: ThreadPoolExecutor) -> None:
+def test_a_check_that_timed_out_does_not_run(pool: ThreadPoolExecutor) -> None:
     blocked = Blocked(pool, max_wait_seconds=0.5)
     late = blocked.send("late", "a")
     with pytest.raises(TimeoutError):
@@ -133,7 +133,7 @@ def test_who_has_no_turn_in_time_gets_none_later(pool: ThreadPoolExecutor) -> No
     assert blocked.throttle.check(b"next", (b"a",), lambda: True)
 
 
-def test_of_too_many_the_last_in_order_is_refused(
+def test_the_check_of_the_last_rank_is_dropped_from_a_full_queue(
     blocked: Blocked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(throttle, "_MAX_QUEUED", 3)
@@ -153,7 +153,7 @@ def test_of_too_many_the_last_in_order_is_refused(
 
 
 @pytest.mark.parametrize(("max_delayed", "delayed"), [(1, True), (0, False)])
-def test_while_checks_wait_failed_ones_are_answered_late(
+def test_failures_are_delayed_while_checks_are_queued(
     pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, max_delayed: int, delayed: bool
 ) -> None:
     monkeypatch.setattr(throttle, "_MAX_QUEUED_UNDELAYED", 2)
@@ -176,7 +176,7 @@ def test_while_checks_wait_failed_ones_are_answered_late(
         end.set()
 
 
-def test_nothing_is_answered_late_where_nobody_waits() -> None:
+def test_failures_are_not_delayed_while_the_queue_is_empty() -> None:
     made = Throttle(60)
     started = time.monotonic()
     for n in range(100):
@@ -184,7 +184,7 @@ def test_nothing_is_answered_late_where_nobody_waits() -> None:
     assert time.monotonic() - started < 20
 
 
-def test_a_check_that_breaks_is_logged_and_the_others_go_on(
+def test_a_check_that_raises_is_logged_and_the_others_run(
     blocked: Blocked, caplog: pytest.LogCaptureFixture
 ) -> None:
     LOG.propagate = True
@@ -200,7 +200,7 @@ def test_a_check_that_breaks_is_logged_and_the_others_go_on(
     assert "cannot check a password: KeyError('oops')" in caplog.text
 
 
-def test_the_counts_of_failures_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_sources_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throttle, "_MAX_SOURCES", 20)
     made = Throttle(10)
     for n in range(50):
@@ -208,6 +208,6 @@ def test_the_counts_of_failures_are_bounded(monkeypatch: pytest.MonkeyPatch) -> 
         assert len(made._failures) <= 20
 
 
-def test_guessers_leave_connections_to_others() -> None:
+def test_queued_checks_leave_connections_to_other_clients() -> None:
     held = throttle._MAX_QUEUED + throttle._MAX_DELAYED
     assert held < http.MAX_CONNECTIONS

@@ -27,7 +27,7 @@ def fields() -> yamlfile.Fields:
     return yamlfile.mapping(root, "the file", None)
 
 
-def test_what_is_absent_null_or_empty_has_no_text(fields: yamlfile.Fields) -> None:
+def test_absent_null_and_empty_fields_have_no_text(fields: yamlfile.Fields) -> None:
     for name in ("absent", "none", "empty"):
         assert not yamlfile.has_text(fields, name)
     for name in ("word", "number", "yes", "no", "tagged"):
