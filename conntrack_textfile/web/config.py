@@ -75,7 +75,7 @@ def _weakened(new: Settings, old: Settings) -> str:
     """Return what new settings no longer require, "" if they are not weaker."""
     for guard in ("tls", "passwords"):
         if getattr(old, guard) is not None and getattr(new, guard) is None:
-            return f"no longer asks for {guard}"
+            return f"no longer requires {guard}"
     if old.has_client_ca and not new.has_client_ca:  # the CAs of this host would be trusted
         return "no longer names client_ca_file"
     return tls.weakened(new.tls, old.tls) if new.tls and old.tls else ""
@@ -102,7 +102,9 @@ def _settings(path: str, stamps: Stamps, root: yaml.Node | None) -> Settings:
         return name
 
     if root is None:
-        LOG.warning("--web.config.file: %s is empty: it asks for no TLS and no passwords", path)
+        LOG.warning(
+            "--web.config.file: %s is empty: serving without TLS and without passwords", path
+        )
     top = yamlfile.mapping(root, "the file", _SECTIONS) if root else {}
     tls_fields = section(top, "tls_server_config", tls.FIELDS)
     users = section(top, "basic_auth_users", None)

@@ -104,9 +104,8 @@ class Server(ThreadingMixIn, BaseServer):
         self._waiting: dict[int, Connection] = {}  # by descriptor; readable ones leave it
         self._epoll = select.epoll()
         listener.setblocking(False)  # noqa: FBT003
-        # Accepted sockets inherit it. The pieces of a response are small where they are
-        # compressed: Nagle's algorithm would hold back the last until the client's delayed
-        # ACK (40 ms) of those before.
+        # Accepted sockets inherit it. Nagle's algorithm would hold back the last segment of
+        # a response until the client's delayed ACK (40 ms).
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._epoll.register(listener, select.EPOLLIN)
         self._accept_after: float | None = None  # monotonic; None while accepting
@@ -276,7 +275,7 @@ class Server(ThreadingMixIn, BaseServer):
 
 
 class _Exchange:
-    """The requests of a connection that follow each other without a pause, and the responses."""
+    """Pipelined requests of a connection, one at least, and their responses."""
 
     def __init__(self, server: Server, connection: Connection) -> None:
         self.server = server

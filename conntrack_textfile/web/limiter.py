@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # The states of a connection, in the order of eviction: kept alive after a response,
-# without a whole request, with a response in progress.
+# before the end of a request, with a response in progress.
 IDLE, READING, RESPONDING = range(3)
 
 # Why connections are refused or evicted: values of the label "reason".

@@ -34,8 +34,8 @@ def listen(address: Address) -> socket.socket:
                 )
             return socket.create_server(("", address.port), backlog=BACKLOG)
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-        family, _, _, _, where = min(found, key=lambda info: info[0] != socket.AF_INET)
-        return socket.create_server(where, family=family, backlog=BACKLOG)
+        family, _, _, _, sockaddr = min(found, key=lambda info: info[0] != socket.AF_INET)
+        return socket.create_server(sockaddr, family=family, backlog=BACKLOG)
     except socket.gaierror as error:
         raise ListenError(f"cannot listen on {address}: {error.strerror}") from error
     except UnicodeError:

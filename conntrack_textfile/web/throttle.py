@@ -74,7 +74,8 @@ class Throttle:
             if not check.waiters and self._checks.get(key) is check and not check.running:
                 del self._checks[key]
             contended = len(self._checks) > _MAX_QUEUED_UNDELAYED
-            if check.succeeded:
+            succeeded = check.succeeded  # a running check may still set it
+            if succeeded:
                 return True
             self._count_failure(sources)
         if contended and self._delays.acquire(blocking=False):
@@ -82,7 +83,7 @@ class Throttle:
                 time.sleep(max(0.0, deadline - time.monotonic()))
             finally:
                 self._delays.release()
-        if check.succeeded is None:
+        if succeeded is None:
             raise TimeoutError
         return False
 

@@ -193,7 +193,7 @@ def test_an_empty_file_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFix
     with caplog.at_level("WARNING", "conntrack_textfile"):
         settings = load(str(file))
     assert (settings.tls, settings.passwords) == (None, None)
-    assert f"{file} is empty: it asks for no TLS and no passwords" in caplog.text
+    assert f"{file} is empty: serving without TLS and without passwords" in caplog.text
 
 
 @pytest.mark.parametrize("missing", ["yaml", "bcrypt"])
@@ -255,10 +255,10 @@ basic_auth_users:
 @pytest.mark.parametrize(
     ("text", "lost"),
     [
-        ("", "no longer asks for tls"),
-        ("# a comment\n", "no longer asks for tls"),
-        (WHOLE[: WHOLE.index("basic_auth")], "no longer asks for passwords"),
-        (TLS, "no longer asks for passwords"),
+        ("", "no longer requires tls"),
+        ("# a comment\n", "no longer requires tls"),
+        (WHOLE[: WHOLE.index("basic_auth")], "no longer requires passwords"),
+        (TLS, "no longer requires passwords"),
         (
             WHOLE.replace("  client_auth_type: RequireAndVerifyClientCert\n", "").replace(
                 "  client_ca_file: ca.crt\n", ""

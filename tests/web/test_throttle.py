@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+import types
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -131,6 +132,22 @@ def test_a_check_that_timed_out_does_not_run(pool: ThreadPoolExecutor) -> None:
     assert blocked.ran == ["first"]
     assert blocked.throttle._checks == {}
     assert blocked.throttle.check(b"next", (b"a",), lambda: True)
+
+
+def test_a_right_password_is_not_refused_when_its_check_ends_during_the_delay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(throttle, "_MAX_QUEUED_UNDELAYED", 0)
+    made, go_on = Throttle(0.1), threading.Event()
+
+    def delay(_: float) -> None:
+        go_on.set()
+        wait_for(lambda: made._worker is None)
+
+    clock = types.SimpleNamespace(monotonic=time.monotonic, sleep=delay)
+    monkeypatch.setattr(throttle, "time", clock)
+    with pytest.raises(TimeoutError):
+        made.check(b"right", (b"a",), lambda: go_on.wait(60))
 
 
 def test_the_check_of_the_last_rank_is_dropped_from_a_full_queue(
