@@ -321,7 +321,7 @@ class _Exchange:
     def _refuse(self, error: BadRequestError) -> None:
         self.stream.set_timeout(RESPONSE_SECONDS)
         environ = {"SERVER_PROTOCOL": "HTTP/1.1", "REQUEST_METHOD": error.method}
-        LOG.debug("%s refused: %s: %s", self.connection.address[0], error.status, error)
+        LOG.debug("%s: %s: %s", self.connection.address[0], error.status, error)
         application = self.server.application
 
         def refusal(environ: dict[str, Any], start: Any) -> Any:
@@ -400,10 +400,9 @@ class _Response(SimpleHandler):
         headers = cast("Headers", self.headers)
         if not self.keep_alive:
             headers["Connection"] = "close"
-        request = [
-            self.environ.get(name) for name in ("REMOTE_ADDR", "REQUEST_METHOD", "PATH_INFO")
-        ]
-        LOG.debug("%s %s %s: %s", *request, self.status)
+        if "PATH_INFO" in self.environ:  # invalid requests are logged with their error
+            names = ("REMOTE_ADDR", "REQUEST_METHOD", "PATH_INFO")
+            LOG.debug("%s %s %s: %s", *(self.environ[name] for name in names), self.status)
 
     def log_exception(self, exc_info: _ExcInfo) -> None:
         self.failed = True
