@@ -314,9 +314,10 @@ class _Exchange:
         self.stream.set_timeout(RESPONSE_SECONDS)
         application = self.server.application
         complete = self._send(self._environ(request), application, keep_alive=request.keep_alive)
-        if request.has_content:
+        last = not (request.keep_alive and complete)
+        if request.has_content or (last and self.connection.has_unread_data()):
             _linger(self.connection)
-        return request.keep_alive and complete
+        return not last
 
     def _refuse(self, error: BadRequestError) -> None:
         self.stream.set_timeout(RESPONSE_SECONDS)

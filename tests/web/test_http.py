@@ -280,6 +280,14 @@ def test_requests_can_be_pipelined() -> None:
         assert rest(client).count(b"up 1\n") == 4
 
 
+def test_requests_after_the_last_one_do_not_reset_the_connection() -> None:
+    body = Body([b"x" * (1 << 20)] * 4)
+    with listening(application(lambda: (b"", body))) as port, connected(port) as client:
+        client.sendall(GET_AND_CLOSE + GET * 1000)
+        time.sleep(0.3)  # until the server would have closed it
+        assert len(rest(client)) > 4 << 20
+
+
 def test_keep_alive_has_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "KEEP_ALIVE_SECONDS", 0.5)
     with listening(application(lambda: (b"", EMPTY))) as port, connected(port) as client:
