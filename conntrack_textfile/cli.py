@@ -395,7 +395,7 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
     listeners = sockets.listening(passed.listeners) if opts.systemd_socket else []
     if not listeners:
         listeners = [sockets.listen(address) for address in opts.listen]
-    process.share_one_arena()
+    process.limit_malloc_arenas()
     process.block_signals()
 
     names = options.watch_names(opts)
@@ -417,7 +417,7 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
         telemetry_path=opts.telemetry_path,
         max_requests=opts.max_requests,
         exporter_metrics=opts.exporter_metrics,
-        access=web_config,
+        web_config=web_config,
     )
     refresher.start()
     limiter = Limiter(http.MAX_CONNECTIONS)
@@ -437,7 +437,7 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
         collector.stop()
         stack.close()
 
-    process.stay(alive, reload, stop)
+    process.run(alive, reload, stop)
 
 
 def _log_listeners(

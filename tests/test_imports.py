@@ -46,7 +46,7 @@ LAYERS = [
         collector
         exposition columns terminal
         top
-        web.body web.sockets web.limiter web.request web.notify web.checkqueue web.yamlfile
+        web.body web.sockets web.limiter web.request web.sdnotify web.throttle web.yamlfile
         web.metrics web.markup web.history web.query
         web.picture
         web.page

@@ -1,4 +1,4 @@
-"""The WSGI application: finished text to whoever asks for it."""
+"""The WSGI application: paths, authentication, headers and content encoding."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
     from conntrack_textfile.web.limiter import Connection
     from conntrack_textfile.web.passwords import Passwords
 
-_Start = Callable[[str, list[tuple[str, str]]], object]  # PEP 3333, as used here
+_Start = Callable[[str, list[tuple[str, str]]], object]  # start_response() of PEP 3333
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-# A client has its answer a moment before the place that it held is free. One
-# that comes right after it must not be turned away for that.
+# A client can have its whole response a moment before its slot is released: the next
+# request waits this long for a slot, before it is refused.
 _SLOT_SECONDS = 0.25
 
-# Bodies that answers under way may be of. Each is as large as the page.
-_VERSIONS = 2
+# Bodies, each of one snapshot, that responses in progress may keep in memory.
+_MAX_BODIES = 2
 
 
 class Served(Protocol):
-    """What there is to serve. See refresh.Refresher."""
+    """The content to serve. See refresh.Refresher."""
 
     def current(self) -> tuple[bytes, Body] | None: ...  # noqa: D102
-    def html(self, telemetry_path: str, asked: str) -> tuple[bytes, str]: ...  # noqa: D102
+    def html(self, telemetry_path: str, query_string: str) -> tuple[bytes, str]: ...  # noqa: D102
     def ready(self) -> bool: ...  # noqa: D102
 
 
 class Application:
-    """The WSGI application: the metrics at one path, a page for people at the root."""
+    """The WSGI application: the metrics, the HTML page at / and the health checks."""
 
     def __init__(
         self,
@@ -54,69 +54,68 @@ class Application:
         telemetry_path: str,
         max_requests: int,
         exporter_metrics: bool,
-        access: Reloader[Settings] | None,
+        web_config: Reloader[Settings] | None,
     ) -> None:
         self._served = served
         self._telemetry_path = telemetry_path
         self._max_requests = max_requests
         self._limiter = Limiter(max_requests) if max_requests else None
         self._sending: dict[Connection, Body] = {}
-        self._lock = threading.Lock()  # of the line above
-        self._metrics_of_process = Metrics() if exporter_metrics else None
-        self.access = access
+        self._sending_lock = threading.Lock()
+        self._exporter_metrics = Metrics() if exporter_metrics else None
+        self.web_config = web_config
 
     def __call__(self, environ: dict[str, Any], start: _Start) -> Iterable[bytes]:
-        """Answer a request: the interface of PEP 3333."""
+        """Respond to a request: the interface of PEP 3333."""
         settings = self._settings()
         start = _with_headers(start, settings)
         path = environ["PATH_INFO"]
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            answer = _text(start, "405 Method Not Allowed", "use GET", ("Allow", "GET, HEAD"))
-        elif path == "/-/healthy":  # these two tell nothing of the table
-            answer = _text(start, "200 OK", "healthy")
+            response = _text(start, "405 Method Not Allowed", "use GET", ("Allow", "GET, HEAD"))
+        elif path == "/-/healthy":  # health checks need no password
+            response = _text(start, "200 OK", "healthy")
         elif path == "/-/ready":
-            answer = self._readiness(start)
+            response = self._readiness(start)
         elif settings is not None and settings.passwords is not None:
-            answer = self._guarded(settings.passwords, environ, start)
+            response = self._authenticated(settings.passwords, environ, start)
         else:
-            answer = self._open(environ, start)
-        if environ["REQUEST_METHOD"] == "HEAD":
-            answer.pieces = []
-        return answer
+            response = self._content(environ, start)
+        return response.without_body() if environ["REQUEST_METHOD"] == "HEAD" else response
 
-    def refuse(
+    def error(
         self, environ: dict[str, Any], start: _Start, status: str, reason: str
     ) -> Iterable[bytes]:
-        """Answer what the transport could not make a request of, or a request that failed."""
-        answer = _text(_with_headers(start, self._settings()), status, reason)
-        if environ["REQUEST_METHOD"] == "HEAD":
-            answer.pieces = []
-        return answer
+        """Respond to an invalid or failed request."""
+        response = _text(_with_headers(start, self._settings()), status, reason)
+        return response.without_body() if environ["REQUEST_METHOD"] == "HEAD" else response
 
-    def refused(self, reason: str) -> None:
-        """Count a connection that was turned away, or closed before its time."""
-        if self._metrics_of_process:
-            self._metrics_of_process.refused.labels(reason).inc()
+    def count_refused(self, reason: str) -> None:
+        """Count a connection that was refused or evicted."""
+        if self._exporter_metrics:
+            self._exporter_metrics.refused.labels(reason).inc()
 
     def _settings(self) -> Settings | None:
-        return self.access.current() if self.access else None
+        return self.web_config.current() if self.web_config else None
 
-    def _readiness(self, start: _Start) -> _Answer:
+    def _readiness(self, start: _Start) -> _Response:
         if self._served.ready():
             return _text(start, "200 OK", "ready")
         return _text(start, "503 Service Unavailable", "there is no good snapshot yet")
 
-    def _guarded(self, passwords: Passwords, environ: dict[str, Any], start: _Start) -> _Answer:
+    def _authenticated(
+        self, passwords: Passwords, environ: dict[str, Any], start: _Start
+    ) -> _Response:
+        connection: Connection = environ["conntrack_textfile.connection"]
         try:
-            authorization = environ.get("HTTP_AUTHORIZATION", "")
-            if passwords.admit(authorization, environ.get("REMOTE_ADDR", "")):
-                return self._open(environ, start)
+            verified = passwords.verify(environ.get("HTTP_AUTHORIZATION", ""), connection.client)
         except TimeoutError:
             return _text(start, "503 Service Unavailable", "too many passwords to check")
+        if verified:
+            return self._content(environ, start)
         challenge = ("WWW-Authenticate", 'Basic realm="conntrack-textfile", charset="UTF-8"')
-        return _text(start, "401 Unauthorized", "name and password, please", challenge)
+        return _text(start, "401 Unauthorized", "a user name and password are required", challenge)
 
-    def _open(self, environ: dict[str, Any], start: _Start) -> _Answer:
+    def _content(self, environ: dict[str, Any], start: _Start) -> _Response:
         path = environ["PATH_INFO"]
         if path == self._telemetry_path:
             return self._scrape(environ, start)
@@ -126,120 +125,124 @@ class Application:
             except QueryError as error:
                 return _text(start, "400 Bad Request", str(error))
             headers = [("Content-Security-Policy", policy), ("Referrer-Policy", "no-referrer")]
-            return _answer(start, "200 OK", "text/html; charset=utf-8", [page], *headers)
+            return _response(start, "200 OK", "text/html; charset=utf-8", [page], *headers)
         return _text(start, "404 Not Found", f"see {self._telemetry_path}")
 
-    def _scrape(self, environ: dict[str, Any], start: _Start) -> _Answer:
+    def _scrape(self, environ: dict[str, Any], start: _Start) -> _Response:
         connection: Connection = environ["conntrack_textfile.connection"]
-        if self._limiter and not self._limiter.enter(connection, _SLOT_SECONDS):
-            if self._metrics_of_process:
-                self._metrics_of_process.requests.labels("503").inc()
+        if self._limiter and not self._limiter.acquire(connection, _SLOT_SECONDS):
+            if self._exporter_metrics:
+                self._exporter_metrics.requests.labels("503").inc()
             return _text(
                 start,
                 "503 Service Unavailable",
                 f"{self._max_requests} scrapes are running, as many as --web.max-requests allows",
             )
-        if self._metrics_of_process:
-            self._metrics_of_process.in_flight.inc()
+        if self._exporter_metrics:
+            self._exporter_metrics.in_flight.inc()
         try:
-            answer = self._metrics(connection, environ.get("HTTP_ACCEPT_ENCODING", ""), start)
+            response = self._exposition(connection, environ.get("HTTP_ACCEPT_ENCODING", ""), start)
         except BaseException:
             self._done(connection, "500")
             raise
-        # Not a closure over the answer: it would hold the page until garbage is looked for.
-        answer.done = functools.partial(self._done, connection, answer.status)
-        return answer
+        # Not a closure over the response: the cycle would keep the body until garbage collection.
+        response.on_close = functools.partial(self._done, connection, response.status)
+        return response
 
     def _done(self, connection: Connection, status: str) -> None:
-        with self._lock:
+        with self._sending_lock:
             self._sending.pop(connection, None)
         if self._limiter:
-            self._limiter.leave(connection)
-        if self._metrics_of_process:
-            self._metrics_of_process.in_flight.dec()
-            self._metrics_of_process.requests.labels(status).inc()
+            self._limiter.release(connection)
+        if self._exporter_metrics:
+            self._exporter_metrics.in_flight.dec()
+            self._exporter_metrics.requests.labels(status).inc()
 
-    def _metrics(self, connection: Connection, encodings: str, start: _Start) -> _Answer:
+    def _exposition(self, connection: Connection, encodings: str, start: _Start) -> _Response:
         current = self._served.current()
         if current is None:
             return _text(start, "503 Service Unavailable", "the first snapshot is not finished yet")
         rest, body = current
-        self._send(connection, body)
-        if self._metrics_of_process:
-            rest += prometheus_client.generate_latest(self._metrics_of_process.registry)
+        self._track(connection, body)
+        if self._exporter_metrics:
+            rest += prometheus_client.generate_latest(self._exporter_metrics.registry)
         headers = [("Vary", "Accept-Encoding")]
         if _accepts_gzip(encodings):
             headers.append(("Content-Encoding", "gzip"))
             pieces = body.gzipped(rest)
         else:
             pieces = [*body.plain, rest]
-        return _answer(start, "200 OK", CONTENT_TYPE, pieces, *headers)
+        return _response(start, "200 OK", CONTENT_TYPE, pieces, *headers)
 
-    def _send(self, connection: Connection, body: Body) -> None:
-        """Note whose answer is of which body, and close those of the oldest of too many."""
+    def _track(self, connection: Connection, body: Body) -> None:
+        """Note which body is being sent, and close connections that still send older ones."""
         if body is EMPTY:
             return
-        with self._lock:
+        with self._sending_lock:
             self._sending[connection] = body
-            versions = list(dict.fromkeys(self._sending.values()))
-            for slow in [c for c, sent in self._sending.items() if sent in versions[:-_VERSIONS]]:
+            bodies = list(dict.fromkeys(self._sending.values()))
+            for slow in [c for c, sent in self._sending.items() if sent in bodies[:-_MAX_BODIES]]:
                 del self._sending[slow]
                 slow.close("outdated")
 
 
-class _Answer:
-    """The body of an answer. WSGI calls close() when it was sent or could not be."""
+class _Response:
+    """The response body of PEP 3333: close() is called after it was sent, or failed."""
 
     def __init__(self, status: str, pieces: list[bytes]) -> None:
         self.status = status
         self.pieces = pieces
-        self.done: Callable[[], None] = lambda: None
+        self.on_close: Callable[[], None] = lambda: None
+
+    def without_body(self) -> _Response:
+        self.pieces = []
+        return self
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self.pieces)
 
     def close(self) -> None:
-        self.done()
+        self.on_close()
 
 
-def _answer(
+def _response(
     start: _Start,
     status: str,
     content_type: str,
     pieces: list[bytes],
     *headers: tuple[str, str],
-) -> _Answer:
+) -> _Response:
     start(
         status,
         [
             ("Content-Type", content_type),
             ("Content-Length", str(sum(map(len, pieces)))),
             ("X-Content-Type-Options", "nosniff"),
-            ("Cache-Control", "no-store"),  # it says who talks to whom
+            ("Cache-Control", "no-store"),  # addresses are personal data
             ("Server", "conntrack-textfile"),
             *headers,
         ],
     )
-    return _Answer(status[:3], pieces)
+    return _Response(status[:3], pieces)
 
 
-def _text(start: _Start, status: str, text: str, *headers: tuple[str, str]) -> _Answer:
+def _text(start: _Start, status: str, text: str, *headers: tuple[str, str]) -> _Response:
     body = f"{status[4:]}: {text}\n".encode()
-    return _answer(start, status, "text/plain; charset=utf-8", [body], *headers)
+    return _response(start, status, "text/plain; charset=utf-8", [body], *headers)
 
 
 def _with_headers(start: _Start, settings: Settings | None) -> _Start:
-    """Answers that begin with the configured headers too, in place of ours of the same name.
+    """Return a start_response() that adds the configured headers; they replace equal ones.
 
-    But a Content-Security-Policy of ours stays: it is that of the page, with its style.
+    The page's own Content-Security-Policy stays: another one would forbid its style sheet.
     """
     if settings is None:
         return start
-    more = settings.headers
+    configured = settings.headers
 
     def started(status: str, headers: list[tuple[str, str]]) -> object:
-        ours = {name.lower() for name, _ in headers} & {"content-security-policy"}
-        added = {name: value for name, value in more.items() if name.lower() not in ours}
+        own = {name.lower() for name, _ in headers} & {"content-security-policy"}
+        added = {name: value for name, value in configured.items() if name.lower() not in own}
         replaced = {name.lower() for name in added}
         kept = [header for header in headers if header[0].lower() not in replaced]
         return start(status, [*kept, *added.items()])
@@ -248,7 +251,7 @@ def _with_headers(start: _Start, settings: Settings | None) -> _Start:
 
 
 def _accepts_gzip(header: str) -> bool:
-    """Whether an Accept-Encoding header (RFC 9110, 12.5.3) asks for gzip."""
+    """Return whether an Accept-Encoding header (RFC 9110, 12.5.3) allows gzip."""
     for offer in header.lower().split(","):
         coding, _, weight = offer.partition(";")
         if coding.strip() == "gzip":

@@ -1,4 +1,4 @@
-"""The body of a scrape: deflated once, sent often."""
+"""The response body of a scrape: compressed once for each snapshot, not for each response."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Body:
-    """A text made ready once, to be sent often: plain and deflated."""
+    """A text and its DEFLATE compression (RFC 1951), without the end of the stream."""
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
         deflate = _deflater()
@@ -24,12 +24,12 @@ class Body:
             self.deflated.append(deflate.compress(piece))
             self.size += len(piece)
             self.crc = zlib.crc32(piece, self.crc)
-        # Ends on a whole byte and refers to nothing before it: any deflated
-        # text can follow. See gzipped().
+        # A full flush ends on a byte boundary and resets the window, so that any other
+        # compressed text can follow. See gzipped().
         self.deflated.append(deflate.flush(zlib.Z_FULL_FLUSH))
 
     def gzipped(self, rest: bytes) -> list[bytes]:
-        """The body and another text as one gzip stream (RFC 1952), in pieces."""
+        """Return the body and another text as one gzip member (RFC 1952), in pieces."""
         deflate = _deflater()
         size = (self.size + len(rest)) & 0xFFFFFFFF
         return [

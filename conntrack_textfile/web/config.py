@@ -1,7 +1,7 @@
-"""The web config file: TLS, passwords and headers of serve, read again when it changes.
+"""The web config file: TLS, passwords and headers of serve, reloaded when it changes.
 
-Its format is that of Prometheus' exporter toolkit, so that files which exist
-work: https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md
+Format: that of Prometheus' exporter toolkit,
+https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _SECTIONS = ("tls_server_config", "basic_auth_users", "http_server_config")
 _HTTP_FIELDS = ("http2", "headers")
-# Header fields, and the values of those that have few.
+# The headers that can be set, and their values (empty: any).
 _HEADERS: dict[str, tuple[str, ...]] = {
     "Content-Security-Policy": (),
     "Strict-Transport-Security": (),
@@ -36,9 +36,9 @@ _HEADERS: dict[str, tuple[str, ...]] = {
 
 
 class Settings(NamedTuple):
-    """What a web config file says."""
+    """The settings of a web config file."""
 
-    stamps: Stamps  # of the file and of those that it names
+    stamps: Stamps  # of the file and of those named in it
     tls: ssl.SSLContext | None
     has_client_ca: bool
     passwords: passwords.Passwords | None
@@ -46,44 +46,44 @@ class Settings(NamedTuple):
 
 
 def watch(path: str) -> Reloader[Settings]:
-    """The settings of a file, read again when it or a file that it names changes.
+    """Return the settings of a file, reloaded when it or a file named in it changes.
 
-    Raises UsageError. Later settings that guard less than those before are refused.
+    A reload that weakens them is an error: see _reloaded(). Raises UsageError.
     """
 
     def read(before: Settings | None) -> tuple[Settings, Stamps]:
         settings = load(path)
         if before is not None:
-            settings = _no_weaker(settings, before, path)
+            settings = _reloaded(settings, before, path)
         return settings, settings.stamps
 
     return Reloader(path, read)
 
 
-def _no_weaker(new: Settings, old: Settings, path: str) -> Settings:
-    """New settings, if they guard what the old ones did.
+def _reloaded(new: Settings, old: Settings, path: str) -> Settings:
+    """Return the new settings. Raises UsageError if they are weaker than the old ones.
 
-    A file is empty, or half, while it is being written.
+    A file that is being written is empty, or ends early.
     """
     if weaker := _weakened(new, old):
         raise UsageError(f"--web.config.file: {path} {weaker}: weaker settings need a restart")
     if old.passwords and new.passwords and old.passwords.users == new.passwords.users:
-        return new._replace(passwords=old.passwords)  # with those that it knows
+        return new._replace(passwords=old.passwords)  # keeps the cache
     return new
 
 
 def _weakened(new: Settings, old: Settings) -> str:
-    """What new settings let pass that the old ones did not, "" where nothing."""
+    """Return what new settings no longer require, "" if they are not weaker."""
     for guard in ("tls", "passwords"):
         if getattr(old, guard) is not None and getattr(new, guard) is None:
-            return f"no longer asks for {guard}"
-    if old.has_client_ca and not new.has_client_ca:  # any authority of the host would do
+            return f"no longer requires {guard}"
+    if old.has_client_ca and not new.has_client_ca:  # the CAs of this host would be trusted
         return "no longer names client_ca_file"
     return tls.weakened(new.tls, old.tls) if new.tls and old.tls else ""
 
 
 def load(path: str) -> Settings:
-    """Read a web config file and what it names. Raises UsageError with the place of an error."""
+    """Read a web config file and the files named in it. Raises UsageError with the line."""
     stamps = {path: stamp(path)}  # before it is read, so that no change is missed
     with yamlfile.located_errors(path):
         return _settings(path, stamps, yamlfile.read(path))
@@ -91,7 +91,7 @@ def load(path: str) -> Settings:
 
 def _settings(path: str, stamps: Stamps, root: yaml.Node | None) -> Settings:
     def file_path(node: yaml.Node, field: str) -> str:
-        """A file that is named in the file, relative to it."""
+        """Return the path in a field, which is relative to the config file."""
         name = os.path.join(os.path.dirname(path), text(node, field))
         try:
             stamps[name] = stamp(name)
@@ -99,16 +99,18 @@ def _settings(path: str, stamps: Stamps, root: yaml.Node | None) -> Settings:
         except OSError as error:
             raise NodeError(node, f"cannot read {field} {name}: {error.strerror}") from None
         except ValueError:
-            raise NodeError(node, f"{field} is not the name of a file") from None
+            raise NodeError(node, f"{field} is not a file name") from None
         return name
 
     if root is None:
-        LOG.warning("--web.config.file: %s is empty: it asks for no TLS and no passwords", path)
+        LOG.warning(
+            "--web.config.file: %s is empty: serving without TLS and without passwords", path
+        )
     top = yamlfile.mapping(root, "the file", _SECTIONS) if root else {}
     tls_fields = section(top, "tls_server_config", tls.FIELDS)
     users = section(top, "basic_auth_users", None)
     http = section(top, "http_server_config", _HTTP_FIELDS)
-    boolean(http, "http2", default=True)  # has no effect, but has its type
+    boolean(http, "http2", default=True)  # checked, but HTTP/2 is not supported
     headers = section(http, "headers", tuple(_HEADERS))
     context = None
     if tls_fields:

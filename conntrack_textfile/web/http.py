@@ -1,9 +1,9 @@
-"""The HTTP transport: connections, threads and deadlines.
+"""The HTTP server: connections, threads and deadlines.
 
-It is the standard library's server, with this for a request: a connection that
-has something to read. Until then, and between two requests, it costs a
-descriptor and no thread. Connections, threads, time and sizes are bounded,
-since anybody who reaches the port can send anything.
+It is the standard library's socketserver, with an epoll set in place of the
+listening socket: a connection that becomes readable gets a thread, until its
+requests are answered. An idle one costs a descriptor and no thread. Connections,
+threads, time and sizes are limited: clients are not trusted.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ import sys
 import threading
 import time
 import urllib.parse
-from socketserver import BaseRequestHandler, ThreadingMixIn
+from socketserver import BaseRequestHandler, BaseServer, ThreadingMixIn
 from typing import IO, TYPE_CHECKING, Any, cast
 from wsgiref.handlers import SimpleHandler
-from wsgiref.simple_server import WSGIServer
 
 from conntrack_textfile.logs import LOG
-from conntrack_textfile.web.limiter import ANSWERING, KEPT, SILENT, Connection, Limiter
-from conntrack_textfile.web.request import MAX_REQUEST, BadRequestError, TooLargeError, read
+from conntrack_textfile.web.limiter import IDLE, READING, RESPONDING, Connection, Limiter
+from conntrack_textfile.web.request import MAX_REQUEST_BYTES, BadRequestError, TooLargeError, read
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -36,98 +35,96 @@ if TYPE_CHECKING:
 
     _ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
 
-# Seconds that a client has to send its request, and to take the answer.
+# Seconds for a client to send its request, and to read the response.
 REQUEST_SECONDS = 10.0
 RESPONSE_SECONDS = 60.0
 
-# Seconds that a connection is kept for the next request: two scrapes a minute
-# apart, and some.
-KEEP_SECONDS = 130.0
+# Keep-alive timeout in seconds: more than two scrape intervals of a minute.
+KEEP_ALIVE_SECONDS = 130.0
 
-# Seconds and bytes for what a client still sends when it was refused. To close
-# with bytes unread would reset the connection, and the client lose the answer.
+# Seconds and bytes of data to discard after the last response. close() with unread
+# data resets the connection (RFC 9112, 9.6), and the client can lose the response.
 _LINGER_SECONDS = 2.0
-_LINGER = 1 << 20
+_LINGER_BYTES = 1 << 20
 
-# Seconds from one complaint about TLS to the next.
-_WARNING_SECONDS = 60.0
+# Seconds between two log lines about failed TLS.
+_TLS_WARNING_SECONDS = 60.0
 
-# Connections at the same time. A newer one takes the place of one that waits.
+# Simultaneous connections of all listening sockets. See Limiter.
 MAX_CONNECTIONS = 512
 
-# Seconds without accepting when the process has no descriptors or no memory.
+# Seconds without accept() after it failed for lack of descriptors or memory.
 _BACKOFF = 0.5
-_SCARCE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
-# Connections to close then: descriptors for those who ask, and for a refresh.
-_EVICTED_AT_ONCE = 16
+# Connections to evict then: descriptors for requests and for the next snapshot.
+_EVICTIONS = 16
 
-# Connections accepted in a row, before those that wait get their turn.
-_BATCH = 64
+# Connections accepted in a row, before readable ones are served.
+_ACCEPT_BATCH = 64
 
-# Seconds from one look for connections that have waited too long to the next.
-_SWEEP = 0.5
+# Seconds between two searches for connections whose timeout is over.
+_SWEEP_SECONDS = 0.5
 
-# Seconds after which the loop of a server, which turns twice a second, has stopped.
-_STOPPED = 60.0
+# Seconds after which the accept loop, which runs at least twice a second, counts as stuck.
+_STUCK_SECONDS = 60.0
 
-# Bytes of a thread's stack, by default 8 MiB of address space. Threads of
-# connections call little.
-_STACK = 1 << 20
+# Bytes of a thread's stack: 8 MiB of address space by default.
+_STACK_BYTES = 1 << 20
 
-_TLS_HANDSHAKE = b"\x16"  # ContentType (RFC 8446, 5.1): what a client of TLS begins with
+_TLS_HANDSHAKE = b"\x16"  # ContentType, the first byte of TLS (RFC 8446, 5.1)
 
 
 def start(
     listener: socket.socket, application: Application, limiter: Limiter | None = None
 ) -> Server:
-    """Serve on a listening socket, in threads that end with the process.
+    """Serve on a listening socket, in daemon threads.
 
-    Servers that share a limiter have so many connections together.
+    limiter: of this server's connections; may be shared with other servers.
     """
-    threading.stack_size(_STACK)
+    threading.stack_size(_STACK_BYTES)
     server = Server(listener, application, limiter or Limiter(MAX_CONNECTIONS))
     threading.Thread(target=server.run, name="http", daemon=True).start()
     return server
 
 
-class Server(ThreadingMixIn, WSGIServer):
+class Server(ThreadingMixIn, BaseServer):
     """The server of one listening socket."""
 
     daemon_threads = True
     block_on_close = False
-    _last_warning = float("-inf")
+    _last_tls_warning = float("-inf")
 
     def __init__(self, listener: socket.socket, application: Application, limiter: Limiter) -> None:
-        host, port = listener.getsockname()[:2]
-        super().__init__((host, port), BaseRequestHandler, bind_and_activate=False)
-        self.socket.close()
+        # Its handler class is not used: finish_request() is overridden.
+        super().__init__(listener.getsockname(), BaseRequestHandler)
         self.socket = listener
-        # Not HTTPServer.server_bind(): that asks the DNS for this host's name.
-        self.server_name, self.server_port = host, port
-        self.setup_environ()
-        self.serves = application
+        self.application = application
         self._limiter = limiter
-        self._waiting: dict[int, Connection] = {}  # by descriptor
-        # What the server takes for its one socket: this one, and all that wait.
+        self._waiting: dict[int, Connection] = {}  # by descriptor; readable ones leave it
         self._epoll = select.epoll()
         listener.setblocking(False)  # noqa: FBT003
+        # Accepted sockets inherit it. Nagle's algorithm would hold back the last segment of
+        # a response until the client's delayed ACK (40 ms).
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._epoll.register(listener, select.EPOLLIN)
-        self._accepts_from: float | None = None  # monotonic seconds; None while it does
-        self._out_of_descriptors = False
-        self._turned = self._swept = time.monotonic()
+        self._accept_after: float | None = None  # monotonic; None while accepting
+        self._exhausted = False
+        self._looped = self._swept = time.monotonic()
 
     def fileno(self) -> int:
-        """What is readable when there is something to do."""
+        """Return the epoll descriptor: readable when there is anything to do."""
         return self._epoll.fileno()
 
     def run(self) -> None:
-        """Serve until shutdown()."""
+        """Serve until shutdown(). Errors restart the accept loop."""
         try:
             while True:
-                with contextlib.suppress(Exception):  # without memory anything can fail
-                    self.serve_forever()
-                    return
+                try:
+                    return self.serve_forever()
+                except Exception:  # noqa: BLE001  # without memory anything can fail
+                    with contextlib.suppress(MemoryError):
+                        LOG.debug("the accept loop failed; starting it again", exc_info=True)
                 time.sleep(_BACKOFF)
         finally:
             self._epoll.close()
@@ -135,33 +132,33 @@ class Server(ThreadingMixIn, WSGIServer):
                 self._end(connection)
 
     def alive(self) -> bool:
-        """Whether the loop goes on."""
-        return time.monotonic() - self._turned < _STOPPED
+        """Return whether the accept loop runs."""
+        return time.monotonic() - self._looped < _STUCK_SECONDS
 
     def service_actions(self) -> None:
-        """What else is to be done each time that the loop turns."""
-        now = self._turned = time.monotonic()
-        if self._accepts_from is not None and now > self._accepts_from:
-            self._accepts_from = None
+        """Resume accept() after the backoff, and close connections whose timeout is over."""
+        now = self._looped = time.monotonic()
+        if self._accept_after is not None and now > self._accept_after:
+            self._accept_after = None
             self._epoll.register(self.socket, select.EPOLLIN)
-        if now > self._swept + _SWEEP:
+        if now > self._swept + _SWEEP_SECONDS:
             self._swept = now
             for connection in list(self._waiting.values()):
-                seconds = KEEP_SECONDS if connection.state == KEPT else REQUEST_SECONDS
+                seconds = KEEP_ALIVE_SECONDS if connection.state == IDLE else REQUEST_SECONDS
                 if now > connection.since + seconds:
-                    self._forget(connection)
+                    self._unregister(connection)
                     self._end(connection)
 
-    # What the server hands around as a request is a connection.
+    # What socketserver calls a request is a Connection here.
 
     def get_request(self) -> Any:
-        """A connection that has something to read. An OSError means that there is none now."""
+        """Return a readable connection and its address. Raises OSError if there is none."""
         for descriptor, _ in self._epoll.poll(0, 1):
             connection = self._waiting.get(descriptor)
             if connection is None:
                 self._accept()
             else:
-                self._forget(connection)
+                self._unregister(connection)
                 if not connection.closed:
                     return connection, connection.address
                 self._end(connection)
@@ -169,34 +166,34 @@ class Server(ThreadingMixIn, WSGIServer):
 
     def _accept(self) -> None:
         try:
-            for _ in range(_BATCH):
+            for _ in range(_ACCEPT_BATCH):
                 accepted, address = self.socket.accept()
-                connection = Connection(accepted, address, self.serves.refused)
-                if self._limiter.enter(connection):
+                connection = Connection(accepted, address, self.application.count_refused)
+                if self._limiter.acquire(connection):
                     self._wait(connection)
                 else:
-                    LOG.debug("no place for a connection from %s", address[0])
+                    LOG.debug("too many connections: refused one from %s", address[0])
                     connection.close("full")
                     self._end(connection)
         except BlockingIOError:
             pass
         except OSError as error:
-            if error.errno not in _SCARCE:
-                return  # that client has gone again
-            # It would be tried again at once, and for ever.
+            if error.errno not in _EXHAUSTED:
+                return  # the client has disconnected
+            # The socket stays readable: without a backoff this would be a busy loop.
             self._epoll.unregister(self.socket)
-            self._accepts_from = time.monotonic() + _BACKOFF
-            self._limiter.spare(_EVICTED_AT_ONCE)
-            if not self._out_of_descriptors:
+            self._accept_after = time.monotonic() + _BACKOFF
+            self._limiter.evict_idle(_EVICTIONS)
+            if not self._exhausted:
                 LOG.error("cannot accept connections: %s; trying again", error.strerror)
-            self._out_of_descriptors = True
+            self._exhausted = True
             return
-        if self._out_of_descriptors:
+        if self._exhausted:
             LOG.info("accepting connections works again")
-        self._out_of_descriptors = False
+        self._exhausted = False
 
     def _wait(self, connection: Connection) -> None:
-        """Serve it when there is something to read."""
+        """Serve it once it is readable."""
         descriptor = connection.socket.fileno()
         try:
             self._waiting[descriptor] = connection
@@ -205,20 +202,19 @@ class Server(ThreadingMixIn, WSGIServer):
             self._waiting.pop(descriptor, None)
             self._end(connection)
 
-    def _forget(self, connection: Connection) -> None:
+    def _unregister(self, connection: Connection) -> None:
         descriptor = connection.socket.fileno()
         self._epoll.unregister(descriptor)
         del self._waiting[descriptor]
 
     def _end(self, connection: Connection) -> None:
-        # First, so that nobody shuts down what has its descriptor next.
-        self._limiter.leave(connection)
-        with contextlib.suppress(OSError):  # not connected any more
-            socket.socket.shutdown(connection.socket, socket.SHUT_WR)
+        # First: an eviction after close() could reach another socket by the same descriptor.
+        self._limiter.release(connection)
+        _shut_down(connection.socket)
         connection.socket.close()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Start its thread."""
+        """Start the thread of a readable connection."""
         try:
             super().process_request(request, client_address)
         except BaseException:
@@ -226,54 +222,60 @@ class Server(ThreadingMixIn, WSGIServer):
             raise
 
     def shutdown_request(self, request: Any) -> None:
-        """End it, or wait for more: its thread is done with it."""
-        if request.state == KEPT and not request.closed:
+        """Close it, or keep it alive: its thread is done with it."""
+        if request.state == IDLE and not request.closed:
             self._wait(request)
         else:
             self._end(request)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """Answer what came, in its thread; by TLS where that is wanted."""
+        """Serve the requests that have arrived; after the handshake, if TLS is configured."""
         tls = self.tls()
-        fresh = request.state == SILENT
-        request.turn(SILENT)
+        fresh = request.state == READING
+        request.set_state(READING)
         if fresh and tls is not None:
             request.socket.settimeout(REQUEST_SECONDS)
             if request.socket.recv(1, socket.MSG_PEEK) not in (b"", _TLS_HANDSHAKE):
-                self._complain(client_address[0], "http request")
-                _Exchange(self, request).refuse_plain()
+                self._warn_tls(client_address[0], "http request")
+                _Exchange(self, request).refuse_plain_http()
                 return
-            request.secured(
+            request.use_tls(
                 tls.wrap_socket(request.socket, server_side=True, do_handshake_on_connect=False)
             )
-            request.socket.do_handshake()
+            try:
+                request.socket.do_handshake()
+            except ssl.SSLError:
+                _linger(request)  # for the client to read the alert
+                raise
             request.tls = tls
-            request.turn(SILENT)
+            request.set_state(READING)
+        elif request.tls is not tls:  # reloaded since its handshake
+            return
         _Exchange(self, request).run()
 
     def tls(self) -> ssl.SSLContext | None:
-        """What connections are to be secured by, now."""
-        access = self.serves.access
-        return access.current().tls if access else None
+        """Return the current TLS settings, None without TLS."""
+        web_config = self.application.web_config
+        return web_config.current().tls if web_config else None
 
     def handle_error(self, _request: Any, client_address: Any) -> None:
-        """Log it. It is the client's doing, mostly: it went away or was too slow."""
+        """Log a failed connection: mostly the client disconnected or was too slow."""
         LOG.debug("connection from %s failed", client_address[0], exc_info=True)
-        # This one is mostly a wrong setting, there or here.
+        # Failed TLS is mostly a wrong setting of the client or of this server.
         error = sys.exc_info()[1]
         if isinstance(error, ssl.SSLError):
             reason = (error.reason or "closed").replace("_", " ").lower()
-            self._complain(client_address[0], reason)
+            self._warn_tls(client_address[0], reason)
 
-    def _complain(self, client: str, reason: str) -> None:
-        """Say that TLS failed, now and then: anybody can make it fail often."""
-        if time.monotonic() > Server._last_warning + _WARNING_SECONDS:
-            Server._last_warning = time.monotonic()
+    def _warn_tls(self, client: str, reason: str) -> None:
+        """Log that TLS failed; rate limited, since any client can cause it."""
+        if time.monotonic() > Server._last_tls_warning + _TLS_WARNING_SECONDS:
+            Server._last_tls_warning = time.monotonic()
             LOG.warning("TLS with %s failed: %s", client, reason)
 
 
 class _Exchange:
-    """Requests and answers on a connection, as long as one follows the other."""
+    """Pipelined requests of a connection, one at least, and their responses."""
 
     def __init__(self, server: Server, connection: Connection) -> None:
         self.server = server
@@ -283,57 +285,55 @@ class _Exchange:
         self.wfile = io.BufferedWriter(self.stream)
 
     def run(self) -> None:
-        """Answer what is there, and turn to KEPT where more may come."""
-        while self._answer():
-            self.stream.allow(0)
+        """Respond to all pipelined requests; leave the connection IDLE if it is kept alive."""
+        while self._respond():
+            self.stream.set_timeout(0)
             if not self.rfile.peek(1):
-                self.connection.turn(KEPT)
+                self.connection.set_state(IDLE)
                 return
-            self.connection.turn(SILENT)
-            self.stream.allow(REQUEST_SECONDS)
+            if self.connection.tls is not self.server.tls():  # reloaded since its handshake
+                return
+            self.connection.set_state(READING)
+            self.stream.set_timeout(REQUEST_SECONDS)
 
-    def refuse_plain(self) -> None:
-        """Answer a client that should have begun with TLS."""
+    def refuse_plain_http(self) -> None:
+        """Respond in plain text to a client that does not use TLS."""
         reason = "Client sent an HTTP request to an HTTPS server"
         self._refuse(BadRequestError("400 Bad Request", reason))
 
-    def _answer(self) -> bool:
-        """Answer one request. Whether another may follow."""
+    def _respond(self) -> bool:
+        """Respond to one request. Return whether another may follow."""
         try:
             request = read(self.rfile.readline)
         except BadRequestError as error:
             self._refuse(error)
             return False
-        # The settings of TLS may have changed while the connection was kept.
-        if request is None or self.connection.tls is not self.server.tls():
+        if request is None:
             return False
-        self.connection.turn(ANSWERING)
-        self.stream.allow(RESPONSE_SECONDS)
-        complete = self._send(self._environ(request), self.server.serves, keeps=request.keeps)
-        if request.content:
-            self._linger()
-        return request.keeps and complete
+        self.connection.set_state(RESPONDING)
+        self.stream.set_timeout(RESPONSE_SECONDS)
+        application = self.server.application
+        complete = self._send(self._environ(request), application, keep_alive=request.keep_alive)
+        last = not (request.keep_alive and complete)
+        if request.has_content or (last and self.connection.has_unread_data()):
+            _linger(self.connection)
+        return not last
 
     def _refuse(self, error: BadRequestError) -> None:
-        self.stream.allow(RESPONSE_SECONDS)
-        environ = {
-            **self.server.base_environ,
-            "SERVER_PROTOCOL": "HTTP/1.1",
-            "REQUEST_METHOD": error.method,
-        }
-        LOG.debug("%s refused: %s: %s", self.connection.address[0], error.status, error)
-        serves = self.server.serves
+        self.stream.set_timeout(RESPONSE_SECONDS)
+        environ = {"SERVER_PROTOCOL": "HTTP/1.1", "REQUEST_METHOD": error.method}
+        LOG.debug("%s: %s: %s", self.connection.address[0], error.status, error)
+        application = self.server.application
 
         def refusal(environ: dict[str, Any], start: Any) -> Any:
-            return serves.refuse(environ, start, error.status, str(error))
+            return application.error(environ, start, error.status, str(error))
 
-        self._send(environ, refusal, keeps=False)
-        self._linger()
+        self._send(environ, refusal, keep_alive=False)
+        _linger(self.connection)
 
     def _environ(self, request: Request) -> dict[str, Any]:
-        """The environment of PEP 3333."""
+        """Return what the application reads of the WSGI environment (PEP 3333)."""
         environ: dict[str, Any] = {
-            **self.server.base_environ,
             "SERVER_PROTOCOL": request.version,
             "REQUEST_METHOD": request.method,
             "PATH_INFO": urllib.parse.unquote(request.path, "iso-8859-1"),
@@ -342,82 +342,96 @@ class _Exchange:
             "conntrack_textfile.connection": self.connection,
         }
         for name, value in request.headers.items():
-            environ["HTTP_" + name.upper().replace("-", "_")] = value
+            if "_" not in name:  # HTTP_A_B stands for A-B alone
+                environ["HTTP_" + name.upper().replace("-", "_")] = value
         return environ
 
-    def _send(self, environ: dict[str, Any], application: Any, *, keeps: bool) -> bool:
-        """Send the answer of an application. Whether all of it could be sent."""
+    def _send(self, environ: dict[str, Any], application: Any, *, keep_alive: bool) -> bool:
+        """Send the response of an application. Return whether it was sent whole."""
         read, write = cast("IO[bytes]", self.rfile), cast("IO[bytes]", self.wfile)
-        handler = _Answer(read, write, cast("Any", sys.stderr), environ)
-        handler.refuse = self.server.serves.refuse
-        handler.keeps = keeps
+        handler = _Response(read, write, cast("Any", sys.stderr), environ)
+        handler.error = self.server.application.error
+        handler.keep_alive = keep_alive
         handler.run(application)
         self.wfile.flush()
         return not handler.failed
 
-    def _linger(self) -> None:
-        """Say that this is the end, and pass over what still comes."""
-        self.connection.turn(SILENT)  # and may go for others
-        sock, end = self.connection.socket, time.monotonic() + _LINGER_SECONDS
-        passed = 0
-        with contextlib.suppress(OSError):
-            # Below TLS: what is in it is of no interest.
-            socket.socket.shutdown(sock, socket.SHUT_WR)
-            while (left := end - time.monotonic()) > 0 and passed < _LINGER:
-                sock.settimeout(left)
-                data = socket.socket.recv(sock, 1 << 16)
-                if not data:
-                    return
-                passed += len(data)
+
+def _linger(connection: Connection) -> None:
+    """Close the sending side, and discard for a while what still arrives (RFC 9112, 9.6)."""
+    connection.set_state(READING)  # it can be evicted
+    sock, end = connection.socket, time.monotonic() + _LINGER_SECONDS
+    _shut_down(sock)
+    discarded = 0
+    with contextlib.suppress(OSError):
+        while (left := end - time.monotonic()) > 0 and discarded < _LINGER_BYTES:
+            sock.settimeout(left)
+            data = socket.socket.recv(sock, 1 << 16)  # not decrypted
+            if not data:
+                return
+            discarded += len(data)
 
 
-class _Answer(SimpleHandler):
+def _shut_down(sock: socket.socket) -> None:
+    """Close the sending side: with TLS by a close_notify alert first (RFC 8446, 6.1)."""
+    with contextlib.suppress(OSError, ValueError):  # reset, or no handshake yet
+        if isinstance(sock, ssl.SSLSocket):
+            sock.settimeout(0)  # the client's own alert is not waited for
+            sock.unwrap()
+    with contextlib.suppress(OSError):  # reset
+        socket.socket.shutdown(sock, socket.SHUT_WR)
+
+
+class _Response(SimpleHandler):
+    """A response of the application, written as HTTP/1.1."""
+
     http_version = "1.1"
-    os_environ: dict[str, str] = {}  # noqa: RUF012  # as declared there
-    environ: dict[str, Any]  # these two are set there
+    os_environ: dict[str, str] = {}  # noqa: RUF012  # not those of this process
+    environ: dict[str, Any]  # this and the next are set by SimpleHandler
     status: str | None
-    refuse: Any
-    keeps = False
+    error: Any  # Application.error
+    keep_alive = False
     failed = False
+
+    def _flush(self) -> None:
+        """Do nothing: SimpleHandler flushes each piece, as a packet and TLS record of its own."""
 
     def cleanup_headers(self) -> None:
         super().cleanup_headers()
         headers = cast("Headers", self.headers)
-        if not self.keeps:
+        if not self.keep_alive:
             headers["Connection"] = "close"
-        asked = [self.environ.get(name) for name in ("REMOTE_ADDR", "REQUEST_METHOD", "PATH_INFO")]
-        LOG.debug("%s %s %s: %s", *asked, self.status)
+        if "PATH_INFO" in self.environ:  # invalid requests are logged with their error
+            names = ("REMOTE_ADDR", "REQUEST_METHOD", "PATH_INFO")
+            LOG.debug("%s %s %s: %s", *(self.environ[name] for name in names), self.status)
 
     def log_exception(self, exc_info: _ExcInfo) -> None:
         self.failed = True
-        self.keeps = False
+        self.keep_alive = False
         error = exc_info[1]
-        if isinstance(error, OSError):  # the client went away or was too slow
-            LOG.debug("answer not taken: %s", error)
+        if isinstance(error, OSError):  # the client disconnected or was too slow
+            LOG.debug("response not sent: %s", error)
         else:
             LOG.error("request failed: %r", error)
             LOG.debug("request failed", exc_info=exc_info)
 
     def error_output(self, environ: Any, start_response: Any) -> Any:
-        self.headers = None  # those of the answer that failed
-        return self.refuse(environ, start_response, "500 Internal Server Error", "see the log")
+        self.headers = None  # drop those of the failed response
+        return self.error(environ, start_response, "500 Internal Server Error", "see the log")
 
 
 class _TimedStream(io.RawIOBase):
-    """A socket of which all reads and writes together end by a deadline, and reads by a size.
+    """A socket with one deadline for all reads and writes, and a limit of bytes to read.
 
-    A timeout for each of them would let a client that sends a byte a second stay.
+    With a timeout for each call, a client could send a byte a second for ever (slowloris).
     """
 
     def __init__(self, sock: socket.socket, seconds: float) -> None:
         self._socket = sock
-        self.allow(seconds)
+        self.set_timeout(seconds)
 
-    def allow(self, seconds: float) -> None:
-        """Set the deadline to so many seconds from now, and the size to that of a request.
-
-        With 0 it reads only what is there.
-        """
+    def set_timeout(self, seconds: float) -> None:
+        """Set the deadline, 0 for non-blocking reads, and allow MAX_REQUEST_BYTES more."""
         self._seconds = seconds
         self._deadline = time.monotonic() + seconds
         self._read = 0
@@ -429,7 +443,7 @@ class _TimedStream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        if self._read >= MAX_REQUEST:
+        if self._read >= MAX_REQUEST_BYTES:
             raise TooLargeError
         self._socket.settimeout(self._left())
         try:
@@ -440,7 +454,7 @@ class _TimedStream(io.RawIOBase):
         return size
 
     def write(self, data: Any) -> int:
-        # Not sendall(): with TLS the time would begin anew with every record.
+        # Not sendall(): SSLSocket restarts its timeout with every record.
         self._socket.settimeout(self._left())
         return self._socket.send(data)
 

@@ -1,4 +1,4 @@
-"""The limiter: which connections stay when there are more than are served at once."""
+"""Client connections and their limit: which one is evicted when there are too many."""
 
 from __future__ import annotations
 
@@ -16,133 +16,135 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
-# What a connection does, in the order in which it has to go when there are too many:
-# kept after an answer, no request yet, an answer under way.
-KEPT, SILENT, ANSWERING = range(3)
+# The states of a connection, in the order of eviction: kept alive after a response,
+# before the end of a request, with a response in progress.
+IDLE, READING, RESPONDING = range(3)
 
-# Why a connection was refused or closed before its time: the values of a label.
+# Why connections are refused or evicted: values of the label "reason".
 REASONS = ("full", "idle", "silent", "share", "outdated", "resources")
 
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: what was not sent is forgotten
-_MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, IPv4 on a socket of IPv6
+# struct linger of socket(7): close() resets the connection and drops unsent data.
+_LINGER_RESET = struct.pack("ii", 1, 0)
+
+_IPV4_MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96 (RFC 4291, 2.5.5.2)
 
 
 class Connection:
-    """A client's connection, which another thread than its own may close."""
+    """A client connection. Any thread may close it."""
 
     def __init__(
         self, sock: socket.socket, address: tuple[Any, ...], refused: Callable[[str], None]
     ) -> None:
+        """address: as of accept(). refused: called with the reason of close()."""
         self.socket = sock
         self.address = address
         self.client = _client(address[0])
-        self.tls: ssl.SSLContext | None = None  # by which it is secured
+        self.tls: ssl.SSLContext | None = None  # of its handshake
         self.closed = False
         self._refused = refused
-        self.turn(SILENT)
+        self.set_state(READING)
 
-    def turn(self, state: int) -> None:
-        """Say what it does from now on."""
+    def set_state(self, state: int) -> None:
+        """Set the state, and the time since when it lasts."""
         self.state = state
         self.since = time.monotonic()
 
-    def asks(self) -> bool:
-        """Whether something came that was not read yet."""
-        ready = select.poll()
+    def has_unread_data(self) -> bool:
+        """Return whether data has arrived that was not read yet, or the end of it."""
+        poll = select.poll()
         try:
-            ready.register(self.socket, select.POLLIN)
+            poll.register(self.socket, select.POLLIN)
         except ValueError:  # closed
             return False
-        return bool(ready.poll(0))
+        return bool(poll.poll(0))
 
-    def secured(self, sock: socket.socket) -> None:
-        """Go on with TLS. Raises ConnectionAbortedError if it was closed meanwhile."""
-        self.socket = sock  # before the look at closed: see close()
+    def use_tls(self, sock: ssl.SSLSocket) -> None:
+        """Replace the socket. Raises ConnectionAbortedError if close() was called before."""
+        self.socket = sock  # first: close() sets closed before it takes the socket
         if self.closed:
-            raise ConnectionAbortedError("closed to make room")
+            raise ConnectionAbortedError("evicted")
 
     def close(self, reason: str) -> None:
-        """Wake its thread with an error, and count why."""
+        """Reset the connection, so that its thread fails, and count the reason."""
         self.closed = True
         self._refused(reason)
-        with contextlib.suppress(OSError):  # it has gone by itself
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            # Not SSLSocket.shutdown(): what its thread writes next would go out in plain text.
+        with contextlib.suppress(OSError):  # disconnected already
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+            # Not SSLSocket.shutdown(): its thread's next write would be in plain text.
             socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
 
 
 class Limiter:
-    """A limit on connections, shared out among clients when it is reached.
+    """A limit of connections, with a fair share for each client once it is reached.
 
-    First those go that wait for a request, of the client that has most of them.
-    If none does, the client with most connections loses one to a client that has fewer.
+    First those without a request are evicted, of the client that has most of them.
+    If there is none, the client with most connections loses one to a client with fewer.
     """
 
-    def __init__(self, number: int) -> None:
-        self._number = number
-        self._held: dict[Connection, None] = {}
-        self._leaving: set[Connection] = set()  # closed, and their threads are about to end
-        self._changed = threading.Condition()
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._connections: dict[Connection, None] = {}
+        self._evicted: set[Connection] = set()  # not released yet: their threads are ending
+        self._released = threading.Condition()
 
-    def enter(self, connection: Connection, patience: float = 0.0) -> bool:
-        """Take a place, if there is one within some seconds or another has to go for it."""
-        with self._changed:
-            if len(self._held) >= self._number and patience:
-                self._changed.wait_for(lambda: len(self._held) < self._number, patience)
-            full = len(self._held) >= self._number
-            if full and not self._make_room(connection.client):
+    def acquire(self, connection: Connection, timeout: float = 0.0) -> bool:
+        """Add a connection if there is room within the timeout (seconds), or by an eviction."""
+        with self._released:
+            if len(self._connections) >= self._limit and timeout:
+                self._released.wait_for(lambda: len(self._connections) < self._limit, timeout)
+            if len(self._connections) >= self._limit and not self._evict_for(connection.client):
                 return False
-            self._held[connection] = None
+            self._connections[connection] = None
             return True
 
-    def leave(self, connection: Connection) -> None:
-        """Give the place back, if it still has one."""
-        with self._changed:
-            self._held.pop(connection, None)
-            self._leaving.discard(connection)
-            self._changed.notify()
+    def release(self, connection: Connection) -> None:
+        """Remove a connection. It may have been evicted."""
+        with self._released:
+            self._connections.pop(connection, None)
+            self._evicted.discard(connection)
+            self._released.notify()
 
-    def spare(self, number: int) -> None:
-        """Close some that wait for a request, for the descriptors that they hold."""
-        with self._changed:
-            while number and self._close_waiting():
+    def evict_idle(self, number: int) -> None:
+        """Evict up to this many connections without a request, to free descriptors."""
+        with self._released:
+            while number and self._evict_waiting():
                 number -= 1
 
-    def _make_room(self, client: bytes) -> bool:
-        if len(self._leaving) >= self._number:  # their threads are still there
+    def _evict_for(self, client: bytes) -> bool:
+        if len(self._evicted) >= self._limit:
             return False
-        if self._close_waiting():
+        if self._evict_waiting():
             return True
-        shares = Counter(map(attrgetter("client"), self._held))
+        shares = Counter(map(attrgetter("client"), self._connections))
         largest, share = shares.most_common(1)[0]
         if share <= shares[client] + 1:
             return False
-        answering = [held for held in self._held if held.client == largest]
-        self._close(min(answering, key=attrgetter("since")), "share")
+        theirs = [c for c in self._connections if c.client == largest]
+        self._evict(min(theirs, key=attrgetter("since")), "share")
         return True
 
-    def _close_waiting(self) -> bool:
-        for state, reason in ((KEPT, "idle"), (SILENT, "silent")):
-            waiting = [held for held in self._held if held.state == state]
+    def _evict_waiting(self) -> bool:
+        for state, reason in ((IDLE, "idle"), (READING, "silent")):
+            waiting = [c for c in self._connections if c.state == state]
             if waiting:
                 shares = Counter(map(attrgetter("client"), waiting))
                 largest = shares.most_common(1)[0][0]
-                for held in sorted(waiting, key=attrgetter("since")):
-                    if held.client == largest and not held.asks():
-                        self._close(held, reason)
+                for connection in sorted(waiting, key=attrgetter("since")):
+                    if connection.client == largest and not connection.has_unread_data():
+                        self._evict(connection, reason)
                         return True
         return False
 
-    def _close(self, held: Connection, reason: str) -> None:
-        del self._held[held]
-        self._leaving.add(held)
-        held.close(reason)
+    def _evict(self, connection: Connection, reason: str) -> None:
+        del self._connections[connection]
+        self._evicted.add(connection)
+        connection.close(reason)
 
 
 def _client(address: str) -> bytes:
-    """What is taken for one client: an IPv4 address, or the /64 of an IPv6 one."""
+    """Return what counts as one client: an IPv4 address, or the /64 of an IPv6 address."""
     try:
         packed = socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
     except OSError:
         return socket.inet_aton(address)
-    return packed[12:] if packed.startswith(_MAPPED) else packed[:8]
+    return packed[12:] if packed.startswith(_IPV4_MAPPED) else packed[:8]

@@ -1,4 +1,4 @@
-"""The metrics about this process, with the names that promhttp has made common."""
+"""The exporter's own metrics, with the names of Go's promhttp."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from conntrack_textfile.web.limiter import REASONS
 
 
 class Metrics:
-    """Counts scrapes, beside what prometheus_client knows of the process."""
+    """A registry of counts of scrapes and connections, and prometheus_client's own metrics."""
 
     def __init__(self) -> None:
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]

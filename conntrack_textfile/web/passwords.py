@@ -1,17 +1,16 @@
-"""Passwords: who may ask, by name and bcrypt hash."""
+"""HTTP basic authentication (RFC 7617): user names and bcrypt hashes."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import ipaddress
 import os
 import re
 from typing import TYPE_CHECKING
 
 from conntrack_textfile.errors import UsageError
 from conntrack_textfile.logs import LOG
-from conntrack_textfile.web.checkqueue import CheckQueue
+from conntrack_textfile.web.throttle import Throttle
 from conntrack_textfile.web.yamlfile import NodeError, missing_packages, printable, text
 
 if TYPE_CHECKING:
@@ -23,45 +22,46 @@ _BCRYPT_HASH = re.compile(
     r"\$2[aby]\$(0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}"
 )
 
-# Wrong passwords are all made to cost as much as the most expensive hash, up to
-# this cost (a quarter of a second). Hashes that cost more stand out by that.
+# A wrong password takes as long as the hash with the highest cost, up to this cost (a
+# quarter of a second), so that timing does not reveal which users exist. It does reveal
+# users with a higher cost.
 _MAX_PADDED_COST = 12
 
-# Less than http.RESPONSE_SECONDS, which a client has for all of its answer.
+# Less than http.RESPONSE_SECONDS, the time of the whole response.
 _MAX_WAIT_SECONDS = 10.0
 _MAX_WAIT_SECONDS_SLOW = 50.0
 
-_MAX_CACHED_VERDICTS = 256
+_MAX_CACHED = 256  # passwords, right and wrong ones each
 
 
 class Passwords:
-    """Names and bcrypt hashes of those who may ask.
+    """User names and bcrypt hashes, with a cache of results.
 
-    bcrypt is slow by design. So a password that was right once is remembered,
-    as are some that were wrong, and the others are checked one at a time: guessing
-    costs one core at most, and a known client does not wait for those who guess.
+    bcrypt is slow by design. So right passwords and some wrong ones are cached (as
+    keyed hashes), and others are checked one at a time: a brute-force attack costs
+    one core at most, and clients with a cached password do not wait for it.
     """
 
     def __init__(self, users: dict[str, str]) -> None:
-        # Imported here, and before it is needed: it may be missing.
+        # Imported here, not at the first check: it may be missing.
         from bcrypt import checkpw
 
         self._checkpw: Callable[[bytes, bytes], bool] = checkpw
         self.users = users
         self._padded_cost = min(_MAX_PADDED_COST, max(map(_cost, users.values())))
-        # bcrypt releases the GIL while it works, so that its thread keeps nobody waiting.
-        self._checks = CheckQueue(_MAX_WAIT_SECONDS)
-        # Of hashes above the padded cost, which would hold up the others for seconds.
-        self._slow_checks = CheckQueue(_MAX_WAIT_SECONDS_SLOW)
+        # bcrypt releases the GIL while it works.
+        self._checks = Throttle(_MAX_WAIT_SECONDS)
+        # For hashes above the padded cost: they would delay the others by seconds.
+        self._slow_checks = Throttle(_MAX_WAIT_SECONDS_SLOW)
         self._secret = os.urandom(16)
         self._right: dict[bytes, None] = {}
         self._wrong: dict[bytes, None] = {}
 
-    def admit(self, authorization: str, client: str) -> bool:
-        """Whether the value of an Authorization header is a name and its password.
+    def verify(self, authorization: str, client: bytes) -> bool:
+        """Return whether an Authorization header has a user name and its password.
 
-        Where many wait to be checked, the address of the client says who is next.
-        Raises TimeoutError where it is not the turn of this one in time.
+        client: limiter.Connection.client; it orders the checks during an attack.
+        Raises TimeoutError if the password was not checked in time.
         """
         scheme, _, credentials = authorization.partition(" ")
         try:
@@ -72,77 +72,64 @@ class Passwords:
         if scheme.lower() != "basic" or not colon:
             return False
         key = self._digest(name + b":" + password)
-        known = self._known(key)
-        if known is not None:
-            return known
+        cached = self._cached(key)
+        if cached is not None:
+            return cached
         user = name.decode("utf-8", "replace")
-        network = _client_network(client).encode()
-        sources = (self._digest(network), self._digest(network + b" " + name))
+        sources = (self._digest(client), self._digest(client + b" " + name))
         slow = _cost(self.users.get(user, "")) > _MAX_PADDED_COST
-        queue = self._slow_checks if slow else self._checks
-        return queue.result(key, sources, lambda: self._check(key, user, password))
+        throttle = self._slow_checks if slow else self._checks
+        return throttle.check(key, sources, lambda: self._check(key, user, password))
 
     def _digest(self, text: bytes) -> bytes:
         return hashlib.blake2b(text, key=self._secret).digest()
 
-    def _known(self, key: bytes) -> bool | None:
+    def _cached(self, key: bytes) -> bool | None:
         if key in self._right:
             return True
         return False if key in self._wrong else None
 
     def _check(self, key: bytes, name: str, password: bytes) -> bool:
-        right = self._known(key)  # another may have asked the same a moment before
+        right = self._cached(key)  # a check of the same may have ended since verify() looked
         if right is None:
             right = self._compare(name, password)
-            verdicts = self._right if right else self._wrong
-            if len(verdicts) >= _MAX_CACHED_VERDICTS:
-                verdicts.clear()
-            verdicts[key] = None
+            cache = self._right if right else self._wrong
+            if len(cache) >= _MAX_CACHED:
+                cache.clear()
+            cache[key] = None
         return right
 
     def _compare(self, name: str, password: bytes) -> bool:
-        # Go looks at 72 bytes, as bcrypt does by its nature.
-        looked_at = password[:72]
-        plain = looked_at.replace(b"\0", b"\xff")
+        # bcrypt ignores what follows 72 bytes; Python's raises ValueError since 5.0.
+        prefix = password[:72]
+        # bcrypt ends at a NUL: with one, a password is never right.
+        plain = prefix.replace(b"\0", b"\xff")
         hashed = self.users.get(name)
         if hashed is None:
-            self._checkpw(plain, _nobody(self._padded_cost))
+            self._checkpw(plain, _dummy_hash(self._padded_cost))
             return False
         right = self._checkpw(plain, hashed.encode())
         if not right:
-            # The time doubles with each cost: 2^10 + 2^10 + 2^11 are 2^12.
+            # The time doubles with each step of cost: 2^10 + 2^10 + 2^11 = 2^12.
             for cost in range(_cost(hashed), self._padded_cost):
-                self._checkpw(plain, _nobody(cost))
-        return right and plain == looked_at
+                self._checkpw(plain, _dummy_hash(cost))
+        return right and plain == prefix
 
 
 def _cost(hashed: str) -> int:
-    """The cost of a bcrypt hash, 0 of none."""
+    """Return the cost (log2 of the rounds) of a bcrypt hash, 0 for ""."""
     return int(hashed[4:6] or 0)
 
 
-def _nobody(cost: int) -> bytes:
-    """A hash of no password, which takes as long as others of this cost."""
+def _dummy_hash(cost: int) -> bytes:
+    """Return a hash that no password has, and that takes as long as others of this cost."""
     return b"$2b$%02d$" % cost + b"." * 53
 
 
-def _client_network(address: str) -> str:
-    """What one client has for itself: an IPv4 address, or a /64 of IPv6 addresses."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv4Address):
-        return str(parsed)
-    if parsed.ipv4_mapped:  # of a socket for both
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.ip_network((parsed, 64), strict=False))
-
-
 def from_fields(users: Fields) -> Passwords | None:
-    """The passwords of basic_auth_users, None where it names nobody.
+    """Return the Passwords of basic_auth_users, None if it is empty.
 
-    Raises NodeError for what is no bcrypt hash, and UsageError without bcrypt.
+    Raises NodeError if a value is no bcrypt hash, UsageError if bcrypt is not installed.
     """
     hashes = {}
     for name, node in users.items():
@@ -152,8 +139,8 @@ def from_fields(users: Fields) -> Passwords | None:
             raise NodeError(node, f"{place} is not a bcrypt hash: htpasswd -nBC 10 makes one")
         if _cost(hashes[name]) > _MAX_PADDED_COST:
             LOG.warning(
-                "%s has bcrypt cost %d: logins as this user are slow, and tell that the name"
-                " exists; htpasswd -nBC %d makes a hash without that",
+                "%s has bcrypt cost %d: logins of this user are slow, and their time reveals that"
+                " the name exists; htpasswd -nBC %d makes a faster hash",
                 *(place, _cost(hashes[name]), _MAX_PADDED_COST),
             )
     if not hashes:

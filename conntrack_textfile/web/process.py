@@ -1,4 +1,4 @@
-"""The process of serve: its signals, and what systemd hears of it."""
+"""The process of serve: its memory, its signals and systemd's watchdog."""
 
 from __future__ import annotations
 
@@ -9,27 +9,26 @@ from typing import TYPE_CHECKING, NoReturn
 
 from conntrack_textfile.errors import OutputError, StateError
 from conntrack_textfile.logs import LOG
-from conntrack_textfile.web import notify
+from conntrack_textfile.web import sdnotify
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_AWAITED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
-# Seconds to wait for a signal, where nothing else is to be done.
+# Seconds to wait for a signal without a watchdog.
 _IDLE_SECONDS = 3600.0
 
-
-# A parameter of mallopt, from malloc.h.
+# A parameter of mallopt(3), from malloc.h.
 _M_ARENA_MAX = -8
 
 
-def share_one_arena() -> None:
-    """Let all threads allocate from one arena, where the C library is glibc.
+def limit_malloc_arenas() -> None:
+    """Make all threads allocate from one malloc arena, with glibc.
 
-    Otherwise each of the first threads reserves 64 MiB of address space of its
-    own; of a limited one (RLIMIT_AS) the refresh then finds nothing left. Only
-    one thread of Python allocates at a time, so nothing is gained by it.
+    Otherwise each of the first threads reserves 64 MiB of address space, and under
+    RLIMIT_AS a snapshot then fails. It costs nothing: the GIL lets one thread
+    allocate at a time.
     """
     with contextlib.suppress(ImportError, OSError, AttributeError):
         import ctypes
@@ -38,45 +37,46 @@ def share_one_arena() -> None:
 
 
 def block_signals() -> None:
-    """Block them, before there are other threads: so that only stay() gets them."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
+    """Block the signals that run() waits for. Call it before threads start: they inherit it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
 
 
-def stay(
-    alive: Callable[[], bool], read_again: Callable[[], None], stop: Callable[[], None]
+def run(
+    alive: Callable[[], bool], reload: Callable[[], None], stop: Callable[[], None]
 ) -> NoReturn:
-    """Serve until a signal says to stop; after block_signals(), in the main thread.
+    """Wait for signals until SIGTERM or SIGINT, then exit; in the main thread.
 
-    SIGHUP reads again what was read at start. systemd's watchdog is fed while
-    this is alive. stop() saves what is to be saved. Without memory a signal still
-    ends it.
+    Call block_signals() first. A signal ends the process even without memory.
+
+    alive: whether the threads work; the watchdog is fed while it is true.
+    reload: called at SIGHUP.
+    stop: called before the exit, to save state.
     """
-    systemd, seconds = notify.connect(), notify.watchdog()
-    notify.tell(systemd, b"READY=1")
+    systemd, timeout = sdnotify.connect(), sdnotify.watchdog_seconds()
+    sdnotify.notify(systemd, b"READY=1")
     while True:
-        found = None
+        received = None
         try:
-            # Where no signal came it allocates nothing: an error stands for a signal.
-            found = signal.sigtimedwait(_AWAITED, seconds / 3 if seconds else _IDLE_SECONDS)
+            # Allocates only if there was a signal: MemoryError stands for one.
+            received = signal.sigtimedwait(_SIGNALS, timeout / 3 if timeout else _IDLE_SECONDS)
         except MemoryError:
             break
-        if found is not None and found.si_signo != signal.SIGHUP:
+        if received is not None and received.si_signo != signal.SIGHUP:
             break
         with contextlib.suppress(MemoryError):
-            if found is not None:
-                read_again()
-            elif alive():
-                notify.tell(systemd, b"WATCHDOG=1")
+            if received is not None:
+                reload()
+            if alive():
+                sdnotify.notify(systemd, b"WATCHDOG=1")
     with contextlib.suppress(MemoryError):
-        notify.tell(systemd, b"STOPPING=1")
-        if found is not None:
-            LOG.info("stopped by %s", signal.Signals(found.si_signo).name)
+        sdnotify.notify(systemd, b"STOPPING=1")
+        if received is not None:
+            LOG.info("stopped by %s", signal.Signals(received.si_signo).name)
     try:
         stop()
     except (OutputError, StateError) as error:
         LOG.error("%s", error)
     except MemoryError:
         pass
-    # At once: to tidy up after a refresh that is under way would take seconds
-    # on a large table.
+    # No cleanup: freeing the data of a snapshot in progress takes seconds on a large table.
     os._exit(0)

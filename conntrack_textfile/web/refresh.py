@@ -1,7 +1,7 @@
-"""The refresh: one finished snapshot after another, for scrapes to read.
+"""The refresh thread: takes a snapshot every interval; scrapes get the last one.
 
-A scrape never waits for the table and never reads it: it gets the last
-snapshot, whole, or the news that there is none fresh enough to show.
+A scrape never reads the table, nor waits for it: it gets the last snapshot, whole,
+or only its status if the snapshot is too old.
 """
 
 from __future__ import annotations
@@ -26,35 +26,32 @@ if TYPE_CHECKING:
     from conntrack_textfile.snapshot import Snapshot
     from conntrack_textfile.web.page import Overview
 
-# The last good snapshot is shown for this many intervals, then no more.
+# Intervals for which the last good snapshot is served after a failure.
 _MAX_AGE_INTERVALS = 3
 
-# Seconds that a reading may take before it is taken for one that hangs; but at
-# least some intervals. Minutes are seen on a large table and an old kernel.
-_MAX_READING_SECONDS = 600.0
+# Seconds, or _MAX_AGE_INTERVALS if that is longer, after which a snapshot in progress counts
+# as hung. On a large table and an old kernel it takes minutes.
+_MAX_SNAPSHOT_SECONDS = 600.0
 
-# Bytes of addresses that a reading leaves. One that took them all could leave too little
-# for the stack of a thread, and so for an answer, as long as the process lives.
-_RESERVE = 4 << 20
+# Bytes of address space to keep free while a snapshot is taken, under RLIMIT_AS: for the
+# stack of a thread, and so for responses. malloc() does not give back what a snapshot took.
+_RESERVE_BYTES = 4 << 20
 
-# How long a scrape waits for the first reading of all to end.
-_FIRST_READING_SECONDS = 5.0
+# Seconds that a scrape waits for the first snapshot.
+_FIRST_SNAPSHOT_SECONDS = 5.0
 
 
 class _State(NamedTuple):
-    """What scrapes see. Swapped as a whole."""
+    """What requests read. Replaced as a whole."""
 
-    snapshot: Snapshot  # without its connections: the body has them
+    snapshot: Snapshot  # without its tallies, which body holds as text
     body: Body
     overview: Overview | None
     expires: float  # monotonic seconds
 
 
 class Refresher:
-    """Takes a snapshot every interval (seconds), in a thread of its own.
-
-    take() gives a snapshot or raises; failure(last) is the snapshot to show after that.
-    """
+    """Takes a snapshot every interval, in a thread of its own, and serves the last one."""
 
     def __init__(
         self,
@@ -62,31 +59,43 @@ class Refresher:
         failure: Callable[[Snapshot | None], Snapshot],
         interval: float,
     ) -> None:
+        """Prepare the thread.
+
+        take: returns a snapshot, or raises.
+        failure: returns the snapshot to serve after a failure, given the last one if any.
+        interval: seconds.
+        """
         self._take = take
         self._failure = failure
         self._interval = interval
         self._state: _State | None = None
-        self._tried = threading.Event()
-        self._failures = 0
-        self._cause = ""
+        self._attempted = threading.Event()
+        self._failures = 0  # in a row
+        self._cause = ""  # of the last failure
         self._warnings: dict[str, str] = {}
         self._history = History()
+        # One page at a time: each thread that renders takes an equal share of the GIL, and
+        # many would leave little for the next snapshot.
+        self._rendering = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="refresh", daemon=True)
         self._due = time.monotonic()
-        """When the next reading begins, or when the one under way began."""
+        """When the next snapshot begins, or when the one in progress began; monotonic seconds."""
 
     def start(self) -> None:
-        """Begin, with a first snapshot at once. It goes on until the process ends."""
+        """Start the thread. The first snapshot is taken at once."""
         self._thread.start()
 
     def alive(self) -> bool:
-        """Whether readings go on, be it that they fail; not when one hangs."""
-        hangs = self._due + max(_MAX_READING_SECONDS, _MAX_AGE_INTERVALS * self._interval)
-        return self._thread.is_alive() and time.monotonic() < hangs
+        """Return whether the thread works. Failures are no hang."""
+        hung = self._due + max(_MAX_SNAPSHOT_SECONDS, _MAX_AGE_INTERVALS * self._interval)
+        return self._thread.is_alive() and time.monotonic() < hung
 
     def current(self) -> tuple[bytes, Body] | None:
-        """The status text and the body of connections; None while the first reading lasts."""
-        self._tried.wait(_FIRST_READING_SECONDS)
+        """Return the text of the status families and the body of all others.
+
+        None while the first snapshot is in progress, after a wait for it.
+        """
+        self._attempted.wait(_FIRST_SNAPSHOT_SECONDS)
         state = self._state
         if state is None:
             return None
@@ -94,56 +103,54 @@ class Refresher:
             return exposition.render_status(state.snapshot.failed), EMPTY
         return exposition.render_status(state.snapshot), state.body
 
-    def html(self, telemetry_path: str, asked: str) -> tuple[bytes, str]:
-        """The page for people by a query, and the Content-Security-Policy that it keeps.
-
-        Raises QueryError.
-        """
+    def html(self, telemetry_path: str, query_string: str) -> tuple[bytes, str]:
+        """Return the HTML page and its Content-Security-Policy. Raises QueryError."""
         state = self._state
         overview = state.overview if state else None
-        view = query.parse(asked, overview.labels if overview else BY_NAME)
+        view = query.parse(query_string, overview.labels if overview else BY_NAME)
         now = time.monotonic()
         fresh = state is not None and now <= state.expires
         snapshot = state.snapshot if state else None
         if snapshot is not None and not fresh:
             snapshot = snapshot.failed
         readings = page.State(now, fresh, self._interval, self._cause)
-        text = page.render(snapshot, overview, view, readings, telemetry_path)
+        with self._rendering:
+            text = page.render(snapshot, overview, view, readings, telemetry_path)
         return text, page.CONTENT_SECURITY_POLICY
 
     def ready(self) -> bool:
-        """Whether there was a good snapshot."""
+        """Return whether a snapshot has succeeded since the start."""
         state = self._state
         return state is not None and state.snapshot.timestamp is not None
 
     def refresh(self) -> float:
-        """Take one snapshot, show it, and say how many seconds to wait for the next."""
+        """Take a snapshot. Return the seconds to wait before the next."""
         started = self._due = time.monotonic()
         try:
-            with mmap.mmap(-1, _RESERVE):  # malloc() would keep it
+            with mmap.mmap(-1, _RESERVE_BYTES):
                 self._publish(self._take())
-        # Whatever it was: a thread that dies would leave the numbers frozen.
+        # Any error: without this thread the metrics would never change again.
         except Exception as error:  # noqa: BLE001
             cause = _cause(error)
             if cause != self._cause:
                 LOG.debug("refresh failed", exc_info=error)
         else:
             cause = ""
-        # Not in the handler: there the error keeps all that was being built, and
-        # where that took all memory not even a line of log can be written.
+        # Not in the handler: the error's traceback refers to the unfinished snapshot, and
+        # where that took all memory, logging fails too.
         if cause:
             self._fail(cause)
             wait = min(self._interval, 2.0 ** min(self._failures - 1, 30))
         else:
             wait = max(0.0, started + self._interval - time.monotonic())
-        self._tried.set()
+        self._attempted.set()
         return wait
 
     def _run(self) -> NoReturn:
         while True:
             try:
                 wait = self.refresh()
-            except MemoryError:  # not even enough to note the failure
+            except MemoryError:  # also in _fail()
                 wait = 1.0
             self._due = time.monotonic() + wait
             time.sleep(wait)
@@ -151,14 +158,14 @@ class Refresher:
     def _publish(self, snapshot: Snapshot) -> None:
         assert snapshot.live is not None
         assert snapshot.duration is not None
-        text = Body(exposition.render_connections(snapshot))
+        body = Body(exposition.render_connections(snapshot))
         now = time.monotonic()
         overview = page.overview(snapshot, self._history.add(snapshot, now))
-        # A reading that takes longer than the interval is not stale for that.
+        # A snapshot can take longer than the interval.
         lifetime = _MAX_AGE_INTERVALS * max(self._interval, snapshot.duration)
         expires = now + lifetime
-        kept = snapshot._replace(live=None, traffic=None, interval=None)
-        self._state = _State(kept, text, overview, expires)
+        status = snapshot._replace(live=None, traffic=None, interval=None)
+        self._state = _State(status, body, overview, expires)
         if self._failures:
             LOG.info("reading the table works again, after %d failures", self._failures)
         self._failures = 0

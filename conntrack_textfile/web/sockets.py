@@ -1,4 +1,4 @@
-"""Listening TCP sockets: made here, or found among those that systemd handed over."""
+"""Listening TCP sockets: new ones, or those of systemd's socket activation."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from conntrack_textfile.errors import ListenError
 if TYPE_CHECKING:
     from conntrack_textfile.options import Address
 
-# Connections that the kernel holds until they are accepted. It takes no more
-# than net.core.somaxconn, 4096 since Linux 5.4; those that do not fit try again
-# after a second.
+# Connections that the kernel queues until accept(), at most net.core.somaxconn (4096
+# since Linux 5.4). It drops the SYN of others, which they repeat after a second.
 BACKLOG = 4096
 
 
 def listen(address: Address) -> socket.socket:
-    """A listening socket. Raises ListenError.
+    """Return a socket that listens on an address. Raises ListenError.
 
-    No host means all addresses, IPv4 and IPv6. Of a name's addresses it takes
-    the first, IPv4 before IPv6, as exporters written in Go do.
+    An empty host means all addresses, IPv4 and IPv6. A host name means its first
+    address, IPv4 before IPv6, as in Go's net.Listen().
     """
     try:
         if not address.host:
@@ -35,8 +34,8 @@ def listen(address: Address) -> socket.socket:
                 )
             return socket.create_server(("", address.port), backlog=BACKLOG)
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-        family, _, _, _, where = min(found, key=lambda info: info[0] != socket.AF_INET)
-        return socket.create_server(where, family=family, backlog=BACKLOG)
+        family, _, _, _, sockaddr = min(found, key=lambda info: info[0] != socket.AF_INET)
+        return socket.create_server(sockaddr, family=family, backlog=BACKLOG)
     except socket.gaierror as error:
         raise ListenError(f"cannot listen on {address}: {error.strerror}") from error
     except UnicodeError:
@@ -46,21 +45,21 @@ def listen(address: Address) -> socket.socket:
 
 
 def is_loopback(listener: socket.socket) -> bool:
-    """Whether only this host reaches a socket. ::ffff:127.0.0.1 does not count: nobody asks so."""
+    """Return whether a socket listens on a loopback address (::ffff:127.0.0.1 is none)."""
     address = ipaddress.ip_address(listener.getsockname()[0].partition("%")[0])
     return address.is_loopback
 
 
-def listening(handed: list[socket.socket]) -> list[socket.socket]:
-    """The listening TCP sockets among those that systemd handed over."""
+def listening(passed: list[socket.socket]) -> list[socket.socket]:
+    """Return the listening TCP sockets among those passed by systemd."""
     found = []
-    for sock in handed:
+    for sock in passed:
         if (
             sock.family in (socket.AF_INET, socket.AF_INET6)
             and sock.type == socket.SOCK_STREAM
             and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         ):
             sock.settimeout(None)
-            sock.listen(BACKLOG)  # whatever Backlog= of the unit says
+            sock.listen(BACKLOG)  # in place of the unit's Backlog=
             found.append(sock)
     return found

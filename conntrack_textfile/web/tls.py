@@ -1,4 +1,4 @@
-"""An ssl.SSLContext of the fields of tls_server_config."""
+"""The ssl.SSLContext of tls_server_config."""
 
 from __future__ import annotations
 
@@ -27,14 +27,13 @@ FIELDS = (
     *("max_version", "cipher_suites", "prefer_server_cipher_suites"),
 )
 
-# TLS 1.0 and 1.1 (RFC 8996) are known and never offered.
+# TLS 1.0 and 1.1 are deprecated (RFC 8996): valid as min_version, never offered.
 _VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
 _OLD_VERSIONS = ("TLS10", "TLS11")
 
-# Python's TLS asks for a certificate only to verify it. Not to ask lets in the
-# same clients as to ask and not to look; and where any certificate would do, it
-# has to be a good one.
-_ANY_CLIENT_CERT = ("RequireAnyClientCert", "RequireClientCert")  # the old name of the same
+# Python's ssl requests a client certificate only to verify it. So RequestClientCert does
+# not request one, which admits the same clients, and RequireAnyClientCert verifies it.
+_ANY_CLIENT_CERT = ("RequireAnyClientCert", "RequireClientCert")  # the latter in older files
 _CLIENT_AUTH = {
     "NoClientCert": ssl.CERT_NONE,
     "RequestClientCert": ssl.CERT_NONE,
@@ -43,7 +42,7 @@ _CLIENT_AUTH = {
     "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
 }
 
-# Those of Go's crypto/tls.CipherSuites(), which have forward secrecy, by OpenSSL's names.
+# The cipher suites of Go's crypto/tls.CipherSuites() with forward secrecy: OpenSSL's names.
 _CIPHER_SUITES = {
     "TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA": "ECDHE-ECDSA-AES128-SHA",
     "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA": "ECDHE-ECDSA-AES256-SHA",
@@ -58,12 +57,12 @@ _CIPHER_SUITES = {
 }
 _TLS13_SUITES = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
 
-# The path of a file that a node names. Raises NodeError where it cannot be read.
+# Returns the path in a field. Raises NodeError if the file cannot be read.
 _FilePath = Callable[["yaml.Node", str], str]
 
 
 def server_context(at: yaml.Node, fields: Fields, file_path: _FilePath) -> ssl.SSLContext:
-    """The TLS of a server. Raises NodeError with the field that is wrong, or the section."""
+    """Return the context of a server. Raises NodeError at the wrong field, or at the section."""
     for field in ("cert_file", "key_file"):
         if not has_text(fields, field):
             raise NodeError(at, f"tls_server_config needs {field}")
@@ -73,7 +72,7 @@ def server_context(at: yaml.Node, fields: Fields, file_path: _FilePath) -> ssl.S
     key = file_path(fields["key_file"], "key_file")
     _load_pair(fields, context, cert, key)
     if os.stat(key).st_mode & stat.S_IROTH:
-        LOG.warning("everybody on this host can read the key %s: chmod o-r it", key)
+        LOG.warning("all users of this host can read the key %s: chmod o-r it", key)
     _verify_clients(at, fields, context, file_path)
     _limit_versions(fields, context)
     _limit_ciphers(fields, context)
@@ -83,9 +82,9 @@ def server_context(at: yaml.Node, fields: Fields, file_path: _FilePath) -> ssl.S
 
 
 def _load_pair(fields: Fields, context: ssl.SSLContext, cert: str, key: str) -> None:
-    """The certificate and its key. Raises NodeError at the one that is wrong."""
+    """Load the certificate and its key. Raises NodeError at the wrong one."""
     try:
-        # OpenSSL does not say which of the two it could not read: this reads the one alone.
+        # load_cert_chain() does not say which of the two files is wrong.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cert)
     except ssl.SSLError as error:
         raise NodeError(
@@ -93,29 +92,29 @@ def _load_pair(fields: Fields, context: ssl.SSLContext, cert: str, key: str) -> 
             f"cert_file {cert} is not a certificate in PEM: {_reason(error)}",
         ) from None
     try:
-        # Not to be asked for on a terminal.
+        # Without password=, OpenSSL asks for a passphrase on the terminal.
         context.load_cert_chain(cert, key, password=lambda: "")
     except (ssl.SSLError, ValueError) as error:
         why = _reason(error)
         if "mismatch" in why:
             reason = f"key_file {key} is not the key of cert_file {cert}"
-        elif why in ("", "pem lib"):  # what it says of all that it cannot read
+        elif why in ("", "pem lib"):  # OpenSSL gives no better reason
             reason = f"key_file {key} is not a key in PEM, or has a passphrase"
-        else:  # of a weak key, and the like
-            reason = f"cert_file and key_file are of no use: {why}"
+        else:  # such as a weak key
+            reason = f"cannot use cert_file and key_file: {why}"
         raise NodeError(fields["key_file"], reason) from None
 
 
 def _reason(error: Exception) -> str:
-    """OpenSSL's reason in words, "" where it has none."""
+    """Return OpenSSL's reason in words, "" if there is none."""
     return (getattr(error, "reason", None) or "").replace("_", " ").lower()
 
 
 def weakened(new: ssl.SSLContext, old: ssl.SSLContext) -> str:
-    """What a new context lets pass that the old one did not, "" where nothing."""
+    """Return how a new context is weaker than the old one, "" if it is not."""
     if new.verify_mode < old.verify_mode:
-        asked = "require" if old.verify_mode == ssl.CERT_REQUIRED else "verify"
-        return f"does not {asked} client certificates any more"
+        verb = "require" if old.verify_mode == ssl.CERT_REQUIRED else "verify"
+        return f"does not {verb} client certificates any more"
     if new.minimum_version < old.minimum_version:
         return "allows older versions of TLS"
     if _cipher_names(new) - _cipher_names(old):
@@ -133,20 +132,20 @@ def _verify_clients(
     kind = choice(fields, "client_auth_type", tuple(_CLIENT_AUTH)) or "NoClientCert"
     if has_text(fields, "client_ca_file"):
         if kind == "NoClientCert":
-            reason = "client_ca_file is of no use without client_auth_type"
+            reason = "client_ca_file has no effect without client_auth_type"
             raise NodeError(fields["client_ca_file"], reason)
-        authority = file_path(fields["client_ca_file"], "client_ca_file")
+        ca_file = file_path(fields["client_ca_file"], "client_ca_file")
         try:
-            context.load_verify_locations(authority)
+            context.load_verify_locations(ca_file)
         except ssl.SSLError:
             raise NodeError(
-                fields["client_ca_file"], f"client_ca_file {authority} has no certificate"
+                fields["client_ca_file"], f"client_ca_file {ca_file} has no certificate"
             ) from None
     elif kind in _ANY_CLIENT_CERT:
         reason = f"client_auth_type {kind} needs client_ca_file: certificates are always verified"
         raise NodeError(at, reason)
     elif _CLIENT_AUTH[kind] != ssl.CERT_NONE:
-        context.load_default_certs(ssl.Purpose.CLIENT_AUTH)  # the authorities of this host
+        context.load_default_certs(ssl.Purpose.CLIENT_AUTH)  # the CAs of this host
     context.verify_mode = _CLIENT_AUTH[kind]
 
 
@@ -155,7 +154,7 @@ def _limit_versions(fields: Fields, context: ssl.SSLContext) -> None:
     least = choice(fields, "min_version", names) or "TLS12"
     most = choice(fields, "max_version", names) or "TLS13"
     if most in _OLD_VERSIONS:
-        reason = f"max_version {most} is too old: TLS12 is the least"
+        reason = f"max_version {most} is too old: TLS12 is the minimum"
         raise NodeError(fields["max_version"], reason)
     if names.index(least) > names.index(most):
         raise NodeError(fields["min_version"], "min_version is above max_version")

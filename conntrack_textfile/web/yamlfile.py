@@ -1,4 +1,4 @@
-"""Reading YAML as nodes, which know their lines: every error names the place it is about."""
+"""YAML as PyYAML's nodes, which have line numbers: every error names its line."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from conntrack_textfile.files import regular
 
 
 def missing_packages() -> str:
-    """What is missing, and the command that installs it where this runs."""
+    """Return the error message for a missing package, with the command to install it."""
     marker = os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
     if sys.prefix == sys.base_prefix and os.path.exists(marker):  # PEP 668
-        how = "install the packages of your distribution (Debian: python3-bcrypt python3-yaml)"
+        how = "install your distribution's packages (Debian: python3-bcrypt python3-yaml)"
     else:
         how = f"{sys.executable} -m pip install bcrypt pyyaml"
     return f"needs the packages of the extra web: {how}"
@@ -36,7 +36,7 @@ Fields = dict[str, yaml.Node]
 
 
 class NodeError(Exception):
-    """What is wrong at a node of the file."""
+    """An error at a node of the file."""
 
     def __init__(self, node: yaml.Node, reason: str) -> None:
         super().__init__(reason)
@@ -44,7 +44,7 @@ class NodeError(Exception):
 
 
 def read(path: str) -> yaml.Node | None:
-    """The root of a YAML file, None where it is empty. To be called within located_errors()."""
+    """Read a YAML file; None if it is empty. Call it within located_errors()."""
     with open(path, "rb", opener=regular) as file:
         text = file.read(_MAX_FILE_BYTES + 1)
     if len(text) > _MAX_FILE_BYTES:
@@ -54,7 +54,7 @@ def read(path: str) -> yaml.Node | None:
 
 @contextlib.contextmanager
 def located_errors(path: str) -> Iterator[None]:
-    """Turn errors of reading a file, and of its nodes, into a UsageError with the line."""
+    """Turn errors of a file and of its nodes into a UsageError with the line."""
     try:
         yield
     except OSError as error:
@@ -63,14 +63,14 @@ def located_errors(path: str) -> Iterator[None]:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UsageError(f"--web.config.file: {path}, line {line}: {error.problem}") from None
     except (yaml.YAMLError, ValueError, ArithmeticError, RecursionError):
-        raise UsageError(f"--web.config.file: {path} is not usable YAML in UTF-8") from None
+        raise UsageError(f"--web.config.file: {path} is not valid YAML in UTF-8") from None
     except NodeError as error:
         line = error.node.start_mark.line + 1
         raise UsageError(f"--web.config.file: {path}, line {line}: {error}") from None
 
 
 def section(fields: Fields, name: str, known: tuple[str, ...] | None) -> Fields:
-    """A mapping in a mapping, empty where it is absent or empty."""
+    """Return the fields of a section, {} if it is absent or empty. See mapping()."""
     node = fields.get(name)
     if node is None or is_null(node):
         return {}
@@ -78,23 +78,26 @@ def section(fields: Fields, name: str, known: tuple[str, ...] | None) -> Fields:
 
 
 def mapping(node: yaml.Node, place: str, known: tuple[str, ...] | None) -> Fields:
-    """The fields of a mapping. None of `known` allows every name."""
+    """Return the fields of a mapping. Raises NodeError.
+
+    place: the name of the mapping, for messages. known: the valid names, None for any.
+    """
     if not isinstance(node, yaml.MappingNode):
         raise NodeError(node, f"{place} must be a mapping")
     found: Fields = {}
     for key, value in node.value:
         name = text(key, f"a field of {place}")
         if known is not None and name not in known:
-            reason = f"{printable(name)} is not known in {place}; {', '.join(known)} are"
+            reason = f"unknown field {printable(name)} in {place}; valid are {', '.join(known)}"
             raise NodeError(key, reason)
         if name in found:
-            raise NodeError(key, f"{printable(name)} stands twice in {place}")
+            raise NodeError(key, f"duplicate field {printable(name)} in {place}")
         found[name] = value
     return found
 
 
 def items(fields: Fields, name: str) -> list[yaml.Node]:
-    """The items of a list, none where it is absent."""
+    """Return the items of a list, [] if it is absent or null."""
     node = fields.get(name)
     if node is None or is_null(node):
         return []
@@ -105,21 +108,21 @@ def items(fields: Fields, name: str) -> list[yaml.Node]:
 
 
 def text(node: yaml.Node, place: str) -> str:
-    """A scalar as it is written: numbers and words of YAML too."""
+    """Return a scalar as it is written, numbers and booleans too."""
     if not isinstance(node, yaml.ScalarNode) or is_null(node):
-        raise NodeError(node, f"{place} must be a text")
+        raise NodeError(node, f"{place} must be a string")
     value: str = node.value
     return value
 
 
 def has_text(fields: Fields, name: str) -> bool:
-    """Whether a field is there and is not empty."""
+    """Return whether a field is there and not empty."""
     node = fields.get(name)
     return node is not None and not is_null(node) and text(node, name) != ""
 
 
 def choice(fields: Fields, name: str, choices: tuple[str, ...]) -> str:
-    """One of some words, "" where it is absent or empty."""
+    """Return a field that must be one of the choices, "" if it is absent or empty."""
     if not has_text(fields, name):
         return ""
     value = text(fields[name], name)
@@ -130,7 +133,7 @@ def choice(fields: Fields, name: str, choices: tuple[str, ...]) -> str:
 
 
 def boolean(fields: Fields, name: str, *, default: bool) -> bool:
-    """A boolean, in all spellings of YAML 1.1 (yes, on, True)."""
+    """Return a boolean, in any spelling of YAML 1.1 (yes, on, True)."""
     node = fields.get(name)
     if node is None or is_null(node):
         return default
@@ -143,10 +146,10 @@ def boolean(fields: Fields, name: str, *, default: bool) -> bool:
 
 
 def is_null(node: yaml.Node) -> bool:
-    """Whether a value is null, or left out after its name."""
+    """Return whether a value is null or left out."""
     return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
 
 
 def printable(name: str) -> str:
-    """A name as it may stand in a message: one line, no control characters."""
+    """Return a name for a message: on one line, control characters escaped."""
     return name if name.isprintable() else ascii(name)

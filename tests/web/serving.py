@@ -1,4 +1,4 @@
-"""What the tests of HTTP share: an application with fixed texts, and a client."""
+"""For tests of HTTP: an application with fixed texts, a running server, a client."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def listening(application: Application, limiter: Limiter | None = None) -> Itera
 
 
 class Fixed(NamedTuple):
-    """What a test has to be served."""
+    """A source of content whose body of metrics the test chooses."""
 
     current: Callable[[], tuple[bytes, Body] | None]
 
-    def html(self, telemetry_path: str, asked: str) -> tuple[bytes, str]:
-        parse(asked, LABELS)
+    def html(self, telemetry_path: str, query_string: str) -> tuple[bytes, str]:
+        parse(query_string, LABELS)
         return f"<a href={telemetry_path}>".encode(), "default-src 'none'"
 
     def ready(self) -> bool:
@@ -60,7 +60,7 @@ class Fixed(NamedTuple):
 
 def application(
     current: Callable[[], tuple[bytes, Body] | None],
-    access: Reloader[Settings] | None = None,
+    web_config: Reloader[Settings] | None = None,
     **more: int,
 ) -> Application:
     settings = {"max_requests": 40, "exporter_metrics": False, **more}
@@ -69,5 +69,5 @@ def application(
         telemetry_path="/metrics",
         max_requests=settings["max_requests"],
         exporter_metrics=bool(settings["exporter_metrics"]),
-        access=access,
+        web_config=web_config,
     )

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         ("", False),
     ],
 )
-def test_gzip_is_sent_to_who_asks_for_it(header: str, *, accepted: bool) -> None:
+def test_gzip_is_negotiated(header: str, *, accepted: bool) -> None:
     assert _accepts_gzip(header) is accepted
 
 
@@ -64,7 +64,7 @@ def test_paths_and_methods() -> None:
 
 
 def test_configured_headers_are_sent_but_for_the_policy_of_the_page(tmp_path: Path) -> None:
-    """Another one would forbid the page's own style."""
+    """Another one would forbid the page's style sheet."""
     headers = {
         "Content-Security-Policy": "default-src 'self'",
         "X-Content-Type-Options": "nosniff",
@@ -118,7 +118,7 @@ def test_more_scrapes_than_allowed_are_503_and_counted() -> None:
         assert 'requests_total{code="503"} 1.0\n' in get(url)[1].decode()
 
 
-def test_an_error_in_an_answer_is_500_and_gives_back_its_place() -> None:
+def test_an_error_is_status_500_and_releases_its_slot() -> None:
     outcomes = iter([ValueError("bug"), None, None])
 
     def current() -> tuple[bytes, Body]:
@@ -130,16 +130,16 @@ def test_an_error_in_an_answer_is_500_and_gives_back_its_place() -> None:
         url = f"http://127.0.0.1:{port}/metrics"
         assert get(url)[0] == 500
         assert get(url)[0] == 200
-        time.sleep(0.2)  # a scrape is counted after its answer was taken
+        time.sleep(0.2)  # a scrape is counted after its response was sent
         text = get(url)[1].decode()
         counts = re.findall(r'requests_total{code="(\d+)"} (\S+)', text)
         assert dict(counts) == {"200": "1.0", "500": "1.0", "503": "0.0"}
         assert "promhttp_metric_handler_requests_in_flight 1.0\n" in text
 
 
-def test_a_page_is_gone_when_it_was_sent_and_is_no_longer_shown() -> None:
+def test_a_body_is_freed_without_garbage_collection() -> None:
     piece = bytes(1000)
-    nobody_else = sys.getrefcount(piece)
+    unreferenced = sys.getrefcount(piece)
     pages = [Body([piece])]
     gc.collect()
     gc.disable()
@@ -148,7 +148,7 @@ def test_a_page_is_gone_when_it_was_sent_and_is_no_longer_shown() -> None:
             assert len(get(f"http://127.0.0.1:{port}/metrics")[1]) == 1000
             pages.clear()
             end = time.monotonic() + 5
-            while sys.getrefcount(piece) != nobody_else:
+            while sys.getrefcount(piece) != unreferenced:
                 assert time.monotonic() < end
                 time.sleep(0.01)
     finally:

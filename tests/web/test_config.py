@@ -29,10 +29,10 @@ def log() -> None:
     LOG.setLevel("INFO")
 
 
-# The file
+# Content of the file
 
 
-def test_a_file_of_the_exporter_toolkit_is_understood(place: Path) -> None:
+def test_a_file_of_the_exporter_toolkit(place: Path) -> None:
     settings = load(
         write(
             place,
@@ -65,8 +65,8 @@ basic_auth_users:
     }
     assert settings.headers == {"Strict-Transport-Security": "max-age=31536000"}
     assert settings.passwords is not None
-    assert settings.passwords.admit(basic("alice", "secret"), "")
-    assert settings.passwords.admit(basic("bob", "secret"), "")
+    assert settings.passwords.verify(basic("alice", "secret"), b"")
+    assert settings.passwords.verify(basic("bob", "secret"), b"")
     assert settings.tls is not None
     assert settings.tls.verify_mode == ssl.CERT_REQUIRED
     offered = {cipher["name"] for cipher in settings.tls.get_ciphers()}
@@ -77,19 +77,23 @@ basic_auth_users:
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "tls_server_config:\nbasic_auth_users: {}\n"])
-def test_an_empty_file_asks_for_nothing(tmp_path: Path, text: str) -> None:
+def test_an_empty_file_requires_nothing(tmp_path: Path, text: str) -> None:
     settings = load(write(tmp_path, text))
     assert (settings.tls, settings.passwords, settings.headers) == (None, None, {})
 
 
 WRONG = [
-    ("tls_server_confg: {}\n", 1, "tls_server_confg is not known in the file; tls_server_config,"),
+    (
+        "tls_server_confg: {}\n",
+        1,
+        "unknown field tls_server_confg in the file; valid are tls_server_config,",
+    ),
     ("[]\n", 1, "the file must be a mapping"),
     ("a: [\n", 2, "expected the node content"),
     ("tls_server_config: 5\n", 1, "tls_server_config must be a mapping"),
     ("tls_server_config:\n  cert_file: server.crt\n", 2, "tls_server_config needs key_file"),
-    (TLS + "  curve_preferences: []\n", 4, "curve_preferences is not known in tls_server_config"),
-    (TLS + "  key_file: server.key\n", 4, "key_file stands twice in tls_server_config"),
+    (TLS + "  curve_preferences: []\n", 4, "unknown field curve_preferences in tls_server_config"),
+    (TLS + "  key_file: server.key\n", 4, "duplicate field key_file in tls_server_config"),
     (TLS.replace("server.crt", "none.crt"), 2, "cannot read cert_file"),
     (TLS.replace("server.key", "none.key"), 3, "none.key: No such file or directory"),
     (TLS.replace("server.key", "second.key"), 3, "second.key is not the key of cert_file "),
@@ -112,14 +116,14 @@ WRONG = [
     ),
     (TLS + "  prefer_server_cipher_suites: banana\n", 4, "must be true or false"),
     (TLS + "  prefer_server_cipher_suites: []\n", 4, "must be true or false"),
-    ("tls_server_config:\n  cert_file: [a]\n", 2, "cert_file must be a text"),
-    (TLS + "  client_auth_type: {}\n", 4, "client_auth_type must be a text"),
-    (TLS + "  min_version: {}\n", 4, "min_version must be a text"),
+    ("tls_server_config:\n  cert_file: [a]\n", 2, "cert_file must be a string"),
+    (TLS + "  client_auth_type: {}\n", 4, "client_auth_type must be a string"),
+    (TLS + "  min_version: {}\n", 4, "min_version must be a string"),
     ("http_server_config:\n  http2: banana\n", 2, "http2 must be true or false"),
     ("http_server_config:\n  http2: 1\n", 2, "http2 must be true or false"),
     ("http_server_config:\n  http2: !!bool banana\n", 2, "http2 must be true or false"),
     (TLS + "  client_auth_type: Maybe\n", 4, "client_auth_type must be one of NoClientCert, Req"),
-    (TLS + "  client_ca_file: ca.crt\n", 4, "is of no use without client_auth_type"),
+    (TLS + "  client_ca_file: ca.crt\n", 4, "has no effect without client_auth_type"),
     (TLS + "  client_auth_type: RequireAnyClientCert\n", 2, "needs client_ca_file"),
     (TLS + "  client_auth_type: RequireClientCert\n", 2, "RequireClientCert needs client_ca_file"),
     (
@@ -130,10 +134,10 @@ WRONG = [
     (f"basic_auth_users:\n  alice: {HASH}x\n", 2, "the password of alice is not a bcrypt hash"),
     (f"basic_auth_users:\n  alice: {HASH[:28]}z{HASH[29:]}\n", 2, "is not a bcrypt hash"),
     ('basic_auth_users:\n  "a\\n\\e[2J": x\n', 2, "the password of 'a\\n\\x1b[2J' is not"),
-    ('tls_server_config:\n  cert_file: "a\\0b"\n  key_file: x\n', 2, "is not the name of a file"),
+    ('tls_server_config:\n  cert_file: "a\\0b"\n  key_file: x\n', 2, "is not a file name"),
     ("basic_auth_users: !!null {a: b}\n", 1, "is not a bcrypt hash"),
-    ("basic_auth_users:\n  alice:\n", 2, "the password of alice must be a text"),
-    ("http_server_config:\n  headers:\n    X-Mine: a\n", 3, "X-Mine is not known in headers"),
+    ("basic_auth_users:\n  alice:\n", 2, "the password of alice must be a string"),
+    ("http_server_config:\n  headers:\n    X-Mine: a\n", 3, "unknown field X-Mine in headers"),
     (
         'http_server_config:\n  headers:\n    X-Frame-Options: "a\\r\\nb"\n',
         *(3, "X-Frame-Options is not one line"),
@@ -152,7 +156,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("text", "line", "reason"), WRONG)
-def test_what_is_wrong_has_a_place(place: Path, text: str, line: int, reason: str) -> None:
+def test_an_error_names_its_line(place: Path, text: str, line: int, reason: str) -> None:
     with pytest.raises(UsageError) as error:
         load(write(place, text))
     assert str(error.value).startswith(f"--web.config.file: {place}/web.yml, line {line}: ")
@@ -166,9 +170,9 @@ def test_a_file_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> None:
         load("/nowhere")
     for junk in (b"\xff\xfe\x00", b"a: " + b"[" * 3000, b'x: "\\UFFFFFFFF"'):
         (tmp_path / "web.yml").write_bytes(junk)
-        with pytest.raises(UsageError, match=r"web\.yml is not usable YAML"):
+        with pytest.raises(UsageError, match=r"web\.yml is not valid YAML"):
             load(str(tmp_path / "web.yml"))
-    # A part of it would be settings, without what follows.
+    # Its first MiB alone would be valid, without the passwords.
     (tmp_path / "web.yml").write_text("#" * (1 << 20) + f"\nbasic_auth_users:\n  alice: {HASH}\n")
     with pytest.raises(UsageError, match=r"web\.yml is too large"):
         load(str(tmp_path / "web.yml"))
@@ -184,18 +188,18 @@ def test_packages_of_a_distribution_are_not_for_pip(
     assert "Debian: python3-bcrypt python3-yaml" in yamlfile.missing_packages()
 
 
-def test_an_empty_file_is_said_to_be_empty(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_empty_file_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = write(tmp_path, "# nothing\n")
     with caplog.at_level("WARNING", "conntrack_textfile"):
         settings = load(str(file))
     assert (settings.tls, settings.passwords) == (None, None)
-    assert f"{file} is empty: it asks for no TLS and no passwords" in caplog.text
+    assert f"{file} is empty: serving without TLS and without passwords" in caplog.text
 
 
 @pytest.mark.parametrize("missing", ["yaml", "bcrypt"])
-def test_missing_packages_are_named_with_what_to_do(tmp_path: Path, missing: str) -> None:
+def test_missing_packages_are_named_with_the_command_to_install_them(
+    tmp_path: Path, missing: str
+) -> None:
     file = write(tmp_path, f"basic_auth_users:\n  alice: {HASH}\n")
     code = (
         f"import sys; sys.modules[{missing!r}] = None\n"
@@ -209,7 +213,7 @@ def test_missing_packages_are_named_with_what_to_do(tmp_path: Path, missing: str
     assert f"needs the packages of the extra web: {pip}" in done.stderr
 
 
-def test_a_wrong_file_is_exit_status_2(tmp_path: Path) -> None:
+def test_an_invalid_file_is_exit_status_2(tmp_path: Path) -> None:
     file = write(tmp_path, "basic_auth_users:\n  alice: secret\n")
     argv = [*COMMAND, "serve", SAMPLE, f"--web.config.file={file}"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
@@ -218,10 +222,10 @@ def test_a_wrong_file_is_exit_status_2(tmp_path: Path) -> None:
     assert "line 2: the password of alice is not a bcrypt hash" in done.stderr
 
 
-# Changes
+# Reloading
 
 
-def test_a_file_is_read_again_when_it_or_a_certificate_changes(
+def test_a_file_is_reloaded_when_it_or_a_certificate_changes(
     place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     web_config = watch(write(place, TLS))
@@ -251,10 +255,10 @@ basic_auth_users:
 @pytest.mark.parametrize(
     ("text", "lost"),
     [
-        ("", "no longer asks for tls"),
-        ("# a comment\n", "no longer asks for tls"),
-        (WHOLE[: WHOLE.index("basic_auth")], "no longer asks for passwords"),
-        (TLS, "no longer asks for passwords"),
+        ("", "no longer requires tls"),
+        ("# a comment\n", "no longer requires tls"),
+        (WHOLE[: WHOLE.index("basic_auth")], "no longer requires passwords"),
+        (TLS, "no longer requires passwords"),
         (
             WHOLE.replace("  client_auth_type: RequireAndVerifyClientCert\n", "").replace(
                 "  client_ca_file: ca.crt\n", ""
@@ -271,7 +275,7 @@ basic_auth_users:
         (WHOLE.replace("  min_version: TLS13\n", ""), "allows older versions of TLS"),
     ],
 )
-def test_a_file_that_is_half_written_opens_nothing(
+def test_a_half_written_file_weakens_nothing(
     place: Path, caplog: pytest.LogCaptureFixture, text: str, lost: str
 ) -> None:
     web_config = watch(write(place, WHOLE))
@@ -311,7 +315,7 @@ def test_a_file_that_is_half_written_opens_nothing(
         ("", f"{TLS}basic_auth_users:\n  alice: {HASH}\n", ""),
     ],
 )
-def test_what_is_weaker_needs_a_restart_and_nothing_else(
+def test_only_weaker_settings_need_a_restart(
     place: Path, caplog: pytest.LogCaptureFixture, before: str, after: str, weaker: str
 ) -> None:
     web_config = watch(write(place, before))
@@ -321,7 +325,7 @@ def test_what_is_weaker_needs_a_restart_and_nothing_else(
     assert weaker in caplog.text
 
 
-def test_a_change_while_it_is_read_is_not_missed(
+def test_a_change_during_a_reload_is_not_missed(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     web_config = watch(write(place, TLS))
@@ -339,7 +343,7 @@ def test_a_change_while_it_is_read_is_not_missed(
     assert web_config.current().passwords is not None
 
 
-def test_whatever_goes_wrong_with_a_new_file_is_logged(
+def test_any_error_of_a_reload_is_logged(
     place: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     web_config = watch(write(place, TLS))
@@ -354,7 +358,7 @@ def test_whatever_goes_wrong_with_a_new_file_is_logged(
     assert "'oops'; going on with what was read before" in caplog.text
 
 
-def test_known_clients_stay_known_when_a_certificate_changes(place: Path) -> None:
+def test_cached_passwords_survive_a_new_certificate(place: Path) -> None:
     web_config = watch(write(place, f"{TLS}basic_auth_users:\n  alice: {HASH}\n"))
     before = web_config.current().passwords
     for kind in ("key", "crt"):
@@ -377,7 +381,7 @@ def test_a_broken_file_keeps_the_settings_and_is_logged_once(
     assert web_config.current() is not first
 
 
-def test_what_was_missing_is_looked_for_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_is_retried(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     web_config = watch(write(place, ""))
     write(place, TLS.replace("server.crt", "late.crt"))
     assert web_config.current().tls is None

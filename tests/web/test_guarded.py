@@ -55,7 +55,7 @@ def ask(
         return answer.status, answer.read(), dict(answer.headers)
 
 
-def test_tls_and_a_password_guard_all_but_the_health(made: Path, place: Path) -> None:
+def test_tls_and_a_password_protect_all_but_the_health_checks(made: Path, place: Path) -> None:
     text = f"{TLS}basic_auth_users:\n  alice: {HASH}\n"
     text += "http_server_config:\n  headers:\n    X-Frame-Options: deny\n"
     with guarded(place, text) as program:
@@ -68,7 +68,10 @@ def test_tls_and_a_password_guard_all_but_the_health(made: Path, place: Path) ->
         for path in ("/metrics", "/", "/nowhere"):
             for wrong in (basic("alice", "x"), basic("x", "secret"), ""):
                 status, body, headers = ask(program, context, path, Authorization=wrong)
-                assert (status, body) == (401, b"Unauthorized: name and password, please\n")
+                assert (status, body) == (
+                    401,
+                    b"Unauthorized: a user name and password are required\n",
+                )
                 assert headers["WWW-Authenticate"].startswith('Basic realm="conntrack-textfile"')
                 assert headers["X-Frame-Options"] == "deny"
         assert b"fd77:1::2" in ask(program, context, "/", Authorization=right)[1]
@@ -104,9 +107,7 @@ def test_client_certificates(made: Path, place: Path, kind: str, admitted: set[s
         assert found == admitted
 
 
-def test_a_file_that_is_cut_off_lets_nobody_in_without_a_certificate(
-    made: Path, place: Path
-) -> None:
+def test_a_truncated_file_admits_no_client_without_a_certificate(made: Path, place: Path) -> None:
     text = f"{TLS}  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: ca.crt\n"
     with guarded(place, text) as program:
         for cut in (TLS, text[: text.index("  client_ca_file")]):
@@ -118,7 +119,7 @@ def test_a_file_that_is_cut_off_lets_nobody_in_without_a_certificate(
 
 
 def offers(program: Serving, *args: str) -> bool:
-    """Whether openssl(1) can agree with the server."""
+    """Return whether a handshake of openssl(1) succeeds."""
     argv = ["openssl", "s_client", "-connect", f"localhost:{program.port}", *args]
     done = subprocess.run(argv, input="", capture_output=True, text=True, timeout=30, check=False)
     return "Cipher is (NONE)" not in done.stdout and "BEGIN CERTIFICATE" in done.stdout
@@ -134,7 +135,7 @@ def offers(program: Serving, *args: str) -> bool:
         ("  cipher_suites: [TLS_AES_128_GCM_SHA256]\n", {"-tls1_3"}),
     ],
 )
-def test_only_the_versions_that_are_wanted_are_spoken(
+def test_only_the_configured_versions_are_offered(
     place: Path, more: str, versions: set[str]
 ) -> None:
     with guarded(place, TLS + more) as program:
@@ -172,9 +173,7 @@ def test_a_new_certificate_needs_no_restart(made: Path, place: Path) -> None:
 
 
 @pytest.mark.parametrize("greeting", [b"", b"\x16\x03\x01"])
-def test_200_slow_clients_do_not_keep_a_scrape_waiting(
-    made: Path, place: Path, greeting: bytes
-) -> None:
+def test_200_slow_clients_do_not_delay_a_scrape(made: Path, place: Path, greeting: bytes) -> None:
     with guarded(place, TLS) as program, contextlib.ExitStack() as stack:
         context = trusting(made)
         assert ask(program, context)[0] == 200
@@ -185,7 +184,7 @@ def test_200_slow_clients_do_not_keep_a_scrape_waiting(
         for _ in range(5):
             assert ask(program, context)[0] == 200
         assert time.monotonic() - started < 5
-        # They are not there for ever.
+        # They are disconnected in the end.
         slow.settimeout(20)
         assert slow.recv(1) == b""
 
@@ -201,8 +200,8 @@ def test_40_scrapes_at_once_with_one_password(made: Path, place: Path) -> None:
         assert set(statuses) == {200}
 
 
-# Closed loops of requests, each with a password that nobody had before.
-GUESSERS = """
+# A brute-force attack: 200 clients in a loop, each request with a new password.
+ATTACKERS = """
 import base64, http.client, random, sys, threading
 port, source = int(sys.argv[1]), sys.argv[2]
 def guess():
@@ -224,23 +223,23 @@ sys.stdin.read()
 
 
 @contextlib.contextmanager
-def guessers(program: Serving, source: str) -> Iterator[None]:
-    argv = [sys.executable, "-c", GUESSERS, str(program.port), source]
+def brute_force(program: Serving, source: str) -> Iterator[None]:
+    argv = [sys.executable, "-c", ATTACKERS, str(program.port), source]
     process = subprocess.Popen(argv, stdin=subprocess.PIPE)
     try:
-        time.sleep(3)  # until all of them are at it
+        time.sleep(3)  # until all of them run
         yield
     finally:
         process.kill()
         process.communicate()
 
 
-def test_200_guessers_keep_neither_new_nor_known_clients_waiting(tmp_path: Path) -> None:
+def test_a_brute_force_attack_delays_neither_new_nor_cached_logins(tmp_path: Path) -> None:
     hashed = bcrypt.hashpw(b"secret", bcrypt.gensalt(10)).decode()
     right = basic("alice", "secret")
     with (
         guarded(tmp_path, f"basic_auth_users:\n  alice: {hashed}\n") as program,
-        guessers(program, "127.0.0.2"),
+        brute_force(program, "127.0.0.2"),
     ):
         started = time.monotonic()
         assert ask(program, None, Authorization=right)[0] == 200

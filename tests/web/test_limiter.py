@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from conntrack_textfile.web.limiter import ANSWERING, KEPT, SILENT, Connection, Limiter
+from conntrack_textfile.web.limiter import IDLE, READING, RESPONDING, Connection, Limiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def made(reasons: list[str]) -> Iterator[Make]:
-    """Connections of an address in a state; with something to read, where wanted."""
+    """Return a function that makes a connection of an address, in a state."""
     ends: list[socket.socket] = []
 
-    def make(address: str, state: int = SILENT, *, asks: bool = False) -> Connection:
+    def make(address: str, state: int = READING, *, unread: bool = False) -> Connection:
         here, there = socket.socketpair()
         ends.extend((here, there))
-        if asks:
+        if unread:
             there.sendall(b"G")
         connection = Connection(here, (address, 1), reasons.append)
-        connection.turn(state)
+        connection.set_state(state)
         return connection
 
     yield make
@@ -40,63 +40,65 @@ def reasons() -> list[str]:
 A, B, C = "192.0.2.1", "192.0.2.2", "192.0.2.3"
 
 
-def test_there_are_as_many_as_said(made: Make) -> None:
+def test_the_limit(made: Make) -> None:
     limiter = Limiter(2)
-    one, two, three = (made(A, ANSWERING) for _ in range(3))
-    assert limiter.enter(one)
-    assert limiter.enter(two)
-    assert not limiter.enter(three)
-    limiter.leave(one)
-    limiter.leave(one)  # it has left
-    assert limiter.enter(three)
-    assert not limiter.enter(one)
+    one, two, three = (made(A, RESPONDING) for _ in range(3))
+    assert limiter.acquire(one)
+    assert limiter.acquire(two)
+    assert not limiter.acquire(three)
+    limiter.release(one)
+    limiter.release(one)  # already released
+    assert limiter.acquire(three)
+    assert not limiter.acquire(one)
 
 
-def test_those_that_wait_go_first_and_the_oldest_of_them(made: Make, reasons: list[str]) -> None:
+def test_connections_without_a_request_are_evicted_first_the_oldest_before_others(
+    made: Make, reasons: list[str]
+) -> None:
     limiter = Limiter(4)
-    held = [made(A, state) for state in (SILENT, ANSWERING, KEPT, SILENT)]
+    held = [made(A, state) for state in (READING, RESPONDING, IDLE, READING)]
     for connection in held:
-        assert limiter.enter(connection)
+        assert limiter.acquire(connection)
     for gone, reason in ((2, "idle"), (0, "silent"), (3, "silent")):
-        assert limiter.enter(made(A, ANSWERING))
+        assert limiter.acquire(made(A, RESPONDING))
         assert held[gone].closed
         assert reasons.pop() == reason
-    assert not limiter.enter(made(A))
+    assert not limiter.acquire(made(A))
     assert not held[1].closed
 
 
-def test_of_those_that_wait_the_client_with_most_loses_one(made: Make) -> None:
+def test_the_client_with_most_silent_connections_loses_one(made: Make) -> None:
     limiter = Limiter(4)
     first = made(B)
     held = [first, *(made(A) for _ in range(3))]
     for connection in held:
-        assert limiter.enter(connection)
-    assert limiter.enter(made(C))
+        assert limiter.acquire(connection)
+    assert limiter.acquire(made(C))
     assert [connection.closed for connection in held] == [False, True, False, False]
 
 
-def test_what_asked_already_does_not_wait(made: Make) -> None:
+def test_a_connection_with_unread_data_is_not_evicted(made: Make) -> None:
     limiter = Limiter(2)
-    asking, silent = made(A, asks=True), made(A)
-    assert limiter.enter(asking)
-    assert limiter.enter(silent)
-    assert limiter.enter(made(A, asks=True))
+    unread, silent = made(A, unread=True), made(A)
+    assert limiter.acquire(unread)
+    assert limiter.acquire(silent)
+    assert limiter.acquire(made(A, unread=True))
     assert silent.closed
-    assert not limiter.enter(made(A))
-    assert not asking.closed
+    assert not limiter.acquire(made(A))
+    assert not unread.closed
 
 
-def test_a_share_for_each_client(made: Make, reasons: list[str]) -> None:
+def test_each_client_has_a_fair_share(made: Make, reasons: list[str]) -> None:
     limiter = Limiter(4)
-    held = [made(A, ANSWERING) for _ in range(4)]
+    held = [made(A, RESPONDING) for _ in range(4)]
     for connection in held:
-        assert limiter.enter(connection)
+        assert limiter.acquire(connection)
     for _ in range(2):
-        assert limiter.enter(made(B, ANSWERING))
-    assert not limiter.enter(made(B, ANSWERING))  # it has its half
+        assert limiter.acquire(made(B, RESPONDING))
+    assert not limiter.acquire(made(B, RESPONDING))  # it has its share
     assert [connection.closed for connection in held] == [True, True, False, False]
     assert reasons == ["share", "share"]
-    assert limiter.enter(made(C, ANSWERING))
+    assert limiter.acquire(made(C, RESPONDING))
 
 
 @pytest.mark.parametrize(
@@ -109,27 +111,27 @@ def test_a_share_for_each_client(made: Make, reasons: list[str]) -> None:
         ("fe80::1%eth0", "fe80::2", True),
     ],
 )
-def test_who_is_one_client(made: Make, one: str, other: str, same: bool) -> None:
+def test_what_counts_as_one_client(made: Make, one: str, other: str, same: bool) -> None:
     assert (made(one).client == made(other).client) is same
 
 
-def test_the_closed_are_bounded_too(made: Make) -> None:
-    """Their threads may be there yet."""
+def test_evicted_connections_are_limited_until_their_release(made: Make) -> None:
+    """Their threads and descriptors still exist."""
     limiter = Limiter(2)
     held = [made(A) for _ in range(4)]
     for connection in held:
-        assert limiter.enter(connection)
-    assert not limiter.enter(made(A))
-    limiter.leave(held[0])
-    assert limiter.enter(made(A))
+        assert limiter.acquire(connection)
+    assert not limiter.acquire(made(A))
+    limiter.release(held[0])
+    assert limiter.acquire(made(A))
 
 
-def test_some_can_be_spared(made: Make) -> None:
+def test_idle_connections_are_evicted_on_demand(made: Make) -> None:
     limiter = Limiter(9)
-    held = [made(A, ANSWERING), *(made(A) for _ in range(3))]
+    held = [made(A, RESPONDING), *(made(A) for _ in range(3))]
     for connection in held:
-        assert limiter.enter(connection)
-    limiter.spare(2)
+        assert limiter.acquire(connection)
+    limiter.evict_idle(2)
     assert [connection.closed for connection in held] == [False, True, True, False]
-    limiter.spare(2)
+    limiter.evict_idle(2)
     assert [connection.closed for connection in held] == [False, True, True, True]

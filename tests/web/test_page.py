@@ -457,7 +457,7 @@ def crowded(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             patched.setattr(time, "monotonic", lambda minute=minute: now - 60 * (60 - minute))
             made.refresh()
     app = Application(
-        made, telemetry_path="/metrics", max_requests=4, exporter_metrics=False, access=None
+        made, telemetry_path="/metrics", max_requests=4, exporter_metrics=False, web_config=None
     )
     with listening(app) as port:
         yield f"http://127.0.0.1:{port}/"

@@ -10,9 +10,9 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
-STAY = """
+WATCHED = """
 import os, signal, sys, threading, time
-from conntrack_textfile.web import notify, process
+from conntrack_textfile.web import process
 
 def alive():
     looked.append(1)
@@ -22,7 +22,7 @@ def alive():
 
 looked = []
 process.block_signals()
-process.stay(alive, lambda: None, lambda: None)
+process.run(alive, lambda: None, lambda: None)
 """
 
 
@@ -32,10 +32,35 @@ def test_the_watchdog_is_fed_while_the_threads_live(tmp_path: Path, alive: str, 
         systemd.bind(str(tmp_path / "notify"))
         systemd.settimeout(20)
         env = {"NOTIFY_SOCKET": f"{tmp_path}/notify", "WATCHDOG_USEC": "60000"}
-        argv = [sys.executable, "-c", STAY, alive]
+        argv = [sys.executable, "-c", WATCHED, alive]
         subprocess.run(argv, env=env, timeout=30, check=True)
         words = list(iter(lambda: systemd.recv(100), b"STOPPING=1"))
         assert words == [b"READY=1"] + [b"WATCHDOG=1"] * fed
+
+
+RELOADED = """
+import os, signal
+from conntrack_textfile.web import process
+
+def reload():
+    reloads.append(1)
+    os.kill(os.getpid(), signal.SIGHUP if len(reloads) < 5 else signal.SIGTERM)
+
+reloads = []
+process.block_signals()
+os.kill(os.getpid(), signal.SIGHUP)
+process.run(lambda: True, reload, lambda: None)
+"""
+
+
+def test_the_watchdog_is_fed_between_reloads_too(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(20)
+        env = {"NOTIFY_SOCKET": f"{tmp_path}/notify", "WATCHDOG_USEC": "60000000"}
+        subprocess.run([sys.executable, "-c", RELOADED], env=env, timeout=30, check=True)
+        words = list(iter(lambda: systemd.recv(100), b"STOPPING=1"))
+        assert words == [b"READY=1"] + [b"WATCHDOG=1"] * 5
 
 
 EXHAUSTED = """
@@ -45,7 +70,7 @@ from conntrack_textfile.web import process
 def no_memory(*_):
     raise MemoryError
 
-def read_again():
+def reload():
     os.kill(os.getpid(), signal.SIGTERM)
     raise MemoryError
 
@@ -55,11 +80,11 @@ if sys.argv[1] == "waiting":
 elif sys.argv[1] == "saying":
     process.LOG.info = no_memory
 os.kill(os.getpid(), signal.SIGHUP if sys.argv[1] == "reading" else signal.SIGTERM)
-process.stay(lambda: True, read_again, lambda: None)
+process.run(lambda: True, reload, lambda: None)
 """
 
 
 @pytest.mark.parametrize("when", ["waiting", "saying", "reading"])
-def test_a_signal_ends_it_without_memory(when: str) -> None:
+def test_a_signal_ends_the_process_without_memory(when: str) -> None:
     done = subprocess.run([sys.executable, "-c", EXHAUSTED, when], timeout=30, check=False)
     assert done.returncode == 0

@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +12,7 @@ from conntrack_textfile.errors import SourceError
 from conntrack_textfile.labels import DEFAULT
 from conntrack_textfile.logs import LOG
 from conntrack_textfile.snapshot import Snapshot
-from conntrack_textfile.web import refresh
+from conntrack_textfile.web import page, refresh
 from conntrack_textfile.web.refresh import Refresher
 from tests.builders import CONNTRACK, aggregated, taken
 
@@ -22,7 +23,7 @@ VALUES = ("a", "b", "ipv4", "tcp", "http", "80")
 
 
 class Table:
-    """A table whose readings the test decides: a number of connections, or an error."""
+    """A table whose snapshots the test chooses: a number of connections, or an error."""
 
     def __init__(self, *readings: int | Exception) -> None:
         self.readings: Iterator[int | Exception] = iter(readings)
@@ -44,7 +45,7 @@ class Table:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The monotonic time that the refresher sees, for the test to move."""
+    """The monotonic clock, which the test moves."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
@@ -69,7 +70,7 @@ def refresher(table: Table, interval: float = 60.0) -> Refresher:
     return Refresher(table.take, table.failure, interval)
 
 
-def test_a_snapshot_is_shown_until_the_next(clock: list[float]) -> None:
+def test_a_snapshot_is_served_until_the_next(clock: list[float]) -> None:
     made = refresher(Table(1, 2))
     assert made.refresh() == 60.0
     assert "conntrack_total_connections 1\n" in shown(made)
@@ -78,7 +79,7 @@ def test_a_snapshot_is_shown_until_the_next(clock: list[float]) -> None:
     assert "conntrack_total_connections 2\n" in shown(made)
 
 
-def test_the_time_of_a_reading_is_part_of_the_interval(clock: list[float]) -> None:
+def test_the_duration_of_a_snapshot_is_part_of_the_interval(clock: list[float]) -> None:
     table = Table(1, 2)
 
     def slow() -> Snapshot:
@@ -107,7 +108,7 @@ def test_a_failure_keeps_the_last_snapshot_for_three_intervals(clock: list[float
     assert "conntrack_connections" not in text
 
 
-def test_a_reading_that_hangs_does_not_freeze_the_numbers(clock: list[float]) -> None:
+def test_a_snapshot_that_hangs_makes_the_last_one_stale(clock: list[float]) -> None:
     made = refresher(Table(5))
     made.refresh()
     clock[0] += 181
@@ -116,7 +117,7 @@ def test_a_reading_that_hangs_does_not_freeze_the_numbers(clock: list[float]) ->
     assert "conntrack_total_connections" not in text
 
 
-def test_a_reading_longer_than_the_interval_is_not_stale_for_that(clock: list[float]) -> None:
+def test_a_snapshot_that_takes_longer_than_the_interval_is_not_stale(clock: list[float]) -> None:
     table = Table(5)
     made = Refresher(lambda: table.take()._replace(duration=30.0), table.failure, 1.0)
     made.refresh()
@@ -124,7 +125,7 @@ def test_a_reading_longer_than_the_interval_is_not_stale_for_that(clock: list[fl
     assert "conntrack_snapshot_success 1\n" in shown(made)
 
 
-def test_the_wait_after_failures_grows_up_to_the_interval(clock: list[float]) -> None:
+def test_the_backoff_after_failures_grows_up_to_the_interval(clock: list[float]) -> None:
     del clock
     made = refresher(Table(*[SourceError("gone")] * 9, 1))
     waits = [made.refresh() for _ in range(10)]
@@ -155,7 +156,7 @@ def test_any_error_is_a_failed_refresh(caplog: pytest.LogCaptureFixture) -> None
     assert "conntrack_total_connections 3\n" in shown(made)
 
 
-def test_what_was_being_built_is_gone_before_a_failure_is_shown() -> None:
+def test_an_unfinished_snapshot_is_freed_before_its_failure_is_handled() -> None:
     class Tally:
         """Large."""
 
@@ -177,7 +178,7 @@ def test_what_was_being_built_is_gone_before_a_failure_is_shown() -> None:
     assert "conntrack_snapshot_success 0\n" in shown(made)
 
 
-def test_it_goes_on_after_a_failure_that_could_not_even_be_noted() -> None:
+def test_the_thread_survives_a_memory_error_in_the_failure() -> None:
     table = Table(MemoryError(), 3)
     again = threading.Event()
 
@@ -198,7 +199,7 @@ def test_it_goes_on_after_a_failure_that_could_not_even_be_noted() -> None:
     assert "conntrack_total_connections 3\n" in shown(made)
 
 
-def test_it_lives_until_a_reading_hangs(clock: list[float]) -> None:
+def test_it_is_alive_until_a_snapshot_hangs(clock: list[float]) -> None:
     reading = threading.Event()
 
     def take() -> Snapshot:
@@ -217,7 +218,7 @@ def test_it_lives_until_a_reading_hangs(clock: list[float]) -> None:
     assert not made.alive()
 
 
-def test_a_long_wait_is_no_hang(clock: list[float]) -> None:
+def test_a_long_interval_is_no_hang(clock: list[float]) -> None:
     reading = threading.Semaphore(0)
     table = Table(1)
 
@@ -254,12 +255,12 @@ def test_folding_is_logged_when_it_starts_and_when_it_stops(
     assert stop == "all keys are within --limit.keys again"
 
 
-def test_nothing_is_shown_before_the_first_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refresh, "_FIRST_READING_SECONDS", 0.01)
+def test_there_is_no_body_before_the_first_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refresh, "_FIRST_SNAPSHOT_SECONDS", 0.01)
     assert refresher(Table()).current() is None
 
 
-def test_it_is_ready_from_the_first_good_snapshot_on() -> None:
+def test_it_is_ready_after_the_first_good_snapshot() -> None:
     made = refresher(Table(SourceError("gone"), 1, SourceError("gone")))
     for ready in (False, True, True):
         made.refresh()
@@ -285,15 +286,36 @@ def test_the_page_shows_the_last_snapshot_and_then_that_it_is_stale(clock: list[
     assert "<dd>1,234</dd>" not in shown()
 
 
-def test_it_begins_with_a_snapshot_at_once() -> None:
+def test_the_first_snapshot_is_taken_at_once() -> None:
     made = refresher(Table(7), interval=1e6)
     made.start()
     assert "conntrack_total_connections 7\n" in shown(made)
 
 
 @pytest.mark.parametrize("label", ["netns", "egress", "src"])
-def test_a_view_of_any_label_is_waited_for_while_labels_are_not_known(label: str) -> None:
-    # A 400 would end the renewal of a page that was open while serve was started again.
+def test_a_query_of_any_label_is_valid_before_the_first_snapshot(label: str) -> None:
+    # With a 400, a page that was open during a restart would stop reloading.
     made = Refresher(Table().take, Table().failure, 60.0)
     text, _ = made.html("/m", f"{label}=a")
     assert b"first snapshot is not finished" in text
+
+
+def test_one_page_is_rendered_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = refresher(Table(1))
+    made.refresh()
+    rendering: list[int] = []
+    most = 0
+
+    def slow(*_: object) -> bytes:
+        nonlocal most
+        rendering.append(1)
+        most = max(most, len(rendering))
+        time.sleep(0.02)
+        rendering.pop()
+        return b""
+
+    monkeypatch.setattr(page, "render", slow)
+    with ThreadPoolExecutor(8) as pool:
+        for future in [pool.submit(made.html, "/m", "") for _ in range(16)]:
+            future.result(20)
+    assert most == 1

@@ -25,8 +25,8 @@ def test_a_request() -> None:
         "x=y",
         "HTTP/1.1",
         {"host": "h:9095", "accept-encoding": "gzip, br", "empty": ""},
-        content=False,
-        keeps=True,
+        has_content=False,
+        keep_alive=True,
     )
     assert parse(b"") is None
 
@@ -49,7 +49,7 @@ def test_the_absolute_form_of_a_target(target: bytes, path: str, query: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "keeps"),
+    ("text", "keep_alive"),
     [
         (b"GET / HTTP/1.0\r\n\r\n", False),  # without Host
         (b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", False),
@@ -63,10 +63,10 @@ def test_the_absolute_form_of_a_target(target: bytes, path: str, query: str) -> 
         (b"OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n", True),
     ],
 )
-def test_which_connections_are_kept(text: bytes, keeps: bool) -> None:
+def test_keep_alive(text: bytes, keep_alive: bool) -> None:
     request = parse(text)
     assert request
-    assert request.keeps is keeps
+    assert request.keep_alive is keep_alive
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_which_connections_are_kept(text: bytes, keeps: bool) -> None:
         b"GET / HTTP/1.1\r\nHost: h\r\n",
     ],
 )
-def test_what_is_no_request_is_400(text: bytes) -> None:
+def test_an_invalid_request_is_400(text: bytes) -> None:
     with pytest.raises(BadRequestError) as caught:
         parse(text)
     assert caught.value.status == "400 Bad Request"
@@ -116,7 +116,7 @@ PARTS = st.sampled_from(
 
 
 @given(st.lists(PARTS | st.binary(max_size=8), max_size=30).map(b"".join))
-def test_whatever_comes_is_a_request_or_refused(text: bytes) -> None:
+def test_any_input_is_a_request_or_an_error(text: bytes) -> None:
     request = None
     with contextlib.suppress(BadRequestError):
         request = parse(text)

@@ -1,4 +1,4 @@
-"""serve as its users run it."""
+"""The serve command, as a process."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from tests.program import COMMAND, Serving, serving
 from tests.web.serving import SAMPLE, get
 
 
-def test_serve_answers_with_the_snapshot_and_its_own_metrics() -> None:
+def test_serve_responds_with_the_snapshot_and_its_own_metrics() -> None:
     with serving(SAMPLE) as program:
         status, body, _ = get(f"{program.url}/metrics")
         assert status == 200
         families = {f.name: f for f in text_string_to_metric_families(body.decode())}
         assert families["conntrack_total_connections"].samples[0].value == 91
         assert {"process_open_fds", "python_info"} <= set(families)
-        time.sleep(0.2)  # it is counted after its answer was taken
+        time.sleep(0.2)  # it is counted after the response was sent
         status, packed, headers = get(f"{program.url}/metrics", **{"Accept-Encoding": "gzip"})
         assert headers["Content-Encoding"] == "gzip"
         unpacked = gzip.decompress(packed).decode()
@@ -39,7 +39,7 @@ def test_serve_answers_with_the_snapshot_and_its_own_metrics() -> None:
         assert 'promhttp_metric_handler_requests_total{code="200"} 1.0\n' in unpacked
 
 
-def test_the_exporters_own_metrics_can_be_left_out() -> None:
+def test_the_exporters_own_metrics_can_be_disabled() -> None:
     with serving(SAMPLE, "--web.disable-exporter-metrics", "--web.telemetry-path=/m") as program:
         text = get(f"{program.url}/m")[1].decode()
         assert not re.search(r"^(process|python|promhttp|conntrack_http)_", text, re.MULTILINE)
@@ -60,7 +60,7 @@ def test_a_signal_ends_it_within_a_second(number: int) -> None:
         program.wait_for_log(f"stopped by {signal.Signals(number).name}")
 
 
-def test_a_signal_ends_it_in_the_middle_of_a_refresh(tmp_path: Path) -> None:
+def test_a_signal_ends_it_during_a_snapshot(tmp_path: Path) -> None:
     (tmp_path / "net").mkdir()
     table = tmp_path / "net" / "nf_conntrack"
     table.touch()
@@ -73,7 +73,7 @@ def test_a_signal_ends_it_in_the_middle_of_a_refresh(tmp_path: Path) -> None:
         stop(program, signal.SIGTERM)
 
 
-def test_a_fifo_in_place_of_the_table_is_an_error_until_it_is_gone(tmp_path: Path) -> None:
+def test_a_fifo_in_place_of_the_table_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "net").mkdir()
     table = tmp_path / "net" / "nf_conntrack"
     os.mkfifo(table)
@@ -86,7 +86,7 @@ def test_a_fifo_in_place_of_the_table_is_an_error_until_it_is_gone(tmp_path: Pat
 
 
 @pytest.mark.parametrize("engine", ["compiled", "pure"])
-def test_without_memory_it_answers_and_ends(tmp_path: Path, engine: str) -> None:
+def test_without_memory_it_responds_and_ends(tmp_path: Path, engine: str) -> None:
     table = tmp_path / "net" / "nf_conntrack"
     table.parent.mkdir()
     make_table(table, 100_000, 100_000)
@@ -100,14 +100,14 @@ def test_without_memory_it_answers_and_ends(tmp_path: Path, engine: str) -> None
         end = time.monotonic() + 60
         while answered < 10:
             assert time.monotonic() < end
-            with contextlib.suppress(OSError, http.client.HTTPException):  # at the very limit
+            with contextlib.suppress(OSError, http.client.HTTPException):  # not enough for a thread
                 status, body, _ = get(f"{program.url}/metrics")
                 answered += status == 200 and b"conntrack_snapshot_success 0\n" in body
         program.process.send_signal(signal.SIGTERM)
         assert program.process.wait(10) == 0
 
 
-def test_a_hangup_reads_the_web_config_again(tmp_path: Path) -> None:
+def test_sighup_reloads_the_web_config(tmp_path: Path) -> None:
     file = tmp_path / "web.yml"
     file.write_text("http_server_config: {headers: {X-Frame-Options: deny}}\n")
     with serving(SAMPLE, f"--web.config.file={file}") as program:
@@ -115,12 +115,12 @@ def test_a_hangup_reads_the_web_config_again(tmp_path: Path) -> None:
         program.wait_for_log(f"read {file} again")
         file.write_text("x: y\n")
         program.process.send_signal(signal.SIGHUP)
-        program.wait_for_log("is not known in the file")
+        program.wait_for_log("unknown field x in the file")
         assert get(f"{program.url}/metrics")[2]["X-Frame-Options"] == "deny"
         stop(program, signal.SIGTERM)
 
 
-def test_files_of_names_are_read_again(tmp_path: Path) -> None:
+def test_names_files_are_reloaded(tmp_path: Path) -> None:
     networks, services = tmp_path / "networks", tmp_path / "services"
     networks.write_text("10.77.0.0/16 lab\n")
     services.write_text("game 8002/tcp\n")
@@ -138,7 +138,7 @@ def test_files_of_names_are_read_again(tmp_path: Path) -> None:
                 assert time.monotonic() < end, label
 
         wait_for(b'{src="lab",l7protocol="game"}')
-        networks.write_text("10.77.0.0/16 office\n")  # by itself
+        networks.write_text("10.77.0.0/16 office\n")  # without SIGHUP
         wait_for(b'{src="office",l7protocol="game"}')
         networks.write_text("10.77.0.1/16 oops\n")
         program.wait_for_log("has host bits set.*; going on with what was read before")
@@ -149,7 +149,7 @@ def test_files_of_names_are_read_again(tmp_path: Path) -> None:
         wait_for(b'{src="home",l7protocol="chess"}')
 
 
-def test_names_of_hosts_are_read_again(tmp_path: Path) -> None:
+def test_hosts_files_are_reloaded(tmp_path: Path) -> None:
     leases = tmp_path / "leases"
     leases.write_text("0 02:00:00:00:00:01 10.77.1.2 laptop *\n")
     with serving(
@@ -177,14 +177,14 @@ def test_names_of_hosts_are_read_again(tmp_path: Path) -> None:
         wait_for(b'{src="10.77.1.2"}')
 
 
-def test_a_hangup_without_files_changes_nothing() -> None:
+def test_sighup_without_files_changes_nothing() -> None:
     with serving(SAMPLE) as program:
         program.process.send_signal(signal.SIGHUP)
         assert get(f"{program.url}/metrics")[0] == 200
         stop(program, signal.SIGTERM)
 
 
-def test_systemd_hears_how_it_is(tmp_path: Path) -> None:
+def test_systemd_is_notified(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
         systemd.settimeout(20)
@@ -197,7 +197,7 @@ def test_systemd_hears_how_it_is(tmp_path: Path) -> None:
                 assert word == b"WATCHDOG=1"
 
 
-def test_an_address_in_use_is_named() -> None:
+def test_an_address_in_use_is_an_error() -> None:
     with serving(SAMPLE) as program:
         argv = [*COMMAND, "serve", SAMPLE, f"--web.listen-address=127.0.0.1:{program.port}"]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
@@ -242,7 +242,7 @@ def test_scrapes_during_refreshes_see_one_whole_snapshot(tmp_path: Path) -> None
         assert len(seen) > 2
 
 
-def test_a_table_that_goes_and_comes_back(tmp_path: Path) -> None:
+def test_a_table_that_disappears_and_comes_back(tmp_path: Path) -> None:
     (tmp_path / "net").mkdir()
     table = tmp_path / "net" / "nf_conntrack"
     text = (DATA / "kernel-6.18" / "net" / "nf_conntrack").read_bytes()

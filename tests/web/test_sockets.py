@@ -34,7 +34,7 @@ def test_all_addresses_means_ipv4_and_ipv6() -> None:
         running.shutdown()
 
 
-def test_a_name_is_looked_up() -> None:
+def test_a_host_name_is_resolved() -> None:
     with sockets.listen(Address("localhost", 0)) as listener:
         assert listener.getsockname()[0] == "127.0.0.1"
     with pytest.raises(ListenError, match=r"cannot listen on nowhere.invalid:1: "):
@@ -55,7 +55,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 
 
-def test_a_socket_of_systemd_is_served() -> None:
+def test_socket_activation() -> None:
     argv = [sys.executable, "-c", ACTIVATE, *COMMAND[1:], "serve", "--web.systemd-socket", SAMPLE]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -80,7 +80,7 @@ sys.exit(main(sys.argv[3:]))
 @pytest.mark.parametrize(
     ("pid", "count"), [("", ""), ("1", "1"), ("own", "0"), ("own", "x"), ("own", "1")]
 )
-def test_without_such_a_socket_it_listens_itself(pid: str, count: str) -> None:
+def test_without_a_passed_socket_it_listens_on_the_addresses(pid: str, count: str) -> None:
     listen = "--web.listen-address=127.0.0.1:0"
     argv = [sys.executable, "-c", GIVEN, pid, count, "serve", "--web.systemd-socket", SAMPLE]
     argv.append(listen)
@@ -100,15 +100,13 @@ def test_without_such_a_socket_it_listens_itself(pid: str, count: str) -> None:
         (":0", r"\[::\]", True),
     ],
 )
-def test_the_start_says_where_it_listens_and_what_it_asks_for(
-    address: str, host: str, warned: bool
-) -> None:
+def test_addresses_are_logged_at_start(address: str, host: str, warned: bool) -> None:
     with serving(SAMPLE, f"--web.listen-address={address}") as served:
         line = rf'level=info msg="listening on {host}:\d+, without TLS, without passwords"'
         served.wait_for_log(line)
         if warned:
             served.wait_for_log(rf'level=warn msg="whoever reaches {host}:{served.port} sees who')
-        time.sleep(0.2)  # for a warning that must not come
+        time.sleep(0.2)  # time for a wrong warning
         assert ("whoever reaches" in served.log) == warned
 
 
@@ -122,7 +120,7 @@ def test_the_start_says_where_it_listens_and_what_it_asks_for(
         ),
     ],
 )
-def test_it_does_not_warn_where_it_asks_for_something(place: Path, text: str, said: str) -> None:
+def test_no_warning_with_tls_or_passwords(place: Path, text: str, said: str) -> None:
     (place / "web.yml").write_text(text)
     config = f"--web.config.file={place}/web.yml"
     with serving(SAMPLE, config, "--web.listen-address=0.0.0.0:0") as served:

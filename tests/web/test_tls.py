@@ -31,7 +31,9 @@ def test_gos_names_of_client_authentication(place: Path, kind: str, mode: ssl.Ve
     assert settings.tls.verify_mode == mode
 
 
-def test_client_certificates_without_an_authority_are_of_those_of_this_host(place: Path) -> None:
+def test_client_certificates_without_client_ca_file_are_verified_by_the_cas_of_this_host(
+    place: Path,
+) -> None:
     for kind, mode in (
         ("VerifyClientCertIfGiven", ssl.CERT_OPTIONAL),
         ("RequireAndVerifyClientCert", ssl.CERT_REQUIRED),
@@ -47,7 +49,7 @@ def test_client_certificates_without_an_authority_are_of_those_of_this_host(plac
 @pytest.mark.parametrize(
     "text", [TLS, TLS + "  cipher_suites:\n", TLS + "  cipher_suites: []\n  client_ca_file: ''\n"]
 )
-def test_fields_that_are_empty_are_as_if_they_were_absent(place: Path, text: str) -> None:
+def test_empty_fields_are_as_absent_ones(place: Path, text: str) -> None:
     tls = load(write(place, text)).tls
     assert tls is not None
     assert tls.minimum_version == ssl.TLSVersion.TLSv1_2
@@ -55,7 +57,7 @@ def test_fields_that_are_empty_are_as_if_they_were_absent(place: Path, text: str
 
 
 @pytest.mark.parametrize("value", ["true", "false", "yes", "off", "", "True"])
-def test_whose_order_of_cipher_suites_holds(place: Path, value: str) -> None:
+def test_prefer_server_cipher_suites(place: Path, value: str) -> None:
     text = f"{TLS}  prefer_server_cipher_suites: {value}\nhttp_server_config:\n  http2: {value}\n"
     tls = load(write(place, text)).tls
     assert tls is not None
@@ -64,10 +66,10 @@ def test_whose_order_of_cipher_suites_holds(place: Path, value: str) -> None:
 
 
 @pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o640, False), (0o644, True)])
-def test_a_key_that_others_can_read_is_warned_of(
+def test_a_world_readable_key_is_warned_of(
     place: Path, caplog: pytest.LogCaptureFixture, mode: int, warned: bool
 ) -> None:
     LOG.propagate = True
     (place / "server.key").chmod(mode)
     load(write(place, TLS))
-    assert ("everybody on this host can read the key" in caplog.text) == warned
+    assert ("all users of this host can read the key" in caplog.text) == warned

@@ -82,7 +82,7 @@ def header(line: str) -> str:
 
 
 class Client(NamedTuple):
-    """Who asks."""
+    """A client."""
 
     tls: bool = True
     certificate: str = ""
@@ -100,7 +100,7 @@ NOT_SERVED = "not served"  # for lack of TLS, or of what they have in common
 
 
 class Case(NamedTuple):
-    """A file, who asks, and the outcomes: status codes, or words of above."""
+    """A web config file, a client, and the outcomes: status codes, or the constants above."""
 
     name: str
     text: str | None  # None: there is no such file
@@ -238,7 +238,7 @@ def files(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ask(port: int, client: Client, files: Path) -> str:
-    """The status of an answer, and the cipher suite where the client offered some."""
+    """Return the status of a response, with the cipher suite if the client offered some."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     if client.tls:
         context = ssl.create_default_context(cafile=str(files / "ca.crt"))

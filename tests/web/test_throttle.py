@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import threading
 import time
+import types
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
 from conntrack_textfile.logs import LOG
-from conntrack_textfile.web import checkqueue, http
-from conntrack_textfile.web.checkqueue import CheckQueue
+from conntrack_textfile.web import http, throttle
+from conntrack_textfile.web.throttle import Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,12 +24,12 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 class Blocked:
-    """A queue whose first check runs until go_on is set: what comes meanwhile has to wait."""
+    """A throttle whose first check runs until go_on is set; other checks are queued."""
 
     def __init__(
         self, pool: ThreadPoolExecutor, max_wait_seconds: float = 40.0, *, succeeds: bool = True
     ) -> None:
-        self.queue = CheckQueue(max_wait_seconds)
+        self.throttle = Throttle(max_wait_seconds)
         self.ran: list[str] = []
         self.go_on = threading.Event()
         self._pool = pool
@@ -38,27 +39,27 @@ class Blocked:
     def send(
         self, name: str, *sources: str, succeeds: bool = True, until: threading.Event | None = None
     ) -> Future[bool]:
-        """Have a check wait, or join the one that is there."""
+        """Queue a check, or join the queued one of the same name."""
 
         def run() -> bool:
             self.ran.append(name)
             assert until is None or until.wait(60)
             return succeeds
 
-        clients = self.clients(name)
+        waiters = self.waiters(name)
         keys = tuple(source.encode() for source in sources)
-        future = self._pool.submit(self.queue.result, name.encode(), keys, run)
-        wait_for(lambda: self.clients(name) > clients or future.done())
+        future = self._pool.submit(self.throttle.check, name.encode(), keys, run)
+        wait_for(lambda: self.waiters(name) > waiters or future.done())
         return future
 
-    def clients(self, name: str) -> int:
-        with self.queue._lock:
-            check = self.queue._checks.get(name.encode())
-            return check.clients if check else 0
+    def waiters(self, name: str) -> int:
+        with self.throttle._lock:
+            check = self.throttle._checks.get(name.encode())
+            return check.waiters if check else 0
 
     def fail(self, *sources: str) -> None:
-        """Let a check of these sources have failed before."""
-        self.queue._count_failure(tuple(source.encode() for source in sources))
+        """Count a failure of these sources."""
+        self.throttle._count_failure(tuple(source.encode() for source in sources))
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def test_one_runs_at_a_time_and_the_newest_of_equals_is_next(blocked: Blocked) -
 
 
 def test_the_source_with_the_fewest_failures_is_next(blocked: Blocked) -> None:
-    """An address that guesses is behind one that does not; at one address, it is by name."""
+    """The address counts first, then the user name."""
     for name in ("alice", "alice", "bob"):
         blocked.fail("guesser", f"guesser {name}")
     blocked.fail("once", "once carol")
@@ -102,14 +103,14 @@ def test_the_source_with_the_fewest_failures_is_next(blocked: Blocked) -> None:
 
 
 def test_a_failed_check_is_counted_and_one_that_succeeded_is_not() -> None:
-    queue = CheckQueue(10)
-    assert queue.result(b"right", (b"a",), lambda: True)
-    assert queue._failures == {}
-    assert not queue.result(b"wrong", (b"a", b"a name"), lambda: False)
-    assert queue._failures == {b"a": 1, b"a name": 1}
+    made = Throttle(10)
+    assert made.check(b"right", (b"a",), lambda: True)
+    assert made._failures == {}
+    assert not made.check(b"wrong", (b"a", b"a name"), lambda: False)
+    assert made._failures == {b"a": 1, b"a name": 1}
 
 
-def test_the_same_key_is_checked_once_in_the_best_turn_of_all(blocked: Blocked) -> None:
+def test_the_same_key_is_checked_once_at_the_best_rank(blocked: Blocked) -> None:
     blocked.fail("guesser")
     results = [blocked.send("same", "guesser") for _ in range(50)]
     results.append(blocked.send("before", "a"))
@@ -119,7 +120,7 @@ def test_the_same_key_is_checked_once_in_the_best_turn_of_all(blocked: Blocked) 
     assert blocked.ran == ["first", "same", "before"]
 
 
-def test_who_has_no_turn_in_time_gets_none_later(pool: ThreadPoolExecutor) -> None:
+def test_a_check_that_timed_out_does_not_run(pool: ThreadPoolExecutor) -> None:
     blocked = Blocked(pool, max_wait_seconds=0.5)
     late = blocked.send("late", "a")
     with pytest.raises(TimeoutError):
@@ -127,16 +128,32 @@ def test_who_has_no_turn_in_time_gets_none_later(pool: ThreadPoolExecutor) -> No
     with pytest.raises(TimeoutError):
         blocked.first.result(20)
     blocked.go_on.set()
-    wait_for(lambda: blocked.queue._worker is None)
+    wait_for(lambda: blocked.throttle._worker is None)
     assert blocked.ran == ["first"]
-    assert blocked.queue._checks == {}
-    assert blocked.queue.result(b"next", (b"a",), lambda: True)
+    assert blocked.throttle._checks == {}
+    assert blocked.throttle.check(b"next", (b"a",), lambda: True)
 
 
-def test_of_too_many_the_last_in_order_is_refused(
+def test_a_right_password_is_not_refused_when_its_check_ends_during_the_delay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(throttle, "_MAX_QUEUED_UNDELAYED", 0)
+    made, go_on = Throttle(0.1), threading.Event()
+
+    def delay(_: float) -> None:
+        go_on.set()
+        wait_for(lambda: made._worker is None)
+
+    clock = types.SimpleNamespace(monotonic=time.monotonic, sleep=delay)
+    monkeypatch.setattr(throttle, "time", clock)
+    with pytest.raises(TimeoutError):
+        made.check(b"right", (b"a",), lambda: go_on.wait(60))
+
+
+def test_the_check_of_the_last_rank_is_dropped_from_a_full_queue(
     blocked: Blocked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkqueue, "_MAX_WAITING_CHECKS", 3)
+    monkeypatch.setattr(throttle, "_MAX_QUEUED", 3)
     blocked.fail("guesser")
     guesses = [blocked.send(f"guess {n}", "guesser") for n in range(3)]
     rights = [blocked.send(f"right {n}", "a") for n in range(3)]
@@ -153,11 +170,11 @@ def test_of_too_many_the_last_in_order_is_refused(
 
 
 @pytest.mark.parametrize(("max_delayed", "delayed"), [(1, True), (0, False)])
-def test_while_checks_wait_failed_ones_are_answered_late(
+def test_failures_are_delayed_while_checks_are_queued(
     pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, max_delayed: int, delayed: bool
 ) -> None:
-    monkeypatch.setattr(checkqueue, "_MAX_WAITING_UNDELAYED", 2)
-    monkeypatch.setattr(checkqueue, "_MAX_DELAYED_ANSWERS", max_delayed)
+    monkeypatch.setattr(throttle, "_MAX_QUEUED_UNDELAYED", 2)
+    monkeypatch.setattr(throttle, "_MAX_DELAYED", max_delayed)
     end = threading.Event()
     started = time.monotonic()
     # The shortest delay is half of the longest wait.
@@ -176,15 +193,15 @@ def test_while_checks_wait_failed_ones_are_answered_late(
         end.set()
 
 
-def test_nothing_is_answered_late_where_nobody_waits() -> None:
-    queue = CheckQueue(60)
+def test_failures_are_not_delayed_while_the_queue_is_empty() -> None:
+    made = Throttle(60)
     started = time.monotonic()
     for n in range(100):
-        assert not queue.result(b"%d" % n, (b"a",), lambda: False)
+        assert not made.check(b"%d" % n, (b"a",), lambda: False)
     assert time.monotonic() - started < 20
 
 
-def test_a_check_that_breaks_is_logged_and_the_others_go_on(
+def test_a_check_that_raises_is_logged_and_the_others_run(
     blocked: Blocked, caplog: pytest.LogCaptureFixture
 ) -> None:
     LOG.propagate = True
@@ -195,19 +212,19 @@ def test_a_check_that_breaks_is_logged_and_the_others_go_on(
     right = blocked.send("right", "a")
     blocked.go_on.set()
     with pytest.raises(TimeoutError):
-        blocked.queue.result(b"broken", (b"b",), broken)
+        blocked.throttle.check(b"broken", (b"b",), broken)
     assert right.result(20)
-    assert "a password could not be checked: KeyError('oops')" in caplog.text
+    assert "cannot check a password: KeyError('oops')" in caplog.text
 
 
-def test_the_counts_of_failures_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkqueue, "_MAX_COUNTED_SOURCES", 20)
-    queue = CheckQueue(10)
+def test_the_number_of_sources_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throttle, "_MAX_SOURCES", 20)
+    made = Throttle(10)
     for n in range(50):
-        assert not queue.result(b"%d" % n, (b"a", b"a %d" % n), lambda: False)
-        assert len(queue._failures) <= 20
+        assert not made.check(b"%d" % n, (b"a", b"a %d" % n), lambda: False)
+        assert len(made._failures) <= 20
 
 
-def test_guessers_leave_connections_to_others() -> None:
-    held = checkqueue._MAX_WAITING_CHECKS + checkqueue._MAX_DELAYED_ANSWERS
+def test_queued_checks_leave_connections_to_other_clients() -> None:
+    held = throttle._MAX_QUEUED + throttle._MAX_DELAYED
     assert held < http.MAX_CONNECTIONS
