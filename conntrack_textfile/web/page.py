@@ -1,7 +1,7 @@
 """The page: the last snapshot and the last hour in HTML, for people with a browser.
 
 It is one document without scripts and without anything from elsewhere, so that
-the strictest Content-Security-Policy can hold it. Bars and pictures are drawn in
+the strictest Content-Security-Policy can hold it. bars and charts are drawn in
 SVG, as such a policy forbids style attributes. page.html and page.css hold what
 does not change.
 
@@ -23,10 +23,10 @@ from conntrack_textfile.labels import BY_NAME
 from conntrack_textfile.plan import OTHER
 from conntrack_textfile.tally import Rows, Sums
 from conntrack_textfile.units import binary, decimal, per_second
-from conntrack_textfile.web import picture
+from conntrack_textfile.web import chart
 from conntrack_textfile.web.history import SECONDS, Carried, compact
 from conntrack_textfile.web.markup import element, fill
-from conntrack_textfile.web.picture import Line, Span, Times
+from conntrack_textfile.web.chart import Line, Span, Times
 from conntrack_textfile.web.query import BY, Query
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ def _facts(snapshot: Snapshot, overview: Overview | None, clock: float) -> Eleme
     return element("dl", *items, class_="card wide")
 
 
-def _pictures(view: _View) -> Iterable[Element]:
+def _charts(view: _View) -> Iterable[Element]:
     """What there was in the last hour, of all."""
     if view.query.only:
         return
@@ -281,20 +281,20 @@ def _pictures(view: _View) -> Iterable[Element]:
         ]
         if view.snapshot.conntrack.accounting is not False or any(points.reply_bytes):
             figures.append(
-                picture.draw("Traffic", traffic, times, lambda v: decimal(v, "bit/s"), "bit/s")
+                chart.draw("Traffic", traffic, times, lambda v: decimal(v, "bit/s"), "bit/s")
             )
         new = Line("", "", _rates(points, points.opened, 1), opened)
-        figures.append(picture.draw("New connections", [new], times, per_second, "/s"))
+        figures.append(chart.draw("New connections", [new], times, per_second, "/s"))
     connections = Line("", "", live, overview.connections if fresh else None)
-    figures.append(picture.draw("Live connections", [connections], times, lambda v: f"{v:,.0f}"))
+    figures.append(chart.draw("Live connections", [connections], times, lambda v: f"{v:,.0f}"))
     if all(points.entries_limit):
         parts = [e / most for e, most in zip(points.entries, points.entries_limit, strict=True)]
         fills = view.snapshot.fills if fresh else []
         present = next((entries / limit for _, entries, limit in fills), None)
         full = Line("", "", _levels(points, parts, longest), present)
         title = "Table fill" if view.snapshot.parts is None else "Fullest table"
-        figures.append(picture.draw(title, [full], times, lambda v: f"{v:.1%}", "%"))
-    yield element("div", *figures, class_="pictures wide")
+        figures.append(chart.draw(title, [full], times, lambda v: f"{v:.1%}", "%"))
+    yield element("div", *figures, class_="charts wide")
 
 
 def _rates(points: Points, series: Sequence[float], factor: int) -> list[Span]:
@@ -651,7 +651,7 @@ def _sorted(counts: dict[str, int]) -> list[tuple[str, int]]:
     return sorted(shown, key=lambda item: (-item[1], item[0]))
 
 
-_SECTIONS = (_pictures, _tables, _fills, _nat, _counts)
+_SECTIONS = (_charts, _tables, _fills, _nat, _counts)
 
 _FILES = importlib.resources.files(__package__)
 _STYLE = (_FILES / "page.css").read_text("utf-8")

@@ -166,7 +166,7 @@ def test_live_groups_are_kept_once_and_in_little_memory() -> None:
     assert [size(tuple(c[1] for c in found.columns)) for size in MEASURES.values()] == [8, 6, 1]
 
 
-def test_of_several_tables_the_fullest_is_the_one_in_the_picture() -> None:
+def test_of_several_tables_the_fullest_is_the_one_in_the_chart() -> None:
     of = snapshot(None)
     parts = {
         name: of._replace(conntrack=of.conntrack._replace(entries=entries, entries_limit=limit))

@@ -192,7 +192,7 @@ def test_a_value_has_a_view_of_its_own() -> None:
     assert "source nobody all Nothing of it is known in the last hour." in gone
 
 
-def test_the_pictures_are_of_what_was_counted() -> None:
+def test_the_charts_are_of_what_was_counted() -> None:
     shown = snapshots(ONE, TWO)
     text = render(shown[-1], after(*shown))
     labels = re.findall(r'aria-label="([^"]*)"', text)
@@ -204,7 +204,7 @@ def test_the_pictures_are_of_what_was_counted() -> None:
     ]
 
 
-def test_the_pictures_of_levels_begin_with_those_of_rates() -> None:
+def test_the_charts_of_levels_begin_with_those_of_rates() -> None:
     made = History()
     key = ("a", "b", "tcp", "x")
     first, last = snapshots({key: (1,) * 5}, {key: (2,) * 5})

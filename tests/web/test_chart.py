@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from conntrack_textfile.web.picture import Line, Span, Times, _round_up, draw
+from conntrack_textfile.web.chart import Line, Span, Times, _round_up, draw
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -104,7 +104,7 @@ def test_every_value_is_under_the_top() -> None:
             assert value <= _round_up(value) <= max(2, 2 * value)
 
 
-def test_a_picture_is_of_bounded_size() -> None:
+def test_a_chart_is_of_bounded_size() -> None:
     spans = [Span(6400 + 5 * n, 6405 + 5 * n, n % 97 + 0.123) for n in range(720)]
     figure = draw("Title", [Line("", "", spans)], TIMES, show)
     assert len(text(figure)) < 40000

@@ -1,4 +1,4 @@
-"""Pictures of up to an hour, in SVG: numbers over time, with a scale and tooltips.
+"""Charts of up to an hour, in SVG: numbers over time, with a scale and tooltips.
 
 The scale is text of HTML beside the SVG, which is stretched to the room that there is.
 """
@@ -29,7 +29,7 @@ class Span(NamedTuple):
 
 
 class Line(NamedTuple):
-    """What one line of a picture shows."""
+    """What one line of a chart shows."""
 
     name: str  # "" where the title says it
     hint: str  # a tooltip of the name
@@ -38,7 +38,7 @@ class Line(NamedTuple):
 
 
 class Times(NamedTuple):
-    """The time that a picture is of."""
+    """The time axis of a chart."""
 
     now: float
     clock: float  # Unix time of now
@@ -106,7 +106,7 @@ def _legend(line: Line, show: Callable[[float], str]) -> str:
 
 
 def _ago(seconds: float) -> str:
-    if seconds >= 3600:  # no picture is of more than an hour
+    if seconds >= 3600:  # no chart spans of more than an hour
         return "1 h"
     return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
 
