@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from conntrack_textfile import columns, filters, labels, networks
 from conntrack_textfile.aggregate import MEASURES, measure
 from conntrack_textfile.filters import Filter
-from conntrack_textfile.snapshot import some
+from conntrack_textfile.gaps import NO_RATES, gaps
 from conntrack_textfile.tally import Sums
 from conntrack_textfile.units import binary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from conntrack_textfile.gaps import Gap
     from conntrack_textfile.snapshot import Snapshot
     from conntrack_textfile.talkers import Talker, Talkers
 
@@ -44,21 +45,6 @@ _GAP = "  "  # between columns
 _BETWEEN = "   "  # between what a line of the summary says
 _SHORTEST = 8  # columns of an address
 _UNKNOWN = "?"
-# What rates miss, in short for the summary, and what to do.
-_NO_RATES = (
-    "live connections only: no rates",
-    "no rates: the proc file has no identity of connections (--collector.source=netlink has it)",
-)
-_NO_EVENTS = (
-    "rates of live connections only",
-    "rates are of live connections only, without the last traffic of ended ones: the kernel "
-    "sends no events (they need CAP_NET_ADMIN and net.netfilter.nf_conntrack_events)",
-)
-_ENDED_UNSEEN = (
-    "{} ended unseen",
-    "connections ended without an event, and their last traffic is missing "
-    "(with net.netfilter.nf_conntrack_events=2 those from before the start send none)",
-)
 
 
 class View(NamedTuple):
@@ -149,7 +135,7 @@ def plain(snapshot: Snapshot, by: str, count: int, *, watched: bool = False) -> 
 
     watched is whether others follow, with rates.
     """
-    missing = [short for short, _ in _missing(snapshot)] if watched else []
+    missing = [gap.short for gap in _gaps(snapshot)] if watched else []
     return [_BETWEEN.join([*_summary(snapshot), *missing]), *table(snapshot, by, count)]
 
 
@@ -250,30 +236,17 @@ def _summary(snapshot: Snapshot) -> list[str]:
 
 
 def notes(snapshot: Snapshot) -> list[str]:
-    """What the user should know about these numbers."""
+    """Return what the user should know about these numbers: warnings and gaps, in full."""
     kinds = snapshot.warnings
     kinds.pop("counters", None)
-    return [*kinds.values(), *(long for _, long in _missing(snapshot))]
+    return [*kinds.values(), *(gap.long for gap in _gaps(snapshot))]
 
 
-def _missing(snapshot: Snapshot) -> list[tuple[str, str]]:
-    """What is missing in the rates, in short and in full."""
-    traffic, talkers = snapshot.traffic, snapshot.talkers
-    if traffic is None:
-        return [_NO_RATES]
-    tables = {"": traffic}
-    if snapshot.parts is not None:
-        tables = {name: part.traffic for name, part in snapshot.parts.items() if part.traffic}
-    silent = [name for name, of in tables.items() if of.listening is False]
-    if silent:
-        short, long = _NO_EVENTS
-        # Of several namespaces some are named, as in warnings.
-        of = f"in {some(silent)}: " if silent[0] else ""
-        return [(f"{of}{short}", f"{of}{long}")]
-    if talkers is not None and talkers.ended_unseen:
-        short, long = _ENDED_UNSEEN
-        return [(short.format(talkers.ended_unseen), long)]
-    return []
+def _gaps(snapshot: Snapshot) -> list[Gap]:
+    if snapshot.traffic is None:
+        return [NO_RATES]
+    talkers = snapshot.talkers
+    return gaps(snapshot, talkers.ended_unseen if talkers is not None else 0)
 
 
 def table(snapshot: Snapshot, by: str, count: int, width: int | None = None) -> list[str]:

@@ -41,7 +41,7 @@ LAYERS = [
         kernel.source
         kernel.table
         snapshot
-        families collector
+        families collector gaps
         exposition columns terminal
         top
         web.body web.sockets web.limiter web.request web.notify web.checkqueue web.yamlfile

@@ -78,6 +78,7 @@ class Past(NamedTuple):
     interval: Carried | None  # since the snapshot before; None where there is none
     hour: Carried | None
     counted: bool  # whether there are counters
+    ended_unseen: int  # connections of the interval whose last traffic is missing
 
 
 class History:
@@ -90,6 +91,7 @@ class History:
         self._parts: list[tuple[float, float, Rows]] = []  # when each began and ended
         self._part_began = 0.0  # the one that goes on
         self._sums: dict[Group, list[int]] = {}  # its traffic so far
+        self._ended_unseen = 0  # until the last snapshot
 
     def add(self, snapshot: Snapshot, now: float) -> Past:
         """Take a good snapshot, at so many seconds of a clock that is never set."""
@@ -115,7 +117,16 @@ class History:
             self._part_began = now
         self._parts = [part for part in self._parts if part[1] > now - SECONDS]
         points = Points(*[array("d", series) for series in self._points])
-        return Past(points, interval, self._hour(), counted=snapshot.traffic is not None)
+        before = self._ended_unseen
+        if snapshot.traffic is not None:
+            self._ended_unseen = snapshot.traffic.totals["ended_unseen"]
+        return Past(
+            points,
+            interval,
+            self._hour(),
+            counted=snapshot.traffic is not None,
+            ended_unseen=max(0, self._ended_unseen - before) if interval is not None else 0,
+        )
 
     def _end_part(self) -> None:
         if self._at > self._part_began:

@@ -19,18 +19,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from conntrack_textfile import __version__
 from conntrack_textfile.aggregate import MEASURES, PROTOCOLS, Ranking, measure, rank
+from conntrack_textfile.gaps import NO_RATES, gaps
 from conntrack_textfile.labels import BY_NAME
 from conntrack_textfile.plan import OTHER
 from conntrack_textfile.tally import Rows, Sums
 from conntrack_textfile.units import binary, decimal, per_second
 from conntrack_textfile.web import chart
+from conntrack_textfile.web.chart import Line, Span, Times
 from conntrack_textfile.web.history import SECONDS, Carried, compact
 from conntrack_textfile.web.markup import element, fill
-from conntrack_textfile.web.chart import Line, Span, Times
 from conntrack_textfile.web.query import BY, Query
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from xml.etree.ElementTree import Element
 
     from conntrack_textfile.snapshot import Snapshot
@@ -83,6 +84,8 @@ class NatOverview(NamedTuple):
 class Overview(NamedTuple):
     """What the page keeps of a snapshot, made ready for all views."""
 
+    warnings: Mapping[str, str]  # by kind, as Snapshot.warnings
+    gaps: list[str]  # what its rates lack
     totals: tuple[tuple[str, str], ...]  # what, and how much
     counts: tuple[tuple[str, list[tuple[str, int]]], ...]  # a title, and words with numbers
     nat: NatOverview | None  # None where nothing is translated
@@ -134,11 +137,16 @@ def overview(snapshot: Snapshot, past: Past) -> Overview:
         (ranking,) = rank(live.labels, rows, [("l4protocol",)], "connections", _PROTOCOLS)
         protocols = ranking.rows
     tables = {"rate": past.interval, "hour": past.hour, "live": Carried((rows,), 0.0)}
+    warnings = snapshot.warnings
+    warnings.pop("folded", None)  # it limits series, and the number of keys says it
+    known = not _is_unknown(totals)
     return Overview(
+        warnings=warnings,
+        gaps=[gap.long for gap in gaps(snapshot, past.ended_unseen)],
         totals=(
             ("Connections", f"{totals.connections:,}"),
-            ("Sent", binary(totals.sent_bytes)),
-            ("Reply", binary(totals.reply_bytes)),
+            ("Sent", binary(totals.sent_bytes) if known else "unknown"),
+            ("Reply", binary(totals.reply_bytes) if known else "unknown"),
             ("Keys", f"{live.keys:,}" + (f", {folded:,} folded" if folded else "")),
             *([("Filtered", f"{live.filtered:,}")] if live.filtered else []),
             *([("Malformed", f"{live.malformed:,}")] if live.malformed else []),
@@ -227,9 +235,15 @@ def _banners(
         what = "there is no snapshot that is fresh enough"
         if state.fresh and overview is not None:
             what = "this is the last good snapshot"
-        yield _banner(f"Stale: {what}." + (f" {state.cause}." if state.cause else ""))
-    for warning in snapshot.warnings.values():
-        yield _banner(f"{warning[:1].upper()}{warning[1:]}.")
+        yield _banner(f"Stale: {what}." + (f" Reason: {state.cause}." if state.cause else ""))
+    # The snapshot has no counters any more, so that their warnings are in the overview.
+    warnings = {**(overview.warnings if overview is not None else {}), **snapshot.warnings}
+    for warning in warnings.values():
+        yield _banner(_sentence(warning))
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _banner(text: str) -> Element:
@@ -242,8 +256,10 @@ def _facts(snapshot: Snapshot, overview: Overview | None, clock: float) -> Eleme
         age = max(0.0, clock - snapshot.timestamp)
         at = time.strftime("%H:%M:%S", time.localtime(snapshot.timestamp))
         facts.append(("Snapshot", f"of {at}, {age:.0f} s ago, took {snapshot.duration:.2f} s"))
-    facts.append(("Read by", snapshot.source))
+        facts.append(("Read by", snapshot.source))
     hints = {
+        "Keys": {"title": "groups of equal labels; folded: summed up as other by --limit.keys"},
+        "Uncounted": {"title": "connections without packet and byte counters"},
         "Sent": {"title": f"of live connections: {_SENT}"},
         "Reply": {"title": f"of live connections: {_REPLY}"},
     }
@@ -318,10 +334,10 @@ def _tables(view: _View) -> Iterable[Element]:
         return
     query, overview = view.query, view.overview
     by = query.by if query.by in overview.tables else next(b for b in BY if b in overview.tables)
-    yield _choice(view, by)
-    for note in _notes(view, by):
-        yield element("p", note, class_="note wide")
     found = _found(overview, by, query)
+    yield _choice(view, found)
+    for note in _notes(view, found):
+        yield element("p", note, class_="note wide")
     if query.only:
         yield _only(query, found)
     tables = []
@@ -332,20 +348,21 @@ def _tables(view: _View) -> Iterable[Element]:
     yield element("div", *tables, class_="tables wide")
 
 
-def _choice(view: _View, by: str) -> Element:
+def _choice(view: _View, found: Found) -> Element:
     """Links to the other views of the same."""
     query = view.query
+    sort = measure(query.sort, found.totals) if any(found.totals) else query.sort
 
     def link(text: str, target: Query, *, chosen: bool) -> Element:
         more = {"aria_current": "true"} if chosen else {}
         return element("a", text, href=target.link(), **more)
 
     numbers = [
-        link(_LINKS[name], query._replace(by=name), chosen=name == by)
+        link(_LINKS[name], query._replace(by=name), chosen=name == found.by)
         for name in BY
         if name in view.overview.tables
     ]
-    order = [link(name, query._replace(sort=name), chosen=name == query.sort) for name in MEASURES]
+    order = [link(name, query._replace(sort=name), chosen=name == sort) for name in MEASURES]
     return element(
         "nav",
         element("span", "Show ", *numbers),
@@ -354,20 +371,35 @@ def _choice(view: _View, by: str) -> Element:
     )
 
 
-def _notes(view: _View, by: str) -> Iterable[str]:
-    """Why the numbers are not those that were asked for, or not complete."""
-    tables = view.overview.tables
-    if "rate" not in tables:
-        why = "There are no rates, as nothing is counted: --collector.families=live,traffic does."
-        if view.overview.past.counted:
-            why = "Rates are known from the second snapshot on."
-        elif view.snapshot.uncountable:  # there is a banner of that
-            why = "There are no rates now."
-        yield why + ("" if by == view.query.by else f" These are of {_OF[by]}.")
+def _notes(view: _View, found: Found) -> Iterable[str]:
+    """Why the numbers are not those that were requested, or not complete."""
+    by, sort = found.by, view.query.sort
+    carried = view.overview.tables[by]
+    if "rate" not in view.overview.tables:
+        yield _no_rates(view) + ("" if by == view.query.by else f" These are of {_OF[by]}.")
     if by == "hour":
-        yield f"Counted for {_duration(tables[by].seconds)}."
-    if by == "live" and view.overview.connections and not any(p.groups for p in tables[by].parts):
+        yield f"Counted for {_duration(carried.seconds)}."
+    if by != "live":
+        yield from map(_sentence, view.overview.gaps)
+    if any(found.totals) and measure(sort, found.totals) != sort:
+        yield f"Sorted by connections: {sort} are unknown without packet and byte counters."
+    if view.query.only:
+        return
+    if by != "live" and not any(found.totals):
+        yield f"No traffic {_WHEN[by]}."
+    if by == "live" and view.overview.connections and not any(p.groups for p in carried.parts):
         yield "Live connections by key are not collected: --collector.families=live,traffic does."
+
+
+def _no_rates(view: _View) -> str:
+    """Why there are no rates."""
+    if view.overview.past.counted:
+        return "Rates are known from the second snapshot on."
+    if view.snapshot.uncountable:  # there is a banner of that
+        return "There are no rates now."
+    if view.snapshot.source == "procfs":
+        return f"There are {NO_RATES.long}."
+    return "There are no rates, as nothing is counted: --collector.families=live,traffic does."
 
 
 def _duration(seconds: float) -> str:
@@ -470,6 +502,7 @@ def _numbers(sort: str, sums: Sums, found: Found) -> list[tuple[str, str, str, s
     def size(number: int) -> str:
         return decimal(8 * number / seconds, "bit/s") if by == "rate" else binary(number)
 
+    unknown = _is_unknown(sums)
     exact_opened = f"{sums.connections:,} connections{over}"
     columns = [(opened, count(sums.connections), exact_opened, "connections")]
     if any(found.totals[1:]):
@@ -478,7 +511,9 @@ def _numbers(sort: str, sums: Sums, found: Found) -> list[tuple[str, str, str, s
         else:
             numbers = [(n, size(n), f"{n:,} bytes{over}") for n in (sums[2], sums[4])]
         both = [
-            (head, text, exact, hint)
+            (head, "?", "unknown: no packet and byte counters", hint)
+            if unknown
+            else (head, text, exact, hint)
             for head, hint, (_, text, exact) in zip(
                 ("sent", "reply"), (_SENT, _REPLY), numbers, strict=True
             )
@@ -487,8 +522,15 @@ def _numbers(sort: str, sums: Sums, found: Found) -> list[tuple[str, str, str, s
     if by == "hour" and seconds:
         much = MEASURES[sort](sums) / seconds
         mean = decimal(8 * much, "bit/s") if sort == "bytes" else per_second(much)
+        if unknown and sort != "connections":
+            mean = "?"
         columns.insert(0, ("mean rate", mean, f"{sort}{over}", f"{sort} per second"))
     return columns
+
+
+def _is_unknown(sums: Sums) -> bool:
+    """Whether no connection has counters: with them each has a packet at least."""
+    return sums.connections > 0 and not any(sums[1:])
 
 
 def _ranking(ranking: Ranking, query: Query, found: Found, count: str) -> Element:

@@ -141,7 +141,7 @@ def test_there_are_the_numbers_of_the_capture() -> None:
     assert "Connections by state tcp ESTABLISHED 14 sctp CLOSED 4" in found
     assert "Sources by bytes source sent reply connections 10.77.1.2 19.6 MiB 19.1 MiB 50" in found
     assert "Keys by bytes, 10 of 83" in found
-    assert "There are no rates, as nothing is counted" in found
+    assert "There are no rates: the proc file has no identity of connections" in found
     assert "address l4 connections ports used 10.77.2.1 tcp 4 3 0.0%" in found
     assert "address l4 destination port ports used 10.77.2.1 tcp 10.77.2.2 8002 3 0.0%" in found
     assert 'role="alert"' not in text
@@ -161,10 +161,10 @@ TWO: Series = {
     ("query", "expected"),
     [
         (Query(), "Sources by bytes source sent reply new a 1.0 kbit/s 100 kbit/s 0.10/s b"),
-        (Query("rate", "packets"), "source sent reply new a 5.00/s 10.0/s 0.10/s b 0/s 0/s 10.0/s"),
-        (Query("rate", "connections"), "source new sent reply b 10.0/s 0 bit/s 0 bit/s a 0.10/s"),
+        (Query("rate", "packets"), "source sent reply new a 5.00/s 10.0/s 0.10/s b ? ? 10.0/s"),
+        (Query("rate", "connections"), "source new sent reply b 10.0/s ? ? a 0.10/s"),
         (Query("hour"), "source mean rate sent reply new a 101 kbit/s 7.3 KiB 732 KiB 6 b"),
-        (Query("hour", "connections"), "source mean rate new sent reply b 10.0/s 600 0 B 0 B a"),
+        (Query("hour", "connections"), "source mean rate new sent reply b 10.0/s 600 ? ? a"),
         (Query("live"), "source sent reply connections a 7.3 KiB 732 KiB 16 b 1 B 1 B 601"),
         (Query("live", "packets"), "source sent reply connections a 310 610 16 b 1 1 601"),
     ],
@@ -216,7 +216,7 @@ def test_the_charts_of_levels_begin_with_those_of_rates() -> None:
 
 def test_without_counters_it_says_why_there_are_no_rates() -> None:
     (first,) = snapshots(ONE)
-    live = first._replace(traffic=None)
+    live = first._replace(traffic=None, source="netlink")
     second = render(first, after(first), Query("rate"))
     assert "Rates are known from the second snapshot on. These are of live connections." in second
     never = render(live, after(live), Query("rate"))
@@ -248,7 +248,7 @@ def test_of_old_numbers_there_is_the_past_alone() -> None:
     shown = snapshots(ONE, TWO)
     old = shown[-1]._replace(success=False)
     text = render(old, after(*shown), fresh=False, now=NOW + 200, cause="it is gone")
-    assert "Stale: there is no snapshot that is fresh enough. it is gone." in text
+    assert "Stale: there is no snapshot that is fresh enough. Reason: it is gone." in text
     assert "Traffic over the last 4 min: sent unknown, reply unknown, at most 100 kbit/s" in text
     assert "Sources by" not in text
     assert "617" not in words(text)
@@ -260,8 +260,66 @@ def test_without_accounting_bytes_are_not_shown_as_none() -> None:
     )
     off = shown[-1]._replace(conntrack=CONNTRACK._replace(accounting=False))
     text = render(off, after(*shown))
-    assert "Sources by connections source new a 1.00/s" in words(text)
+    found = words(text)
+    assert "Sources by connections source new a 1.00/s" in found
     assert "bit/s" not in text
+    assert "Sent unknown Reply unknown" in found
+    assert "Sorted by connections: bytes are unknown without packet and byte counters." in found
+    assert 'aria-current="true">connections</a>' in text
+    assert 'aria-current="true">bytes</a>' not in text
+    # Where others are counted, it is not 0 of those that are not.
+    shown = snapshots(
+        {(name, "x", "tcp", "http"): (1,) * 5 for name in "ab"},
+        {("a", "x", "tcp", "http"): (2,) * 5, ("b", "x", "tcp", "http"): (61, 1, 1, 1, 1)},
+    )
+    assert "b ? ? 1.00/s" in words(render(shown[-1], after(*shown)))
+    mean = words(render(shown[-1], after(*shown), Query("hour")))
+    assert "b ? ? ? 60" in mean
+
+
+def test_rates_that_lack_traffic_say_so() -> None:
+    first, last = snapshots(ONE, TWO)
+    assert last.traffic is not None
+    silent = last._replace(traffic=last.traffic._replace(listening=False))
+    note = "Rates are of live connections only, without the last traffic of ended ones"
+    for by in ("rate", "hour"):
+        assert note in words(render(silent, after(first, silent), Query(by)))
+    assert note not in words(render(silent, after(first, silent), Query("live")))
+    assert note not in words(render(last, after(first, last)))
+    totals = {**last.traffic.totals, "ended_unseen": 3}
+    unseen = last._replace(traffic=last.traffic._replace(totals=totals))
+    text = words(render(unseen, after(first, unseen)))
+    assert "Connections ended without an event, and their last traffic is missing" in text
+    # None of them since the last snapshot.
+    assert "ended without" not in words(render(unseen, after(first, unseen, unseen)))
+
+
+def test_warnings_about_counters_are_shown_when_the_snapshot_has_none_any_more() -> None:
+    shown = snapshots(ONE, TWO)[-1]
+    assert shown.live is not None
+    assert shown.traffic is not None
+    live = shown.live._replace(keys=9)
+    shown = shown._replace(traffic=shown.traffic._replace(lost=5), live=live)
+    made = Refresher(lambda: shown, lambda last: last or EMPTY, 60.0)
+    made.refresh()
+    text = words(made.html("/metrics", "")[0].decode())
+    assert "5 events of ended connections were lost" in text
+    assert "Keys 9, 7 folded" in text
+    assert "beyond --limit.keys" not in text  # it is not the page that lacks them
+
+
+def test_no_traffic_is_said() -> None:
+    shown = snapshots(ONE, ONE)
+    quiet = shown[-1]._replace(carried=Rows([], ((),) * 5))
+    text = words(render(quiet, after(shown[0], quiet)))
+    assert "No traffic in the last interval." in text
+    assert "unknown without" not in text
+    assert "No traffic" not in words(render(quiet, after(shown[0], quiet), Query("live")))
+
+
+def test_before_a_reading_has_worked_it_is_not_said_how_the_table_is_read() -> None:
+    failed = EMPTY._replace(success=False, source="auto", timestamp=None, duration=None)
+    assert "Read by" not in render(failed)
 
 
 def test_what_there_is_is_counted_and_not_what_is_left() -> None:
