@@ -15,7 +15,7 @@ from conntrack_textfile.aggregate import MEASURES, measure
 from conntrack_textfile.filters import Filter
 from conntrack_textfile.gaps import NO_RATES, gaps
 from conntrack_textfile.tally import Sums
-from conntrack_textfile.units import binary
+from conntrack_textfile.units import binary, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -231,7 +231,7 @@ def _summary(snapshot: Snapshot) -> list[str]:
     parts.append(f"{sent} sent, {reply} reply")
     for name, entries, limit in snapshot.fills[:1]:
         table = f"fullest table {columns.printable(name)}:" if name else "table"
-        parts.append(f"{table} {entries} of {limit} ({entries / limit:.1%})")
+        parts.append(f"{table} {entries} of {limit} ({percent(entries / limit)})")
     return parts
 
 
@@ -336,6 +336,8 @@ def _is_unknown(sums: tuple[int, ...]) -> bool:
 
 
 def _rate(number: float) -> str:
+    if 0 < number < 0.05:
+        return "<0.1"
     return f"{number:.0f}" if number >= 99.95 or not number else f"{number:.1f}"
 
 

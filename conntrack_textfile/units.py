@@ -1,29 +1,40 @@
-"""Numbers in units for people."""
+"""Numbers with units, as text. What is not 0 is never shown as 0."""
 
 from __future__ import annotations
 
 
 def binary(number: float) -> str:
-    """A number of bytes with a binary prefix, as 1.5 MiB."""
+    """Return a number of bytes with a binary prefix, as 1.5 MiB."""
     units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"]
     while number >= 1023.5 and len(units) > 1:
         number /= 1024
         del units[0]
-    whole = units[0] == "B" or number >= 99.95
-    return f"{number:.0f} {units[0]}" if whole else f"{number:.1f} {units[0]}"
+    return f"{_digits(number, whole=units[0] == 'B')} {units[0]}"
 
 
 def decimal(number: float, unit: str) -> str:
-    """A number of a unit with a decimal prefix, as 1.5 Mbit/s."""
+    """Return a number of a unit with a decimal prefix, as 1.5 Mbit/s."""
     prefixes = ["", "k", "M", "G", "T", "P", "E"]
     while number >= 999.5 and len(prefixes) > 1:
         number /= 1000
         del prefixes[0]
-    whole = not prefixes[0] or number >= 99.95
-    return f"{number:.0f} {prefixes[0]}{unit}" if whole else f"{number:.1f} {prefixes[0]}{unit}"
+    return f"{_digits(number, whole=not prefixes[0])} {prefixes[0]}{unit}"
+
+
+def _digits(number: float, *, whole: bool) -> str:
+    if whole and 0 < number < 0.5:
+        return "<1"
+    return f"{number:.0f}" if whole or number >= 99.95 else f"{number:.1f}"
 
 
 def per_second(number: float) -> str:
-    """How often something is, as 0.25/s or 1,200/s."""
+    """Return a frequency, as 0.25/s or 1,200/s."""
+    if 0 < number < 0.005:
+        return "<0.01/s"
     digits = 2 if 0 < number < 9.995 else 1 if 0 < number < 99.95 else 0
     return f"{number:,.{digits}f}/s"
+
+
+def percent(share: float) -> str:
+    """Return a share of 1 in percent, as 12.3%."""
+    return "<0.1%" if 0 < share < 0.0005 else f"{share:.1%}"

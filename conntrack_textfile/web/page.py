@@ -23,7 +23,7 @@ from conntrack_textfile.gaps import NO_RATES, gaps
 from conntrack_textfile.labels import BY_NAME
 from conntrack_textfile.plan import OTHER
 from conntrack_textfile.tally import Rows, Sums
-from conntrack_textfile.units import binary, decimal, per_second
+from conntrack_textfile.units import binary, decimal, per_second, percent
 from conntrack_textfile.web import chart
 from conntrack_textfile.web.chart import Line, Span, Times
 from conntrack_textfile.web.history import SECONDS, Carried, compact
@@ -269,7 +269,7 @@ def _facts(snapshot: Snapshot, overview: Overview | None, clock: float) -> Eleme
     ]
     if snapshot.parts is None and snapshot.fills:
         ((_, entries, limit),) = snapshot.fills
-        fill = element("dd", f"{entries:,} of {limit:,} ({entries / limit:.1%})")
+        fill = element("dd", f"{entries:,} of {limit:,} ({percent(entries / limit)})")
         fill.append(_bar(entries, limit))
         items.insert(0, element("div", element("dt", "Table"), fill, class_="wide"))
     return element("dl", *items, class_="card wide")
@@ -309,7 +309,7 @@ def _charts(view: _View) -> Iterable[Element]:
         present = next((entries / limit for _, entries, limit in fills), None)
         full = Line("", "", _levels(points, parts, longest), present)
         title = "Table fill" if view.snapshot.parts is None else "Fullest table"
-        figures.append(chart.draw(title, [full], times, lambda v: f"{v:.1%}", "%"))
+        figures.append(chart.draw(title, [full], times, percent, "%"))
     yield element("div", *figures, class_="charts wide")
 
 
@@ -620,7 +620,7 @@ def _ports(names: Sequence[str], ports: int, *others: tuple[str, int]) -> _Row:
         [
             *[(what, f"{number:,}", f"{number:,} {what}", what) for what, number in others],
             ("ports", f"{ports:,}", f"{ports:,} source ports", "source ports in use"),
-            ("used", f"{ports / PORTS:.1%}", full, full),
+            ("used", percent(ports / PORTS), full, full),
         ],
         _bar(ports, PORTS),
     )
@@ -638,7 +638,7 @@ def _fills(view: _View) -> Iterable[Element]:
             [
                 ("entries", f"{entries:,}", f"{entries:,} entries", "entries in the table"),
                 ("limit", f"{limit:,}", f"{limit:,} entries", "entries that fit"),
-                ("used", f"{entries / limit:.1%}", "of the limit", "of the limit"),
+                ("used", percent(entries / limit), "of the limit", "of the limit"),
             ],
             _bar(entries, limit),
         )
