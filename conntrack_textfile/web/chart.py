@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 _WIDTH, _HEIGHT = 600, 100  # of the SVG in its own units
 _SLICES = 60  # parts with a tooltip
 
+# Lengths of the time axis in seconds, with halves that are whole minutes. The last is that
+# of the history.
+_LENGTHS = (60.0, 120.0, 240.0, 360.0, 600.0, 1200.0, 1800.0, 2400.0, 3600.0)
+
 
 class Span(NamedTuple):
     """A value from one time to another."""
@@ -100,15 +104,20 @@ def draw(
     )
 
 
+def length(seconds: float) -> float:
+    """Return the length of a time axis for so many seconds of history."""
+    return next((long for long in _LENGTHS if long >= seconds), _LENGTHS[-1])
+
+
 def _legend(line: Line, show: Callable[[float], str]) -> str:
     """The name of a line and its present value."""
     return f"{line.name} {'unknown' if line.present is None else show(line.present)}".strip()
 
 
 def _ago(seconds: float) -> str:
-    if seconds >= 3600:  # no chart spans of more than an hour
+    if seconds >= 3600:  # no chart spans more than an hour
         return "1 h"
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds > 60 else f"{seconds:.0f} s"
 
 
 def _path(line: Line, times: Times, top: float, *, closed: bool = False) -> str:

@@ -26,7 +26,7 @@ from conntrack_textfile.tally import Rows, Sums
 from conntrack_textfile.units import binary, decimal, per_second, percent
 from conntrack_textfile.web import chart
 from conntrack_textfile.web.chart import Line, Span, Times
-from conntrack_textfile.web.history import SECONDS, Carried, compact
+from conntrack_textfile.web.history import Carried, compact
 from conntrack_textfile.web.markup import element, fill
 from conntrack_textfile.web.query import BY, Query
 
@@ -284,7 +284,7 @@ def _charts(view: _View) -> Iterable[Element]:
     longest = max(3 * view.state.interval, view.snapshot.duration or 0)
     live = _levels(points, points.live, longest)
     began = view.state.now - live[0].began
-    times = Times(view.state.now, view.clock, min(float(SECONDS), max(60.0, began)))
+    times = Times(view.state.now, view.clock, chart.length(began))
     figures = []
     if any(points.seconds):
         now: list[float | None] = [None] * len(Sums._fields)

@@ -249,7 +249,7 @@ def test_of_old_numbers_there_is_the_past_alone() -> None:
     old = shown[-1]._replace(success=False)
     text = render(old, after(*shown), fresh=False, now=NOW + 200, cause="it is gone")
     assert "Stale: there is no snapshot that is fresh enough. Reason: it is gone." in text
-    assert "Traffic over the last 4 min: sent unknown, reply unknown, at most 100 kbit/s" in text
+    assert "Traffic over the last 6 min: sent unknown, reply unknown, at most 100 kbit/s" in text
     assert "Sources by" not in text
     assert "617" not in words(text)
 
