@@ -43,7 +43,9 @@ PORTS = 64512  # that the kernel has for an address by default: 1024-65535
 _PROTOCOLS = 256  # all that there can be
 
 # From such widths of a card on, in rem, page.css makes a table of a ranking.
-_WIDTHS = (26, 34, 42, 54, 70, 90, 120)
+_WIDTHS = (26, 29, 32, 36, 42, 54, 70, 90, 120)
+# Characters of the only name of a row. A longer one is wrapped.
+_NAME_WIDTH = 16
 
 _TITLES = {
     "netns": "Network namespaces",
@@ -474,7 +476,8 @@ def _only(query: Query, found: Found) -> Element:
     """What the view is of, its sums, and the ways out of it."""
     items = []
     for label, value in query.only:
-        out = element("a", "all", href=query.without(label).link(), title=f"every {label}")
+        all_of = f"all {_TITLES.get(label, 'values').lower()}"
+        out = element("a", all_of, href=query.without(label).link())
         name = element("strong", value or "none")
         items.append(
             element("div", element("dt", BY_NAME[label].title), element("dd", name, " ", out))
@@ -550,14 +553,16 @@ def _ranking(ranking: Ranking, query: Query, found: Found, count: str) -> Elemen
     return _card(f"{title} by {ranking.by}{count}", heads, rows, wide=whole)
 
 
-def _card(title: str, names: Sequence[str], rows: list[_Row], *, wide: bool) -> Element:
+def _card(title: str, labels: Sequence[str], rows: list[_Row], *, wide: bool) -> Element:
     """A card with a table. Where there is no room for columns each row is a block."""
-    heads = [element("th", name, scope="col") for name in names]
+    heads = [element("th", name, scope="col") for name in labels]
     heads += [
         element("th", head, scope="col", class_="n", title=hint)
         for head, _, _, hint in rows[0].numbers
     ]
     widths = [len(head.text or "") for head in heads]
+    longest = _NAME_WIDTH if len(labels) == 1 else None
+    wraps = longest is not None and any(len(row.names[0]) > longest for row in rows)
     body = []
     for row in rows:
         cells = [
@@ -565,7 +570,7 @@ def _card(title: str, names: Sequence[str], rows: list[_Row], *, wide: bool) -> 
             for head, text, exact, _ in row.numbers
         ]
         body.append(element("tr", *row.cells, *cells, element("td", row.bar, class_="bar")))
-        texts = [*row.names, *[text for _, text, _, _ in row.numbers]]
+        texts = [*[name[:longest] for name in row.names], *[text for _, text, _, _ in row.numbers]]
         widths = [max(width, len(text)) for width, text in zip(widths, texts, strict=True)]
     # A table where all of its columns have room, each as wide as its longest text.
     room = _room(sum(widths), len(heads) + 1)
@@ -574,7 +579,7 @@ def _card(title: str, names: Sequence[str], rows: list[_Row], *, wide: bool) -> 
         "section",
         element("h2", title),
         element("table", head, element("tbody", *body)),
-        class_=f"card ranking from{room}" + (" wide" if wide else ""),
+        class_=f"card ranking from{room}" + " wide" * wide + " wraps" * wraps,
     )
 
 

@@ -182,14 +182,14 @@ def test_a_value_has_a_view_of_its_own() -> None:
     assert 'href="?by=rate&amp;sort=packets&amp;l7protocol=ntp"' in whole
     text = render(shown[-1], made, Query("rate", "packets").at("src", "a"))
     found = words(text)
-    assert "source a all sent 5.00/s reply 10.0/s new 0.10/s" in found
+    assert "source a all sources sent 5.00/s reply 10.0/s new 0.10/s" in found
     assert "Services by packets service sent reply new http" in found
     assert "ntp" not in found
     assert "Sources by" not in found
     assert 'href="?by=rate&amp;sort=packets&amp;src=a&amp;dst=x"' in text
-    assert 'title="every src">all</a>' in text
+    assert '">all sources</a>' in text
     gone = words(render(shown[-1], made, Query("hour").at("src", "nobody")))
-    assert "source nobody all Nothing of it is known in the last hour." in gone
+    assert "source nobody all sources Nothing of it is known in the last hour." in gone
 
 
 def test_the_charts_are_of_what_was_counted() -> None:
@@ -633,3 +633,37 @@ def test_a_browser_shows_what_is_wrong(browser: Browser, tmp_path: Path) -> None
         assert "Stale: " in browser.evaluate(alerts)
         assert f"there is no {tmp_path}/net/nf_conntrack" in browser.evaluate(alerts)
         assert browser.complaints() == []
+
+
+def test_a_long_name_takes_the_columns_of_no_other_row(browser: Browser, tmp_path: Path) -> None:
+    rows: Series = {
+        (name, "x", "tcp", "y"): (9, 9, 10**6, 9, 10**6)
+        for name in (f"{LONGEST}a001", "192.168.100.200", NAME + "00")
+    }
+    shown = snapshots(dict.fromkeys(rows, (0,) * 5), rows)
+    file = tmp_path / "page.html"
+    file.write_text(render(shown[-1], after(*shown)))
+    displays = "[...document.querySelectorAll('.tables section:not(.wide)')].map(e =>"
+    displays += " getComputedStyle(e.querySelector('tr')).display)"
+    for width, display in ((360, "flex"), (1185, "table-row"), (2560, "table-row")):
+        browser.open(file.as_uri(), width=width)
+        assert set(browser.evaluate(displays)) == {display}, width
+        assert browser.evaluate(CUT) == [], width
+        # An address of IPv4 is on one line.
+        lines = "document.evaluate(\"//a[.='192.168.100.200']\", document, null, 9)"
+        assert browser.evaluate(f"{lines}.singleNodeValue.getClientRects().length") == 1, width
+
+
+def test_three_charts_leave_no_hole(browser: Browser, tmp_path: Path) -> None:
+    shown = snapshots(
+        {("a", "x", "tcp", "http"): (5, 0, 0, 0, 0)}, {("a", "x", "tcp", "http"): (65, 0, 0, 0, 0)}
+    )
+    off = shown[-1]._replace(conntrack=CONNTRACK._replace(accounting=False))
+    file = tmp_path / "page.html"
+    file.write_text(render(off, after(*shown)))
+    right = "[...document.querySelectorAll('.charts, .charts > :last-child')]"
+    right += ".map(e => Math.round(e.getBoundingClientRect().right))"
+    for width in (360, 800, 1000, 1200, 2560):
+        browser.open(file.as_uri(), width=width)
+        whole, last = browser.evaluate(right)
+        assert whole == last, width
