@@ -61,9 +61,9 @@ def cut_address(text: str, room: int) -> str:
     for head in range(len(parts)):
         for tail in range(len(parts) - head):
             kept = separator.join([*parts[:head], CUT, *parts[len(parts) - tail :]])
-            more = head >= tail if "/" in text else tail >= head
+            near, far = (head, tail) if "/" in text else (tail, head)
             if head + tail and width(kept) <= room:
-                found.append((width(kept), -abs(head - tail), more, kept))
+                found.append((near > 0, width(kept), -abs(head - tail), near >= far, kept))
     return max(found)[-1] if found else cut(CUT, room)
 
 

@@ -18,14 +18,14 @@ from conntrack_textfile.tally import Sums
 from conntrack_textfile.units import binary, percent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from conntrack_textfile.gaps import Gap
     from conntrack_textfile.snapshot import Snapshot
     from conntrack_textfile.talkers import Talker, Talkers
 
     _Text = Callable[[int], str]
-    _Measured = tuple[str, tuple[int, int], _Text, Callable[[float], str], bool]
+    _Measured = tuple[str, int, _Text, Callable[[float], str], bool]
 
 ROWS = 20
 """How many are shown where nobody says, and there is no screen."""
@@ -45,6 +45,9 @@ _GAP = "  "  # between columns
 _BETWEEN = "   "  # between what a line of the summary says
 _SHORTEST = 8  # columns of an address
 _UNKNOWN = "?"
+# Columns, and which fields of Sums they add up, from that of the original direction on.
+_DIRECTIONS = (("SENT", (0,)), ("REPLY", (2,)))
+_BOTH = (("BOTH", (0, 2)),)
 
 
 class View(NamedTuple):
@@ -198,7 +201,8 @@ def _help(view: View, width: int) -> list[str]:
     below = [
         "",
         "LIVE are live connections, NEW/s the new ones. SENT goes from the source, REPLY comes "
-        "back to it. /s is of all traffic since the last snapshot, that of ended connections too.",
+        "back to it, BOTH is their sum. /s is of all traffic since the last snapshot, that "
+        "of ended connections too.",
         f"{_UNKNOWN} is unknown: the connection has no packet and byte counters.",
     ]
     texts = [line for text in above for line in _wrapped(text, width)]
@@ -257,16 +261,32 @@ def table(snapshot: Snapshot, by: str, count: int, width: int | None = None) -> 
     # What is live may be nothing, and all that was carried have ended.
     known = live.totals if talkers.totals is None else Sums(*map(max, live.totals, talkers.totals))
     shown = ranked(talkers, measure(by, known))[:count]
-    kept = _columns(talkers, by)
-    cells = [[column.head for column in kept]]
-    cells += [[column.cell(talker) for column in kept] for talker in shown]
+    kept, cells = _cells(_columns(talkers, by), shown)
     if width is not None:
         kept, cells = _fitted(kept, cells, width)
+        if _label_room(kept, cells, width) < 0:
+            # Numbers of nobody are of no use: one column for both directions.
+            kept, cells = _cells(_columns(talkers, by, _BOTH), shown)
+            kept, cells = _fitted(kept, cells, width)
     lines = _aligned(kept, cells, width)
     more = live.keys - sum(talker.live.connections > 0 for talker in shown)
     if more:
         lines.append(f"and {more} more")
     return lines
+
+
+def _cells(kept: list[_Column], shown: list[Talker]) -> tuple[list[_Column], list[list[str]]]:
+    """Return the columns, and the lines of their cells with the head first."""
+    lines = [[column.cell(talker) for column in kept] for talker in shown]
+    return kept, [[column.head for column in kept], *lines]
+
+
+def _label_room(kept: list[_Column], cells: list[list[str]], width: int) -> int:
+    """Return the columns of the screen that numbers leave to labels, beyond what these need."""
+    widths = list(zip(_widths(cells), kept, strict=True))
+    labels = sum(room + len(_GAP) for room, column in widths if column.label)
+    numbers = sum(room + len(_GAP) for room, column in widths if not column.label)
+    return width + len(_GAP) - numbers - min(labels, _SHORTEST + len(_GAP))
 
 
 def ranked(talkers: Talkers, by: str) -> list[Talker]:
@@ -275,7 +295,9 @@ def ranked(talkers: Talkers, by: str) -> list[Talker]:
     return sorted(talkers.rows, key=lambda row: (size(row.traffic), size(row.live)), reverse=True)
 
 
-def _columns(talkers: Talkers, by: str) -> list[_Column]:
+def _columns(
+    talkers: Talkers, by: str, directions: Sequence[tuple[str, tuple[int, ...]]] = _DIRECTIONS
+) -> list[_Column]:
     """The columns for a measure: those that show it are left out last."""
     found = [
         _Column(
@@ -300,32 +322,40 @@ def _columns(talkers: Talkers, by: str) -> list[_Column]:
     if rates:
         new = _Column("NEW/s", lambda talker: _rate(talker.traffic.connections / seconds))
         found.append(new._replace(left_out=0 if counts else 5))
-    # What stands behind SENT and REPLY, their fields, how totals and rates are shown, and
-    # whether they are the measure.
-    measured: list[_Measured] = [("", (2, 4), binary, binary, by == "bytes")]
+    # The unit behind SENT and REPLY, which sums they are of, and how totals and rates are shown.
+    measured: list[_Measured] = [("", 2, binary, binary, by == "bytes")]
     if by == "packets":
-        measured.insert(0, (" PKT", (1, 3), str, _rate, True))
-    for unit, fields, text, _, wanted in measured:
+        measured.insert(0, (" PKT", 1, str, _rate, True))
+    for unit, first, text, _, wanted in measured:
         left_out = 2 if rates else 0 if wanted else 4
-        for name, field in zip(("SENT", "REPLY"), fields, strict=True):
-            found.append(_Column(f"{name}{unit}", _total(field, text), left_out))
-    for unit, fields, _, text, wanted in measured if rates else ():
-        for name, field in zip(("SENT", "REPLY"), fields, strict=True):
-            cell = _speed(field, seconds, text)
+        for name, offsets in directions:
+            fields = [first + offset for offset in offsets]
+            found.append(_Column(f"{name}{unit}", _total(fields, text), left_out))
+    for unit, first, _, text, wanted in measured if rates else ():
+        for name, offsets in directions:
+            fields = [first + offset for offset in offsets]
+            cell = _speed(fields, seconds, text)
             found.append(_Column(f"{name}{unit}/s", cell, 0 if wanted else 4))
     return found
 
 
-def _total(field: int, text: _Text) -> Callable[[Talker], str]:
-    return lambda talker: _UNKNOWN if _is_unknown(talker.live) else text(talker.live[field])
-
-
-def _speed(field: int, seconds: float, text: Callable[[float], str]) -> Callable[[Talker], str]:
+def _total(fields: list[int], text: _Text) -> Callable[[Talker], str]:
     def cell(talker: Talker) -> str:
-        carried = any(talker.traffic[1:])
-        if not carried and (talker.traffic.connections or _is_unknown(talker.live)):
+        if _is_unknown(talker.live):
             return _UNKNOWN
-        return text(talker.traffic[field] / seconds)
+        return text(sum(talker.live[field] for field in fields))
+
+    return cell
+
+
+def _speed(
+    fields: list[int], seconds: float, text: Callable[[float], str]
+) -> Callable[[Talker], str]:
+    def cell(talker: Talker) -> str:
+        traffic = talker.traffic
+        if not any(traffic[1:]) and (traffic.connections or _is_unknown(talker.live)):
+            return _UNKNOWN
+        return text(sum(traffic[field] for field in fields) / seconds)
 
     return cell
 
