@@ -1,6 +1,6 @@
-"""The terminal view: a snapshot as a table, largest first, and what keys make of it.
+"""The view of top: a snapshot as a table, the largest rows first, and its key bindings.
 
-All of it is pure: a snapshot and a view give lines, a view and a key another view.
+Pure functions: a snapshot and a view give lines, a view and a key the next view.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
     _Measured = tuple[str, int, _Text, Callable[[float], str], bool]
 
 ROWS = 20
-"""How many are shown where nobody says, and there is no screen."""
+"""Rows by default, where standard output is no terminal."""
 
 RANKED = 500
-"""How many groups by each measure a snapshot for a view is to have: more than a screen shows."""
+"""Top N groups for each measure in a snapshot: more than a screen shows."""
 
 # The key of each label, in the order of labels.LABELS.
 LABEL_KEYS = dict(zip("1234567890-=", labels.LABELS, strict=False))
 _SORT_KEYS = {by[0]: by for by in MEASURES}
 ENTER, ESCAPE, BACKSPACE, CLEAR = "\n", "\x1b", "\x7f", "\x15"
-# The line at the foot; a narrow screen has the first of them.
+# The last line; a narrow screen shows the first of them.
 _KEYS = ["q quit", "? help", "bpc sort", "/ filter", "1-9 labels", "space pause"]
 _MAX_TYPED = 500  # characters
 
 _GAP = "  "  # between columns
-_BETWEEN = "   "  # between what a line of the summary says
+_BETWEEN = "   "  # between parts of the summary
 _SHORTEST = 8  # columns of an address
 _UNKNOWN = "?"
 # Columns, and which fields of Sums they add up, from that of the original direction on.
@@ -51,22 +51,22 @@ _BOTH = (("BOTH", (0, 2)),)
 
 
 class View(NamedTuple):
-    """What is asked to be shown, and how."""
+    """The state of the view."""
 
     by: str  # of MEASURES
     labels: tuple[str, ...]
     rows: int | None = None  # None: as many as fit
-    include: tuple[Filter, ...] | None = None  # in place of those of the command line
-    filter: str = ""  # the same as it was typed
-    typed: str | None = None  # of a filter that is being typed
-    error: str = ""  # what is wrong with it
+    include: tuple[Filter, ...] | None = None  # None: --filter.include of the command line
+    filter: str = ""  # its text
+    typed: str | None = None  # the filter while it is edited
+    error: str = ""  # of the edited filter
     paused: bool = False
     help: bool = False
     ended: bool = False
 
 
 def press(view: View, key: str) -> View:
-    """The view after a key."""
+    """Return the view after a key."""
     if view.typed is not None:
         return _type(view, view.typed, key)
     if view.help:
@@ -105,10 +105,10 @@ def _type(view: View, typed: str, key: str) -> View:
 
 
 def parse_filter(text: str) -> tuple[Filter, ...] | None:
-    """Read what any is to describe: words, as --filter.include takes them. None for no word.
+    """Parse a filter: words as of --filter.include, of which one must match. None for no word.
 
-    An address or a network alone is that of the source or of the destination, and a
-    number alone a port. Raises ValueError.
+    An address or a network alone matches source or destination, a number alone the
+    destination port. Raises ValueError.
     """
     found: list[Filter] = []
     for word in text.split():
@@ -127,16 +127,16 @@ class _Column(NamedTuple):
 
     head: str
     cell: Callable[[Talker], str]
-    left_out: int = 0  # a narrow screen leaves out 1 first; 0 never
+    left_out: int = 0  # order in which a narrow screen drops it, from 1; 0: never
     number: bool = True  # aligned to the right
     address: bool = False
     label: bool = False
 
 
 def plain(snapshot: Snapshot, by: str, count: int, *, watched: bool = False) -> list[str]:
-    """Lines for what is no terminal: what the table holds, and the largest rows.
+    """Return lines for standard output that is no terminal: the summary, and the largest rows.
 
-    watched is whether others follow, with rates.
+    watched: whether snapshots with rates follow.
     """
     missing = [gap.short for gap in _gaps(snapshot)] if watched else []
     return [_BETWEEN.join([*_summary(snapshot), *missing]), *table(snapshot, by, count)]
@@ -145,9 +145,9 @@ def plain(snapshot: Snapshot, by: str, count: int, *, watched: bool = False) -> 
 def screen(
     snapshot: Snapshot, view: View, size: tuple[int, int], every: float, messages: list[str]
 ) -> list[str]:
-    """The lines of a screen of so many columns and lines, none wider and not more."""
+    """Return the lines of a screen. size: columns and lines; every: interval in seconds."""
     width, height = size
-    # In the last column a terminal waits for what comes next, and wraps it.
+    # A character in the last column leaves the wrap pending: do not use it.
     width -= 1
     if view.help:
         return [*_help(view, width)[: max(0, height - 1)], columns.cut("Any key goes back.", width)]
@@ -173,12 +173,12 @@ def screen(
 
 
 def _foot(view: View, width: int) -> list[str]:
-    """What can be done, or what is being typed."""
+    """Return the key bindings, or the filter while it is edited."""
     if view.typed is None:
         return _flow(_KEYS, width, _GAP)[:1]
     hint = view.error or "Enter uses it, Esc leaves it as it was"
     typed = f"/{view.typed}_"
-    while columns.width(typed) > width:  # the end is where one types
+    while columns.width(typed) > width:  # the cursor is at the end
         typed = typed[1:]
     return [*_wrapped(columns.printable(hint), width), typed]
 
@@ -254,18 +254,18 @@ def _gaps(snapshot: Snapshot) -> list[Gap]:
 
 
 def table(snapshot: Snapshot, by: str, count: int, width: int | None = None) -> list[str]:
-    """A head, the largest rows, aligned, and how many more there are."""
+    """Return a head, the largest rows, and the number of further ones."""
     live, talkers = snapshot.live, snapshot.talkers
     assert live is not None
     assert talkers is not None
-    # What is live may be nothing, and all that was carried have ended.
+    # All connections with traffic may have ended.
     known = live.totals if talkers.totals is None else Sums(*map(max, live.totals, talkers.totals))
     shown = ranked(talkers, measure(by, known))[:count]
     kept, cells = _cells(_columns(talkers, by), shown)
     if width is not None:
         kept, cells = _fitted(kept, cells, width)
         if _label_room(kept, cells, width) < 0:
-            # Numbers of nobody are of no use: one column for both directions.
+            # No room for names: one column for both directions.
             kept, cells = _cells(_columns(talkers, by, _BOTH), shown)
             kept, cells = _fitted(kept, cells, width)
     lines = _aligned(kept, cells, width)
@@ -290,7 +290,7 @@ def _label_room(kept: list[_Column], cells: list[list[str]], width: int) -> int:
 
 
 def ranked(talkers: Talkers, by: str) -> list[Talker]:
-    """The largest first: by what was carried, and of what carried nothing, by what is live."""
+    """Sort by traffic, and groups without traffic by live connections, the largest first."""
     size = MEASURES[by]
     return sorted(talkers.rows, key=lambda row: (size(row.traffic), size(row.live)), reverse=True)
 
@@ -298,7 +298,7 @@ def ranked(talkers: Talkers, by: str) -> list[Talker]:
 def _columns(
     talkers: Talkers, by: str, directions: Sequence[tuple[str, tuple[int, ...]]] = _DIRECTIONS
 ) -> list[_Column]:
-    """The columns for a measure: those that show it are left out last."""
+    """Return the columns. Those of the measure that is sorted by are dropped last."""
     found = [
         _Column(
             row.title.upper(),
@@ -361,7 +361,7 @@ def _speed(
 
 
 def _is_unknown(sums: tuple[int, ...]) -> bool:
-    """Whether there are connections and none has counters: each has a packet at least."""
+    """Whether no connection has counters: with counters each has at least one packet."""
     return sums[0] > 0 and not any(sums[1:])
 
 
@@ -374,8 +374,8 @@ def _rate(number: float) -> str:
 def _fitted(
     kept: list[_Column], cells: list[list[str]], width: int
 ) -> tuple[list[_Column], list[list[str]]]:
-    """Columns with less in them, where they would be wider: half a number would be a wrong one."""
-    # First labels that no row has, as egress without NAT: nothing is lost with them.
+    """Drop columns and truncate addresses until the lines fit. Numbers are never cut."""
+    # First labels that are empty in all rows, as egress without NAT.
     empty = [
         column.label and cells[1:] and not any(line[at] for line in cells[1:])
         for at, column in enumerate(kept)
@@ -391,7 +391,7 @@ def _fitted(
         cells = [list(itertools.compress(line, left)) for line in cells]
         levels = list(itertools.compress(levels, left))
     excess = _excess(cells, width)
-    # What is still too wide the addresses give up, the longest first.
+    # Then truncate addresses, the longest first.
     widths = _widths(cells)
     rooms = {at: widths[at] for at, column in enumerate(kept) if column.address}
     while excess > 0 and max(rooms.values(), default=0) > _SHORTEST:
@@ -405,7 +405,7 @@ def _fitted(
 
 
 def _aligned(kept: list[_Column], cells: list[list[str]], width: int | None) -> list[str]:
-    """Lines of cells. Where they are too wide after all, labels are cut and numbers are whole."""
+    """Return aligned lines. Where they are still too wide, labels are cut."""
     widths = _widths(cells)
     first = sum(column.label for column in kept)
     lines = []
@@ -423,12 +423,12 @@ def _aligned(kept: list[_Column], cells: list[list[str]], width: int | None) -> 
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """A text in lines of whole words."""
+    """Wrap text at words."""
     return textwrap.wrap(text, max(1, width), subsequent_indent=" " * 2) or [""]
 
 
 def _flow(parts: list[str], width: int, between: str = _BETWEEN) -> list[str]:
-    """Parts of a line, in as many lines as they need: none is cut that would fit into one."""
+    """Join parts to lines, with line breaks between parts alone."""
     lines = [""]
     for part in parts:
         joined = f"{lines[-1]}{between}{part}" if lines[-1] else part
@@ -444,5 +444,5 @@ def _widths(cells: list[list[str]]) -> list[int]:
 
 
 def _excess(cells: list[list[str]], width: int) -> int:
-    """How much wider than that lines of cells would be."""
+    """Return by how much the lines of cells are too wide."""
     return sum(_widths(cells)) + len(_GAP) * (len(cells[0]) - 1) - width

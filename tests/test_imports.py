@@ -46,7 +46,7 @@ LAYERS = [
         top
         web.body web.sockets web.limiter web.request web.notify web.checkqueue web.yamlfile
         web.metrics web.markup web.history web.query
-        web.chart
+        web.cards web.chart
         web.page
         web.tls web.passwords
         web.config web.refresh web.process

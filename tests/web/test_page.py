@@ -117,7 +117,7 @@ def test_every_value_is_escaped(only: tuple[tuple[str, str], ...]) -> None:
     text = render(
         EMPTY._replace(success=False, source=HOSTILE),
         overview(live),
-        Query(only=only),
+        Query(matchers=only),
         cause=HOSTILE,
         telemetry_path="/" + HOSTILE,
     )
@@ -202,6 +202,15 @@ def test_the_charts_are_of_what_was_counted() -> None:
         "Live connections over the last 60 s: 617, at most 617",
         "Table fill over the last 60 s: 25.0%, at most 25.0%",
     ]
+
+
+def test_traffic_is_unknown_once_accounting_is_off() -> None:
+    key = ("a", "b", "tcp", "x")
+    shown = snapshots({key: (1,) * 5}, {key: (2, 9, 9, 9, 9)}, {key: (8, 9, 9, 9, 9)})
+    off = shown[-1]._replace(conntrack=CONNTRACK._replace(accounting=False))
+    text = render(off, after(*shown))
+    assert "Traffic over the last 2 min: sent unknown, reply unknown" in text
+    assert "New connections over the last 2 min: 0.10/s" in text
 
 
 def test_the_charts_of_levels_begin_with_those_of_rates() -> None:
@@ -357,7 +366,7 @@ def test_each_network_namespace_has_its_fill() -> None:
     assert "netns entries limit used <b> 50 100 50.0% blue 90 1,000 9.0%" in words(text)
     assert "Fullest table 50.0%" in words(text)
     assert "Table 50 of" not in words(text)
-    assert "by fill" not in words(render(shown, after(shown), Query(only=(("netns", "blue"),))))
+    assert "by fill" not in words(render(shown, after(shown), Query(matchers=(("netns", "blue"),))))
     assert "by fill" not in words(render(shown, after(shown), fresh=False))
     many = shown._replace(parts={f"n{n:02}": parts["blue"] for n in range(12)})
     assert "by fill, 10 of 12 " in words(render(many, after(many)))
