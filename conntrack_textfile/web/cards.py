@@ -69,19 +69,19 @@ def _room(characters: int, columns: int) -> int:
     return next((width for width in _WIDTHS if width >= needed), 0)
 
 
-def count_card(title: str, counts: list[tuple[str, int]]) -> Element:
-    """Return a card with a bar for each number, the largest first."""
-    most = counts[0][1]
-    rows = [
+def bar_card(title: str, rows: Sequence[tuple[Element | str, str, int]]) -> Element:
+    """Return a card with a name, a text and a bar for each row, the largest first."""
+    most = rows[0][2]
+    lines = [
         element(
             "tr",
-            element("th", word, scope="row"),
-            element("td", f"{number:,}", class_="n"),
-            element("td", bar(number, most), class_="bar"),
+            element("th", name, scope="row", class_="name"),
+            element("td", text, class_="n"),
+            element("td", bar(size, most), class_="bar"),
         )
-        for word, number in counts
+        for name, text, size in rows
     ]
-    table = element("table", element("tbody", *rows))
+    table = element("table", element("tbody", *lines))
     return element("section", element("h2", title), table, class_="card")
 
 

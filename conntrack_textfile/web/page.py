@@ -53,6 +53,13 @@ _TITLES = {
     "egress": "Egress addresses",
     "backend": "Backends",
 }
+# The sources at the top of the page: title, and the view that the row is of.
+_QUESTIONS = (
+    ("Bandwidth now", "rate", "bytes"),
+    ("Traffic of the last {}", "hour", "bytes"),
+    ("New connections now", "rate", "connections"),
+)
+_ANSWERS = 5
 _LINKS = {"rate": "rate now", "hour": "last hour", "live": "live connections"}
 _OF = {"hour": "the last hour", "live": "live connections"}
 _WHEN = {"rate": "in the last interval", "hour": "in the last hour", "live": "now"}
@@ -324,6 +331,47 @@ def _levels(points: Points, series: Sequence[float], longest: float) -> list[Spa
     return spans
 
 
+def _questions(view: _View) -> Iterable[Element]:
+    """Who uses the bandwidth, who did in the last hour, who opens most connections."""
+    overview = view.overview
+    if view.query != Query() or not view.state.fresh or "src" not in overview.labels:
+        return
+    shown = []
+    for title, by, sort in _QUESTIONS:
+        if by not in overview.tables:
+            continue
+        query = Query(by, sort)
+        ranked = _ranked(overview, by, query)
+        (ranking,) = [ranking for ranking in ranked.rankings if ranking.labels == ("src",)]
+        size = MEASURES[sort]
+        rows: list[tuple[Element | str, str, int]] = []
+        for (source,), sums in ranking.rows[:_ANSWERS]:
+            if not size(sums):
+                continue
+            rest = ranked.folded and _is_rest(ranking.labels, (source,))
+            rows.append(
+                (
+                    source if rest else _link("src", source, query),
+                    _amount(size(sums), sort, ranked),
+                    size(sums),
+                )
+            )
+        if rows and ranking.by == sort:  # not without accounting
+            hour = ranked.seconds >= 3300  # in parts of five minutes
+            length = "hour" if hour else _duration(ranked.seconds)
+            shown.append(cards.bar_card(title.format(length), rows))
+    if shown:
+        yield element("div", *shown, class_="counts wide")
+
+
+def _amount(size: int, sort: str, ranked: RankedView) -> str:
+    """Return a number of the measure that is sorted by, both directions together."""
+    if ranked.by == "rate":
+        rate = size / ranked.seconds
+        return decimal(8 * rate, "bit/s") if sort == "bytes" else per_second(rate)
+    return binary(size) if sort == "bytes" else f"{size:,}"
+
+
 def _tables(view: _View) -> Iterable[Element]:
     """The rankings, with links to other views."""
     if not view.state.fresh:
@@ -553,8 +601,12 @@ def _name(label: str, value: str, query: Query, *, alone: bool, rest: bool) -> E
     """Return a cell that links to the view of its value. The overflow series has none."""
     content: Element | str = value
     if not rest:
-        content = element("a", value or "none", href=query.at(label, value).link())
+        content = _link(label, value, query)
     return element("td", content, class_="name only" if alone else "name")
+
+
+def _link(label: str, value: str, query: Query) -> Element:
+    return element("a", value or "none", href=query.at(label, value).link())
 
 
 def _nat(view: _View) -> Iterable[Element]:
@@ -617,7 +669,11 @@ def _fills(view: _View) -> Iterable[Element]:
 def _counts(view: _View) -> Iterable[Element]:
     """Connections by protocol, state and flag."""
     counts = view.overview.counts if view.state.fresh and not view.query.matchers else ()
-    shown = [cards.count_card(title, words) for title, words in counts if words]
+    shown = [
+        cards.bar_card(title, [(word, f"{number:,}", number) for word, number in words])
+        for title, words in counts
+        if words
+    ]
     if shown:
         yield element("div", *shown, class_="counts wide")
 
@@ -635,7 +691,7 @@ def _sorted(counts: dict[str, int]) -> list[tuple[str, int]]:
     return sorted(shown, key=lambda item: (-item[1], item[0]))
 
 
-_SECTIONS = (_charts, _tables, _fills, _nat, _counts)
+_SECTIONS = (_questions, _charts, _tables, _fills, _nat, _counts)
 
 _FILES = importlib.resources.files(__package__)
 _STYLE = (_FILES / "page.css").read_text("utf-8")

@@ -174,6 +174,31 @@ def test_tables_are_by_what_the_query_says(query: Query, expected: str) -> None:
     assert expected in words(render(shown[-1], after(*shown), query))
 
 
+def test_the_page_opens_with_the_answers() -> None:
+    shown = snapshots(ONE, TWO)
+    made = after(*shown)
+    text = render(shown[-1], made)
+    found = words(text)
+    assert "Bandwidth now a 101 kbit/s Traffic" in found
+    assert "Traffic of the last 1 min a 740 KiB New" in found
+    assert "New connections now b 10.0/s a 0.10/s" in found
+    assert found.index("Table") < found.index("Bandwidth now") < found.index("Live connections")
+    assert 'href="?by=hour&amp;src=a"' in text
+    assert 'href="?by=rate&amp;sort=connections&amp;src=b"' in text
+    assert "Bandwidth now" not in words(render(shown[-1], made, Query("rate")))
+    assert "Bandwidth now" not in words(render(shown[-1], made, fresh=False))
+    # Without accounting there are connections alone.
+    bare = snapshots(
+        {("a", "x", "tcp", "http"): (5, 0, 0, 0, 0)}, {("a", "x", "tcp", "http"): (65, 0, 0, 0, 0)}
+    )
+    found = words(render(bare[-1], after(*bare)))
+    assert "New connections now a 1.00/s" in found
+    assert "Bandwidth now" not in found
+    other: Series = {("other", "other", "tcp", "other"): (9,) * 5}
+    folded = snapshots({next(iter(other)): (1,) * 5}, other)
+    assert "src=other" not in render(folded[-1], after(*folded))
+
+
 def test_a_value_has_a_view_of_its_own() -> None:
     shown = snapshots(ONE, TWO)
     made = after(*shown)
