@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
 # Widths of a card in rem from which page.css shows a table (classes from26, from29, ...).
-_WIDTHS = (26, 29, 32, 36, 42, 54, 70, 90, 120)
+_WIDTHS = (26, 29, 32, 34, 42, 54, 70, 90, 120)
 # Characters of the name where a row has one: a longer name is wrapped.
 _NAME_WIDTH = 16
 
@@ -65,7 +65,7 @@ def card(title: str, labels: Sequence[str], rows: list[Row], *, wide: bool) -> E
 
 def _room(characters: int, columns: int) -> int:
     """Return the first of _WIDTHS with room for the longest text of each column, 0 for none."""
-    needed = characters * 0.56 + columns * 0.6 + 4
+    needed = characters * 0.53 + columns * 0.6 + 4
     return next((width for width in _WIDTHS if width >= needed), 0)
 
 
