@@ -1,4 +1,4 @@
-"""Text in the columns of a terminal: how wide it is, and how it is cut where it is too wide."""
+"""Text in the columns of a terminal: its width, padding and truncation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _ADDRESS = re.compile(r"[0-9a-fA-F]*[:.][0-9a-fA-F:.]*(/[0-9]+)?")
 
 
 def width(text: str) -> int:
-    """How many columns printable text takes: wcwidth(3), by the Unicode database of Python."""
+    """Return the columns of printable text, as wcswidth(3), by Python's Unicode database."""
     if text.isascii():
         return len(text)
     return sum(map(_columns, text))
@@ -23,32 +23,32 @@ def _columns(letter: str) -> int:
 
 
 def printable(text: str) -> str:
-    """Text that cannot move the cursor: a name from a file may hold what would."""
+    """Return text without control characters: those of a name would move the cursor."""
     return text if text.isprintable() else ascii(text)
 
 
 def left(text: str, room: int) -> str:
-    """Text with spaces behind it, up to a width."""
+    """Align text to the left."""
     return text + " " * (room - width(text))
 
 
 def right(text: str, room: int) -> str:
-    """Text with spaces before it, up to a width."""
+    """Align text to the right."""
     return " " * (room - width(text)) + text
 
 
 def cut(text: str, room: int) -> str:
-    """Text without its end, where it would be wider than there is room."""
+    """Truncate text at its end, where it is wider than room."""
     if width(text) <= room:
         return text
     return _first(text, room - 1) + CUT if room > 0 else ""
 
 
 def cut_address(text: str, room: int) -> str:
-    """An address or a name without its middle, where it would be too wide.
+    """Truncate an address or a name in its middle, where it is wider than room.
 
-    Of an address whole numbers are left, of a host more of its end, where hosts of a
-    network differ, and of a network more of its beginning.
+    An address is cut between numbers. A host keeps more of its end, where the hosts of a
+    network differ, and a network (with "/") more of its beginning.
     """
     if width(text) <= room:
         return text
@@ -61,14 +61,14 @@ def cut_address(text: str, room: int) -> str:
     for head in range(len(parts)):
         for tail in range(len(parts) - head):
             kept = separator.join([*parts[:head], CUT, *parts[len(parts) - tail :]])
-            more = head >= tail if "/" in text else tail >= head
+            near, far = (head, tail) if "/" in text else (tail, head)
             if head + tail and width(kept) <= room:
-                found.append((width(kept), -abs(head - tail), more, kept))
+                found.append((near > 0, width(kept), -abs(head - tail), near >= far, kept))
     return max(found)[-1] if found else cut(CUT, room)
 
 
 def _first(text: str, room: int) -> str:
-    """As much of the beginning of a text as there is room for."""
+    """Return the longest beginning of a text that fits."""
     end = len(text)
     while width(text[:end]) > max(0, room):
         end -= 1

@@ -1,7 +1,7 @@
-"""The terminal: keys from it, lines to it, and its state as it was on every way out.
+"""The terminal: key input, output of frames, and its mode, which is restored on every exit.
 
-The alternate screen and the keys' mode are given back at the end, whatever ends it,
-before a stop (Ctrl-Z), and are taken again after it. Signals wake who waits for keys.
+Mode and screen are restored at the end, also on a signal, and before a stop (Ctrl-Z),
+and set again after it. Signals interrupt the wait for keys.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ if TYPE_CHECKING:
 
 STDIN, STDOUT = 0, textfile.STDOUT
 
-# Of xterm, as all terminals have them: alternate screen and cursor.
+# xterm control sequences, which all terminals implement: alternate screen and cursor.
 _ENTER = b"\x1b[?1049h\x1b[?25l"
 _LEAVE = b"\x1b[?25h\x1b[?1049l"
 _KEY = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.)|.", re.DOTALL)
-_BEGINNING = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|O)$")  # of what an arrow key sends
+_BEGINNING = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|O)$")  # an incomplete escape sequence
 
-_USUAL = 80, 24
+_DEFAULT_SIZE = 80, 24
 
-_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_FATAL = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 class _Ended(BaseException):
-    """A signal that ends the process came."""
+    """A fatal signal arrived."""
 
     def __init__(self, number: int) -> None:
         self.number = number
 
 
 def is_usable() -> bool:
-    """Whether standard output is a terminal whose lines can be written over."""
+    """Whether standard output is a terminal that can move the cursor."""
     return os.isatty(STDOUT) and os.environ.get("TERM") != "dumb"
 
 
 @contextlib.contextmanager
 def opened() -> Iterator[Terminal]:
-    """The terminal, until the end of the block. Of a signal that ends it the process dies."""
+    """Set up the terminal, and restore it at the end. A fatal signal then kills the process."""
     before: dict[signal.Signals, _Handler] = {}
     terminal = Terminal()
     ended = 0
@@ -67,7 +67,7 @@ def opened() -> Iterator[Terminal]:
         ended = error.number
     finally:
         try:
-            # A second signal must not stop what the first began.
+            # A second signal must not interrupt the restoration.
             for number in before:
                 signal.signal(number, signal.SIG_IGN)
         finally:
@@ -81,7 +81,7 @@ def opened() -> Iterator[Terminal]:
 
 
 class Terminal:
-    """What is made of standard input and output. Without a terminal as input there are no keys."""
+    """Standard input and output. Without a terminal as input there are no keys."""
 
     def __init__(self) -> None:
         self._keys = STDIN if os.isatty(STDIN) else None
@@ -95,35 +95,32 @@ class Terminal:
         self._old_waker = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
 
     def handlers(self) -> dict[signal.Signals, _Handler]:
-        """What to do at signals. A change of size wakes, and no more."""
+        """Return the signal handlers. SIGWINCH only interrupts the wait for keys."""
         return {
             signal.SIGINT: signal.default_int_handler,
-            **dict.fromkeys(_ENDING, self._end),
+            **dict.fromkeys(_FATAL, self._end),
             signal.SIGWINCH: lambda *_: None,
             signal.SIGTSTP: self._stop,
             signal.SIGCONT: self._continue,
         }
 
     def size(self) -> tuple[int, int]:
-        """Columns and lines: of a terminal that does not know them, or is gone, the usual."""
+        """Return columns and lines, 80 and 24 where they are unknown."""
         try:
             size = os.get_terminal_size(STDOUT)
         except OSError:
-            return _USUAL
-        return size.columns or _USUAL[0], size.lines or _USUAL[1]
+            return _DEFAULT_SIZE
+        return size.columns or _DEFAULT_SIZE[0], size.lines or _DEFAULT_SIZE[1]
 
     def draw(self, lines: list[str]) -> bool:
-        """Write lines over those before, with what is below cleared. Whether anybody reads."""
+        """Draw a frame over the last one. Return False once the terminal is gone."""
         if self._stopped:
             self.enter()
         text = "\n".join(f"{line}\x1b[K" for line in lines)
         return textfile.stream([f"\x1b[H{text}\x1b[J".encode()])
 
     def keys(self, seconds: float) -> list[str] | None:
-        """The keys that were pressed; none when the time is up or a signal came.
-
-        None when there are no more to come: the terminal is gone.
-        """
+        """Wait for keys. Return them, [] on timeout or a signal, None once the terminal is gone."""
         poll = select.poll()
         poll.register(self._woken, select.POLLIN)
         if self._keys is not None:
@@ -143,7 +140,7 @@ class Terminal:
         return self._split(data) if data else None
 
     def _split(self, data: bytes) -> list[str]:
-        """Keys, of what they send. Those that send more than a letter have no use here."""
+        """Split input into keys. Escape sequences (arrow keys) are dropped."""
         text = (self._partly + data).decode(errors="ignore")
         beginning = _BEGINNING.search(text)
         rest = beginning[0] if beginning else ""
@@ -152,9 +149,9 @@ class Terminal:
         return [key for key in keys if len(key) == 1]
 
     def enter(self) -> None:
-        """Take the screen, and keys as they are pressed.
+        """Switch to the alternate screen and to unbuffered keys without echo.
 
-        In the background the kernel stops us here (SIGTTOU) until we have the terminal.
+        In the background the kernel stops the process here (SIGTTOU).
         """
         self._stopped = False
         if self._mode is not None:
@@ -166,8 +163,8 @@ class Terminal:
         textfile.stream([_ENTER])
 
     def leave(self) -> None:
-        """Give the terminal back as it was, unless that was done. It may be gone."""
-        if not self._entered:  # as where we end while stopped: the shell has it
+        """Restore the terminal, unless that was done. It may be gone."""
+        if not self._entered:  # ended while stopped: it is the shell's
             return
         self._entered = False
         with contextlib.suppress(Exception):
@@ -178,7 +175,7 @@ class Terminal:
                 _set(self._mode)
 
     def close(self) -> None:
-        """Wake nobody any more."""
+        """Close the wakeup descriptors."""
         signal.set_wakeup_fd(self._old_waker)
         self._woken.close()
         self._waker.close()
@@ -187,7 +184,7 @@ class Terminal:
         raise _Ended(number)
 
     def _stop(self, number: int, _: FrameType | None) -> None:
-        """Stop as without us, with the terminal as it was."""
+        """Restore the terminal, then stop the process."""
         self.leave()
         ours = signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
@@ -195,16 +192,16 @@ class Terminal:
         self._stopped = True
 
     def _continue(self, *_: object) -> None:
-        """Take the terminal with the next frame, not here: what comes next may end us."""
+        """Set up the terminal with the next frame, not here: a fatal signal may follow."""
         self._stopped = True
 
 
 def _set(mode: list[Any]) -> None:
-    """Set the mode of keys at once: to wait for the output could be for ever."""
+    """Set the mode at once: waiting for pending output (TCSADRAIN) could take for ever."""
     try:
         termios.tcsetattr(STDIN, termios.TCSANOW, mode)
     except termios.error as error:
         if error.args[0] != errno.EINTR:
             raise
-        # We were stopped in the background (SIGTTOU), and continued.
+        # Stopped in the background (SIGTTOU), and continued.
         _set(mode)

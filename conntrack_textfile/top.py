@@ -1,6 +1,6 @@
-"""The terminal view: a snapshot as a table, largest first, and what keys make of it.
+"""The view of top: a snapshot as a table, the largest rows first, and its key bindings.
 
-All of it is pure: a snapshot and a view give lines, a view and a key another view.
+Pure functions: a snapshot and a view give lines, a view and a key the next view.
 """
 
 from __future__ import annotations
@@ -13,71 +13,60 @@ from typing import TYPE_CHECKING, NamedTuple
 from conntrack_textfile import columns, filters, labels, networks
 from conntrack_textfile.aggregate import MEASURES, measure
 from conntrack_textfile.filters import Filter
-from conntrack_textfile.snapshot import some
+from conntrack_textfile.gaps import NO_RATES, gaps
 from conntrack_textfile.tally import Sums
-from conntrack_textfile.units import binary
+from conntrack_textfile.units import binary, percent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from conntrack_textfile.gaps import Gap
     from conntrack_textfile.snapshot import Snapshot
     from conntrack_textfile.talkers import Talker, Talkers
 
     _Text = Callable[[int], str]
-    _Measured = tuple[str, tuple[int, int], _Text, Callable[[float], str], bool]
+    _Measured = tuple[str, int, _Text, Callable[[float], str], bool]
 
 ROWS = 20
-"""How many are shown where nobody says, and there is no screen."""
+"""Rows by default, where standard output is no terminal."""
 
 RANKED = 500
-"""How many groups by each measure a snapshot for a view is to have: more than a screen shows."""
+"""Top N groups for each measure in a snapshot: more than a screen shows."""
 
 # The key of each label, in the order of labels.LABELS.
 LABEL_KEYS = dict(zip("1234567890-=", labels.LABELS, strict=False))
 _SORT_KEYS = {by[0]: by for by in MEASURES}
 ENTER, ESCAPE, BACKSPACE, CLEAR = "\n", "\x1b", "\x7f", "\x15"
-# The line at the foot; a narrow screen has the first of them.
+# The last line; a narrow screen shows the first of them.
 _KEYS = ["q quit", "? help", "bpc sort", "/ filter", "1-9 labels", "space pause"]
 _MAX_TYPED = 500  # characters
 
 _GAP = "  "  # between columns
-_BETWEEN = "   "  # between what a line of the summary says
+_BETWEEN = "   "  # between parts of the summary
 _SHORTEST = 8  # columns of an address
 _UNKNOWN = "?"
-# What rates miss, in short for the summary, and what to do.
-_NO_RATES = (
-    "live connections only: no rates",
-    "no rates: the proc file has no identity of connections (--collector.source=netlink has it)",
-)
-_NO_EVENTS = (
-    "rates of live connections only",
-    "rates are of live connections only, without the last traffic of ended ones: the kernel "
-    "sends no events (they need CAP_NET_ADMIN and net.netfilter.nf_conntrack_events)",
-)
-_ENDED_UNSEEN = (
-    "{} ended unseen",
-    "connections ended without an event, and their last traffic is missing "
-    "(with net.netfilter.nf_conntrack_events=2 those from before the start send none)",
-)
+# Columns, and which fields of Sums they add up, from that of the original direction on.
+_DIRECTIONS = (("SENT", (0,)), ("REPLY", (2,)))
+_BOTH = (("BOTH", (0, 2)),)
 
 
 class View(NamedTuple):
-    """What is asked to be shown, and how."""
+    """The state of the view."""
 
     by: str  # of MEASURES
     labels: tuple[str, ...]
     rows: int | None = None  # None: as many as fit
-    include: tuple[Filter, ...] | None = None  # in place of those of the command line
-    filter: str = ""  # the same as it was typed
-    typed: str | None = None  # of a filter that is being typed
-    error: str = ""  # what is wrong with it
+    include: tuple[Filter, ...] | None = None  # None: --filter.include of the command line
+    filter: str = ""  # its text
+    typed: str | None = None  # the filter while it is edited
+    error: str = ""  # of the edited filter
     paused: bool = False
     help: bool = False
     ended: bool = False
 
 
 def press(view: View, key: str) -> View:
-    """The view after a key."""
+    """Return the view after a key."""
     if view.typed is not None:
         return _type(view, view.typed, key)
     if view.help:
@@ -116,10 +105,10 @@ def _type(view: View, typed: str, key: str) -> View:
 
 
 def parse_filter(text: str) -> tuple[Filter, ...] | None:
-    """Read what any is to describe: words, as --filter.include takes them. None for no word.
+    """Parse a filter: words as of --filter.include, of which one must match. None for no word.
 
-    An address or a network alone is that of the source or of the destination, and a
-    number alone a port. Raises ValueError.
+    An address or a network alone matches source or destination, a number alone the
+    destination port. Raises ValueError.
     """
     found: list[Filter] = []
     for word in text.split():
@@ -138,27 +127,27 @@ class _Column(NamedTuple):
 
     head: str
     cell: Callable[[Talker], str]
-    left_out: int = 0  # a narrow screen leaves out 1 first; 0 never
+    left_out: int = 0  # order in which a narrow screen drops it, from 1; 0: never
     number: bool = True  # aligned to the right
     address: bool = False
     label: bool = False
 
 
 def plain(snapshot: Snapshot, by: str, count: int, *, watched: bool = False) -> list[str]:
-    """Lines for what is no terminal: what the table holds, and the largest rows.
+    """Return lines for standard output that is no terminal: the summary, and the largest rows.
 
-    watched is whether others follow, with rates.
+    watched: whether snapshots with rates follow.
     """
-    missing = [short for short, _ in _missing(snapshot)] if watched else []
+    missing = [gap.short for gap in _gaps(snapshot)] if watched else []
     return [_BETWEEN.join([*_summary(snapshot), *missing]), *table(snapshot, by, count)]
 
 
 def screen(
     snapshot: Snapshot, view: View, size: tuple[int, int], every: float, messages: list[str]
 ) -> list[str]:
-    """The lines of a screen of so many columns and lines, none wider and not more."""
+    """Return the lines of a screen. size: columns and lines; every: interval in seconds."""
     width, height = size
-    # In the last column a terminal waits for what comes next, and wraps it.
+    # A character in the last column leaves the wrap pending: do not use it.
     width -= 1
     if view.help:
         return [*_help(view, width)[: max(0, height - 1)], columns.cut("Any key goes back.", width)]
@@ -184,12 +173,12 @@ def screen(
 
 
 def _foot(view: View, width: int) -> list[str]:
-    """What can be done, or what is being typed."""
+    """Return the key bindings, or the filter while it is edited."""
     if view.typed is None:
         return _flow(_KEYS, width, _GAP)[:1]
     hint = view.error or "Enter uses it, Esc leaves it as it was"
     typed = f"/{view.typed}_"
-    while columns.width(typed) > width:  # the end is where one types
+    while columns.width(typed) > width:  # the cursor is at the end
         typed = typed[1:]
     return [*_wrapped(columns.printable(hint), width), typed]
 
@@ -212,7 +201,8 @@ def _help(view: View, width: int) -> list[str]:
     below = [
         "",
         "LIVE are live connections, NEW/s the new ones. SENT goes from the source, REPLY comes "
-        "back to it. /s is of all traffic since the last snapshot, that of ended connections too.",
+        "back to it, BOTH is their sum. /s is of all traffic since the last snapshot, that "
+        "of ended connections too.",
         f"{_UNKNOWN} is unknown: the connection has no packet and byte counters.",
     ]
     texts = [line for text in above for line in _wrapped(text, width)]
@@ -245,50 +235,39 @@ def _summary(snapshot: Snapshot) -> list[str]:
     parts.append(f"{sent} sent, {reply} reply")
     for name, entries, limit in snapshot.fills[:1]:
         table = f"fullest table {columns.printable(name)}:" if name else "table"
-        parts.append(f"{table} {entries} of {limit} ({entries / limit:.1%})")
+        parts.append(f"{table} {entries} of {limit} ({percent(entries / limit)})")
     return parts
 
 
 def notes(snapshot: Snapshot) -> list[str]:
-    """What the user should know about these numbers."""
+    """Return what the user should know about these numbers: warnings and gaps, in full."""
     kinds = snapshot.warnings
     kinds.pop("counters", None)
-    return [*kinds.values(), *(long for _, long in _missing(snapshot))]
+    return [*kinds.values(), *(gap.long for gap in _gaps(snapshot))]
 
 
-def _missing(snapshot: Snapshot) -> list[tuple[str, str]]:
-    """What is missing in the rates, in short and in full."""
-    traffic, talkers = snapshot.traffic, snapshot.talkers
-    if traffic is None:
-        return [_NO_RATES]
-    tables = {"": traffic}
-    if snapshot.parts is not None:
-        tables = {name: part.traffic for name, part in snapshot.parts.items() if part.traffic}
-    silent = [name for name, of in tables.items() if of.listening is False]
-    if silent:
-        short, long = _NO_EVENTS
-        # Of several namespaces some are named, as in warnings.
-        of = f"in {some(silent)}: " if silent[0] else ""
-        return [(f"{of}{short}", f"{of}{long}")]
-    if talkers is not None and talkers.ended_unseen:
-        short, long = _ENDED_UNSEEN
-        return [(short.format(talkers.ended_unseen), long)]
-    return []
+def _gaps(snapshot: Snapshot) -> list[Gap]:
+    if snapshot.traffic is None:
+        return [NO_RATES]
+    talkers = snapshot.talkers
+    return gaps(snapshot, talkers.ended_unseen if talkers is not None else 0)
 
 
 def table(snapshot: Snapshot, by: str, count: int, width: int | None = None) -> list[str]:
-    """A head, the largest rows, aligned, and how many more there are."""
+    """Return a head, the largest rows, and the number of further ones."""
     live, talkers = snapshot.live, snapshot.talkers
     assert live is not None
     assert talkers is not None
-    # What is live may be nothing, and all that was carried have ended.
+    # All connections with traffic may have ended.
     known = live.totals if talkers.totals is None else Sums(*map(max, live.totals, talkers.totals))
     shown = ranked(talkers, measure(by, known))[:count]
-    kept = _columns(talkers, by)
-    cells = [[column.head for column in kept]]
-    cells += [[column.cell(talker) for column in kept] for talker in shown]
+    kept, cells = _cells(_columns(talkers, by), shown)
     if width is not None:
         kept, cells = _fitted(kept, cells, width)
+        if _label_room(kept, cells, width) < 0:
+            # No room for names: one column for both directions.
+            kept, cells = _cells(_columns(talkers, by, _BOTH), shown)
+            kept, cells = _fitted(kept, cells, width)
     lines = _aligned(kept, cells, width)
     more = live.keys - sum(talker.live.connections > 0 for talker in shown)
     if more:
@@ -296,14 +275,30 @@ def table(snapshot: Snapshot, by: str, count: int, width: int | None = None) -> 
     return lines
 
 
+def _cells(kept: list[_Column], shown: list[Talker]) -> tuple[list[_Column], list[list[str]]]:
+    """Return the columns, and the lines of their cells with the head first."""
+    lines = [[column.cell(talker) for column in kept] for talker in shown]
+    return kept, [[column.head for column in kept], *lines]
+
+
+def _label_room(kept: list[_Column], cells: list[list[str]], width: int) -> int:
+    """Return the columns of the screen that numbers leave to labels, beyond what these need."""
+    widths = list(zip(_widths(cells), kept, strict=True))
+    labels = sum(room + len(_GAP) for room, column in widths if column.label)
+    numbers = sum(room + len(_GAP) for room, column in widths if not column.label)
+    return width + len(_GAP) - numbers - min(labels, _SHORTEST + len(_GAP))
+
+
 def ranked(talkers: Talkers, by: str) -> list[Talker]:
-    """The largest first: by what was carried, and of what carried nothing, by what is live."""
+    """Sort by traffic, and groups without traffic by live connections, the largest first."""
     size = MEASURES[by]
     return sorted(talkers.rows, key=lambda row: (size(row.traffic), size(row.live)), reverse=True)
 
 
-def _columns(talkers: Talkers, by: str) -> list[_Column]:
-    """The columns for a measure: those that show it are left out last."""
+def _columns(
+    talkers: Talkers, by: str, directions: Sequence[tuple[str, tuple[int, ...]]] = _DIRECTIONS
+) -> list[_Column]:
+    """Return the columns. Those of the measure that is sorted by are dropped last."""
     found = [
         _Column(
             row.title.upper(),
@@ -327,50 +322,60 @@ def _columns(talkers: Talkers, by: str) -> list[_Column]:
     if rates:
         new = _Column("NEW/s", lambda talker: _rate(talker.traffic.connections / seconds))
         found.append(new._replace(left_out=0 if counts else 5))
-    # What stands behind SENT and REPLY, their fields, how totals and rates are shown, and
-    # whether they are the measure.
-    measured: list[_Measured] = [("", (2, 4), binary, binary, by == "bytes")]
+    # The unit behind SENT and REPLY, which sums they are of, and how totals and rates are shown.
+    measured: list[_Measured] = [("", 2, binary, binary, by == "bytes")]
     if by == "packets":
-        measured.insert(0, (" PKT", (1, 3), str, _rate, True))
-    for unit, fields, text, _, wanted in measured:
+        measured.insert(0, (" PKT", 1, str, _rate, True))
+    for unit, first, text, _, wanted in measured:
         left_out = 2 if rates else 0 if wanted else 4
-        for name, field in zip(("SENT", "REPLY"), fields, strict=True):
-            found.append(_Column(f"{name}{unit}", _total(field, text), left_out))
-    for unit, fields, _, text, wanted in measured if rates else ():
-        for name, field in zip(("SENT", "REPLY"), fields, strict=True):
-            cell = _speed(field, seconds, text)
+        for name, offsets in directions:
+            fields = [first + offset for offset in offsets]
+            found.append(_Column(f"{name}{unit}", _total(fields, text), left_out))
+    for unit, first, _, text, wanted in measured if rates else ():
+        for name, offsets in directions:
+            fields = [first + offset for offset in offsets]
+            cell = _speed(fields, seconds, text)
             found.append(_Column(f"{name}{unit}/s", cell, 0 if wanted else 4))
     return found
 
 
-def _total(field: int, text: _Text) -> Callable[[Talker], str]:
-    return lambda talker: _UNKNOWN if _is_unknown(talker.live) else text(talker.live[field])
-
-
-def _speed(field: int, seconds: float, text: Callable[[float], str]) -> Callable[[Talker], str]:
+def _total(fields: list[int], text: _Text) -> Callable[[Talker], str]:
     def cell(talker: Talker) -> str:
-        carried = any(talker.traffic[1:])
-        if not carried and (talker.traffic.connections or _is_unknown(talker.live)):
+        if _is_unknown(talker.live):
             return _UNKNOWN
-        return text(talker.traffic[field] / seconds)
+        return text(sum(talker.live[field] for field in fields))
+
+    return cell
+
+
+def _speed(
+    fields: list[int], seconds: float, text: Callable[[float], str]
+) -> Callable[[Talker], str]:
+    def cell(talker: Talker) -> str:
+        traffic = talker.traffic
+        if not any(traffic[1:]) and (traffic.connections or _is_unknown(talker.live)):
+            return _UNKNOWN
+        return text(sum(traffic[field] for field in fields) / seconds)
 
     return cell
 
 
 def _is_unknown(sums: tuple[int, ...]) -> bool:
-    """Whether there are connections and none has counters: each has a packet at least."""
+    """Whether no connection has counters: with counters each has at least one packet."""
     return sums[0] > 0 and not any(sums[1:])
 
 
 def _rate(number: float) -> str:
+    if 0 < number < 0.05:
+        return "<0.1"
     return f"{number:.0f}" if number >= 99.95 or not number else f"{number:.1f}"
 
 
 def _fitted(
     kept: list[_Column], cells: list[list[str]], width: int
 ) -> tuple[list[_Column], list[list[str]]]:
-    """Columns with less in them, where they would be wider: half a number would be a wrong one."""
-    # First labels that no row has, as egress without NAT: nothing is lost with them.
+    """Drop columns and truncate addresses until the lines fit. Numbers are never cut."""
+    # First labels that are empty in all rows, as egress without NAT.
     empty = [
         column.label and cells[1:] and not any(line[at] for line in cells[1:])
         for at, column in enumerate(kept)
@@ -386,7 +391,7 @@ def _fitted(
         cells = [list(itertools.compress(line, left)) for line in cells]
         levels = list(itertools.compress(levels, left))
     excess = _excess(cells, width)
-    # What is still too wide the addresses give up, the longest first.
+    # Then truncate addresses, the longest first.
     widths = _widths(cells)
     rooms = {at: widths[at] for at, column in enumerate(kept) if column.address}
     while excess > 0 and max(rooms.values(), default=0) > _SHORTEST:
@@ -400,7 +405,7 @@ def _fitted(
 
 
 def _aligned(kept: list[_Column], cells: list[list[str]], width: int | None) -> list[str]:
-    """Lines of cells. Where they are too wide after all, labels are cut and numbers are whole."""
+    """Return aligned lines. Where they are still too wide, labels are cut."""
     widths = _widths(cells)
     first = sum(column.label for column in kept)
     lines = []
@@ -418,12 +423,12 @@ def _aligned(kept: list[_Column], cells: list[list[str]], width: int | None) -> 
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """A text in lines of whole words."""
+    """Wrap text at words."""
     return textwrap.wrap(text, max(1, width), subsequent_indent=" " * 2) or [""]
 
 
 def _flow(parts: list[str], width: int, between: str = _BETWEEN) -> list[str]:
-    """Parts of a line, in as many lines as they need: none is cut that would fit into one."""
+    """Join parts to lines, with line breaks between parts alone."""
     lines = [""]
     for part in parts:
         joined = f"{lines[-1]}{between}{part}" if lines[-1] else part
@@ -439,5 +444,5 @@ def _widths(cells: list[list[str]]) -> list[int]:
 
 
 def _excess(cells: list[list[str]], width: int) -> int:
-    """How much wider than that lines of cells would be."""
+    """Return by how much the lines of cells are too wide."""
     return sum(_widths(cells)) + len(_GAP) * (len(cells[0]) - 1) - width

@@ -41,14 +41,14 @@ LAYERS = [
         kernel.source
         kernel.table
         snapshot
-        families tables
+        families tables gaps
         counting
         collector
         exposition columns terminal
         top
         web.body web.sockets web.limiter web.request web.sdnotify web.throttle web.yamlfile
         web.metrics web.markup web.history web.query
-        web.picture
+        web.cards web.chart
         web.page
         web.tls web.passwords
         web.config web.refresh web.process

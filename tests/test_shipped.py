@@ -190,6 +190,15 @@ def test_the_dashboard_opens_with_the_four_questions(dashboard: Any) -> None:
     ]
 
 
+def test_the_largest_keys_are_those_of_both_directions(dashboard: Any) -> None:
+    """By replies alone, who uploads is not among them."""
+    (panel,) = [p for p in dashboard["panels"] if p["title"] == "Top keys by bits per second"]
+    for target in panel["targets"]:
+        _, _, ranked = target["expr"].partition("topk(100, ")
+        assert "conntrack_traffic_reply_bytes_total" in ranked
+        assert "conntrack_traffic_sent_bytes_total" in ranked
+
+
 def test_the_dashboard_has_the_types_of_grafana(dashboard: Any) -> None:
     # By this, and not by a plain import, since the models warn that there is a second
     # version of the format, which Grafana 10 and 11 do not read.

@@ -160,10 +160,14 @@ def test_no_width_has_half_a_number(by: str, rates: bool, width: int) -> None:
     lines = top.table(snapshot, by, 9, width)
     assert max(map(columns.width, lines)) <= width
     assert len({columns.width(line) for line in lines}) == 1
-    names = re.findall("CONNECTIONS|LIVE|NEW/s|SENT|REPLY", lines[0])
+    names = re.findall("CONNECTIONS|LIVE|NEW/s|SENT|REPLY|BOTH", lines[0])
     assert names
     for line in lines[1:]:
-        assert set(cells(line)[-len(names) :]) <= numbers
+        last = cells(line)[-len(names) :]
+        if "BOTH" in names:
+            assert re.fullmatch("([0-9]+|[0-9]+[.][0-9])( [KMGTPE]?i?B)?", last[0])
+        else:
+            assert set(last) <= numbers
     if width >= 60:
         assert all(line.count("…") <= 2 for line in lines)
     if by == "bytes":
@@ -295,6 +299,22 @@ def test_words_of_a_filter_are_alternatives() -> None:
             top.parse_filter(wrong)
 
 
+def test_on_the_narrowest_screen_numbers_have_names() -> None:
+    names = ("192.168.10.11", "2001:db8:8000:1234:5678:9abc:def0:1234")
+    before: Series = {(name,): (1, 1, 1, 1, 1) for name in names}
+    after: Series = {(name,): (2, 9, 3000, 9, 2 << 20) for name in names}
+    snapshot = watched(before, after, "src")
+    lines = top.screen(snapshot, VIEW, (20, 5), 2, [])
+    assert cells(lines[1]) == ["SOURCE", "BOTH/s"]
+    assert sorted(re.split(" +", line, maxsplit=1)[0] for line in lines[2:4]) == [
+        *("192.….11", "…:1234")
+    ]
+    assert "MiB" in lines[2]
+    # Connections have one number, and more room.
+    counted = top.screen(snapshot, VIEW._replace(by="connections"), (26, 5), 2, [])
+    assert cells(counted[1]) == ["SOURCE", "LIVE", "NEW/s"]
+
+
 @pytest.mark.parametrize("size", [(60, 24), (80, 24), (200, 50), (20, 5), (9, 2), (1, 1), (80, 7)])
 @pytest.mark.parametrize("keys", ["", "?", "/src=10.0.0.0/8", "/x\n", " c"])
 def test_a_screen_is_as_large_as_the_terminal(size: tuple[int, int], keys: str) -> None:
@@ -380,7 +400,7 @@ def test_top_is_plain_text_where_there_is_no_terminal() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert len(lines) == 5
-    assert lines[0].endswith("table 91 of 262144 (0.0%)")
+    assert lines[0].endswith("table 91 of 262144 (<0.1%)")
     assert "91 connections in 83 keys, 3 uncounted   " in lines[0]
     assert lines[1].split() == [
         *("SOURCE", "DESTINATION", "L3", "L4", "SERVICE", "PORT", "CONNECTIONS", "SENT", "REPLY"),

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from conntrack_textfile.units import binary, decimal, per_second
+from conntrack_textfile.units import binary, decimal, per_second, percent
 
 
 @pytest.mark.parametrize(
     ("number", "text"),
     [
         (0, "0 B"),
+        (0.4, "<1 B"),
+        (0.6, "1 B"),
         (1023, "1023 B"),
         (1024, "1.0 KiB"),
         (1536, "1.5 KiB"),
@@ -29,6 +31,7 @@ def test_bytes_have_binary_prefixes(number: float, text: str) -> None:
     ("number", "text"),
     [
         (0, "0 bit/s"),
+        (0.4, "<1 bit/s"),
         (999, "999 bit/s"),
         (1000, "1.0 kbit/s"),
         (99949, "99.9 kbit/s"),
@@ -48,6 +51,8 @@ def test_rates_have_decimal_prefixes(number: float, text: str) -> None:
     ("number", "text"),
     [
         (0, "0/s"),
+        (0.004, "<0.01/s"),
+        (0.006, "0.01/s"),
         (0.25, "0.25/s"),
         (9.994, "9.99/s"),
         (9.996, "10.0/s"),
@@ -57,3 +62,11 @@ def test_rates_have_decimal_prefixes(number: float, text: str) -> None:
 )
 def test_rates_per_second(number: float, text: str) -> None:
     assert per_second(number) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0, "0.0%"), (1 / 64512, "<0.1%"), (0.0006, "0.1%"), (0.5, "50.0%"), (1, "100.0%")],
+)
+def test_shares_are_in_percent(share: float, text: str) -> None:
+    assert percent(share) == text

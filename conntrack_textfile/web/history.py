@@ -1,7 +1,6 @@
-"""The last hour in memory, for the page: totals over time, and traffic by group.
+"""The history of the last hour for the page: totals over time, and traffic by group.
 
-Nothing of it is written to a disk: it begins with the process. The first snapshot
-has no traffic.
+It is in memory alone and begins with the process. The first snapshot has no traffic.
 """
 
 from __future__ import annotations
@@ -25,18 +24,19 @@ if TYPE_CHECKING:
 
 SECONDS = 3600
 
-# Snapshots within so many seconds are one point. Two points in a row span more, so
-# that there are 720 at most: 6 KiB a series.
+# Snapshots within this time are merged into one point. Two successive points span more,
+# so that there are at most 720: 6 KiB a series.
 _POINT_SECONDS = 10
 
-# Traffic by group leaves the hour by such parts, or by snapshots that are further apart.
+# Traffic by group is kept, and dropped after an hour, in parts of this length, or of one
+# interval where that is longer.
 _PART_SECONDS = 300
 
-# Groups of each snapshot: the largest. They are more than the default of --limit.keys, as
-# those that have a series are not those with traffic.
+# Largest groups kept of each snapshot. More than the default of --limit.keys: the groups
+# that have series are not those with traffic.
 GROUPS = 11000
 
-# And in each part, of which there are many.
+# Largest groups kept of each part, of which there are twelve or more.
 _PART_GROUPS = 4000
 
 
@@ -44,24 +44,24 @@ class Points(NamedTuple):
     """Totals over time, oldest first."""
 
     times: Sequence[float]  # of the end of each point, by the clock of History.add()
-    seconds: Sequence[float]  # that its traffic is of; 0 where none is known
+    seconds: Sequence[float]  # that its traffic spans; 0 where traffic is unknown
     sent_bytes: Sequence[float]
     reply_bytes: Sequence[float]
-    opened: Sequence[float]  # connections that began
-    live: Sequence[float]  # connections: the most in that time
-    entries: Sequence[float]  # of the whole table, the fullest of several: the most in that time
-    entries_limit: Sequence[float]  # 0 where it is not known
+    opened: Sequence[float]  # new connections
+    live: Sequence[float]  # live connections, maximum
+    entries: Sequence[float]  # of the table, or of the fullest of several, maximum
+    entries_limit: Sequence[float]  # 0 where it is unknown
 
 
-class Carried(NamedTuple):
-    """Traffic by group over some time. A group may be in several of the parts."""
+class GroupTraffic(NamedTuple):
+    """Traffic by group. A group may be in several parts."""
 
     parts: tuple[Rows, ...]
     seconds: float
 
     @property
     def rows(self) -> Rows:
-        """The parts added up."""
+        """Return the sum of the parts."""
         if len(self.parts) == 1:
             return self.parts[0]
         sums: dict[Group, list[int]] = {}
@@ -72,36 +72,38 @@ class Carried(NamedTuple):
 
 
 class Past(NamedTuple):
-    """What is known of the past at one snapshot. It does not change."""
+    """The history as of one snapshot. Immutable."""
 
     points: Points
-    interval: Carried | None  # since the snapshot before; None where there is none
-    hour: Carried | None
+    interval: GroupTraffic | None  # since the previous snapshot; None where it is unknown
+    hour: GroupTraffic | None
     counted: bool  # whether there are counters
+    ended_unseen: int  # connections of the interval whose last traffic is missing
 
 
 class History:
-    """Takes one snapshot after the other."""
+    """Collects successive snapshots."""
 
     def __init__(self) -> None:
         self._points = Points(*[array("d") for _ in Points._fields])
         self._point_began = 0.0
-        self._at = 0.0  # when the last snapshot was
-        self._parts: list[tuple[float, float, Rows]] = []  # when each began and ended
-        self._part_began = 0.0  # the one that goes on
-        self._sums: dict[Group, list[int]] = {}  # its traffic so far
+        self._at = 0.0  # time of the last snapshot
+        self._parts: list[tuple[float, float, Rows]] = []  # begin, end, traffic
+        self._part_began = 0.0  # of the current part
+        self._sums: dict[Group, list[int]] = {}  # traffic of the current part
+        self._ended_unseen = 0  # until the last snapshot
 
     def add(self, snapshot: Snapshot, now: float) -> Past:
-        """Take a good snapshot, at so many seconds of a clock that is never set."""
+        """Add a good snapshot. now: monotonic seconds."""
         rows, interval = snapshot.interval, None
         totals = Sums(0, 0, 0, 0, 0)
-        if rows is None:  # what came until now is not known
+        if rows is None:  # the traffic until now is unknown
             self._end_part()
             self._part_began = now
         else:
             assert snapshot.live is not None
             totals = Sums(*map(sum, rows.columns))
-            interval = Carried((_packed(rows),), now - self._at)
+            interval = GroupTraffic((_packed(rows),), now - self._at)
             for group, row in zip(rows.groups, zip(*rows.columns, strict=True), strict=True):
                 add(self._sums, group, row)
             kept = bounded(snapshot.live.labels, _rows(self._sums), _PART_GROUPS)
@@ -115,23 +117,32 @@ class History:
             self._part_began = now
         self._parts = [part for part in self._parts if part[1] > now - SECONDS]
         points = Points(*[array("d", series) for series in self._points])
-        return Past(points, interval, self._hour(), counted=snapshot.traffic is not None)
+        before = self._ended_unseen
+        if snapshot.traffic is not None:
+            self._ended_unseen = snapshot.traffic.totals["ended_unseen"]
+        return Past(
+            points,
+            interval,
+            self._hour(),
+            counted=snapshot.traffic is not None,
+            ended_unseen=max(0, self._ended_unseen - before) if interval is not None else 0,
+        )
 
     def _end_part(self) -> None:
         if self._at > self._part_began:
-            # Groups of the parts before are the same objects: there may be very many.
+            # Share the group objects of earlier parts: there may be very many.
             known = {group: group for _, _, part in self._parts for group in part.groups}
             rows = _rows({known.get(group, group): row for group, row in self._sums.items()})
             self._parts.append((self._part_began, self._at, rows))
         self._sums = {}
 
-    def _hour(self) -> Carried | None:
+    def _hour(self) -> GroupTraffic | None:
         parts = list(self._parts)
         if self._at > self._part_began:
             parts.append((self._part_began, self._at, _rows(self._sums)))
         if not parts:
             return None
-        return Carried(
+        return GroupTraffic(
             tuple([rows for _, _, rows in parts]), sum(end - began for began, end, _ in parts)
         )
 
@@ -159,9 +170,9 @@ class History:
 
 
 def bounded(labels: Sequence[str], rows: Rows, most: int = GROUPS) -> Rows:
-    """Rows of the largest groups. All others are one for each source, so that a scan has a name.
+    """Return the largest groups. The others are merged by source, so that a scan keeps its name.
 
-    Of these too the largest: the rest is one for each protocol.
+    Beyond the largest sources, too, the rest is merged by protocol.
     """
     if len(rows.groups) <= most:
         return rows
@@ -180,25 +191,25 @@ def bounded(labels: Sequence[str], rows: Rows, most: int = GROUPS) -> Rows:
 
 
 def _largest(pairs: list[_Pair], count: int) -> tuple[list[_Pair], list[_Pair]]:
-    """The largest of groups with their sums, and the others."""
+    """Return the largest groups with their sums, and the others."""
     found = heapq.nlargest(count, range(len(pairs)), key=lambda n: _size(pairs[n][1]))
     largest = set(found)
     return [pairs[n] for n in found], [p for n, p in enumerate(pairs) if n not in largest]
 
 
 def _summed(labels: Sequence[str], group: Group, kept: Collection[str]) -> Group:
-    """The group of all that differ in other labels."""
+    """Return the group with "other" for each label that is not kept."""
     pairs = zip(labels, group, strict=True)
     return tuple([value if label in kept else OTHER for label, value in pairs])
 
 
 def _size(row: Sequence[int]) -> tuple[int, ...]:
-    """By bytes, and of as many by packets, and by connections."""
+    """Sort key: bytes, then packets, then connections."""
     return tuple([size(row) for size in MEASURES.values()])
 
 
 def compact(live: Aggregate, traffic: Traffic | None) -> Rows:
-    """The live groups, kept in little memory: of equal texts one, that of the counters first."""
+    """Return the live groups in little memory: equal strings shared, with the counters too."""
     rows = bounded(live.labels, Rows(live.groups, live.columns))
     known = {group: group for group in traffic.groups.groups} if traffic else {}
     texts: dict[str, str] = {}
@@ -215,7 +226,7 @@ def _rows(sums: dict[Group, list[int]] | dict[Group, tuple[int, ...]]) -> Rows:
 
 
 def _packed(rows: Rows) -> Rows:
-    """The same with columns of no more bytes than their largest number needs."""
+    """Return the rows with columns as arrays of the smallest integer type that fits."""
     return Rows(rows.groups, tuple(map(_column, rows.columns)))
 
 
@@ -224,4 +235,4 @@ def _column(values: Sequence[int]) -> Sequence[int]:
     for code in "BHIQ":
         if largest < 1 << 8 * array(code).itemsize:
             return array(code, values)
-    return tuple(values)  # made up, by whoever may write to the table
+    return tuple(values)  # beyond 64 bits: counters that were set through ctnetlink

@@ -1,4 +1,4 @@
-"""Elements of HTML and SVG, and how a page is filled with them. All that is put in is escaped."""
+"""HTML and SVG elements, and templates of them. All values are escaped."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def element(tag: str, *content: Element | str, **attributes: str) -> Element:
-    """An element of texts and elements in their order. class_ is its class, aria_label aria-label.
+    """Return an element. Attributes: class_ for class, aria_label for aria-label.
 
-    An element is in one place alone: the text behind it is a part of it.
+    Use an element once: the text behind it is stored in it (its tail).
     """
     names = {name: name.rstrip("_").replace("_", "-") for name in attributes}
     made = Element(tag, {names[name]: value for name, value in attributes.items()})
@@ -31,7 +31,7 @@ def element(tag: str, *content: Element | str, **attributes: str) -> Element:
 
 
 def fill(page: Template, **values: str | list[Element]) -> bytes:
-    """A page with its values."""
+    """Substitute the values of a template."""
     return page.substitute(
         {
             name: html.escape(value)

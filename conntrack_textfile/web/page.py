@@ -1,11 +1,10 @@
-"""The page: the last snapshot and the last hour in HTML, for people with a browser.
+"""The page: the last snapshot and the last hour, rendered as one HTML document.
 
-It is one document without scripts and without anything from elsewhere, so that
-the strictest Content-Security-Policy can hold it. Bars and pictures are drawn in
-SVG, as such a policy forbids style attributes. page.html and page.css hold what
-does not change.
+It has no scripts and loads nothing, so that it works under the strictest
+Content-Security-Policy. Such a policy forbids style attributes: bars and charts are
+inline SVG. page.html is the template, page.css its style sheet.
 
-What is under the heads is made by _SECTIONS, one function each.
+_SECTIONS lists the functions that make what is below the summary.
 """
 
 from __future__ import annotations
@@ -19,30 +18,29 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from conntrack_textfile import __version__
 from conntrack_textfile.aggregate import MEASURES, PROTOCOLS, Ranking, measure, rank
+from conntrack_textfile.gaps import NO_RATES, gaps
 from conntrack_textfile.labels import BY_NAME
 from conntrack_textfile.plan import OTHER
-from conntrack_textfile.tally import Rows, Sums
-from conntrack_textfile.units import binary, decimal, per_second
-from conntrack_textfile.web import picture
-from conntrack_textfile.web.history import SECONDS, Carried, compact
+from conntrack_textfile.tally import Rows, Sums, add
+from conntrack_textfile.units import binary, decimal, per_second, percent
+from conntrack_textfile.web import cards, chart
+from conntrack_textfile.web.cards import Number
+from conntrack_textfile.web.chart import Line, Span, Times
+from conntrack_textfile.web.history import GroupTraffic, compact
 from conntrack_textfile.web.markup import element, fill
-from conntrack_textfile.web.picture import Line, Span, Times
 from conntrack_textfile.web.query import BY, Query
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from xml.etree.ElementTree import Element
 
     from conntrack_textfile.snapshot import Snapshot
-    from conntrack_textfile.tally import Egress, Nat
+    from conntrack_textfile.tally import Egress, Group, Nat
     from conntrack_textfile.web.history import Past, Points
 
 _ROWS = 10
-PORTS = 64512  # that the kernel has for an address by default: 1024-65535
-_PROTOCOLS = 256  # all that there can be
-
-# From such widths of a card on, in rem, page.css makes a table of a ranking.
-_WIDTHS = (26, 34, 42, 54, 70, 90, 120)
+PORTS = 64512  # source ports of an address by default: 1024-65535
+_PROTOCOLS = 256  # an 8-bit number: all of them
 
 _TITLES = {
     "netns": "Network namespaces",
@@ -55,6 +53,13 @@ _TITLES = {
     "egress": "Egress addresses",
     "backend": "Backends",
 }
+# The sources at the top of the page: title, and the view that the row is of.
+_QUESTIONS = (
+    ("Bandwidth now", "rate", "bytes"),
+    ("Traffic of the last {}", "hour", "bytes"),
+    ("New connections now", "rate", "connections"),
+)
+_ANSWERS = 5
 _LINKS = {"rate": "rate now", "hour": "last hour", "live": "live connections"}
 _OF = {"hour": "the last hour", "live": "live connections"}
 _WHEN = {"rate": "in the last interval", "hour": "in the last hour", "live": "now"}
@@ -62,58 +67,51 @@ _SENT = "the original direction, from the source of a connection"
 _REPLY = "the reply direction, to the source of a connection"
 
 
-class Found(NamedTuple):
-    """What the tables of one view hold."""
+class RankedView(NamedTuple):
+    """The rankings of one view."""
 
     by: str  # of query.BY
-    seconds: float  # that it was carried in, 0 for live connections
+    seconds: float  # length of the interval or the hour so far; 0 for live connections
     totals: Sums
-    folded: bool  # whether some of it is the "other" of the limit
+    folded: bool  # whether there is an overflow series ("other")
     rankings: list[Ranking]
 
 
 class NatOverview(NamedTuple):
-    """What the page keeps of translated connections, the busiest first."""
+    """Translated connections: egress addresses and destinations with the most ports in use."""
 
     egress: list[Egress]
-    more: int  # egress addresses that are not shown
+    more: int  # further egress addresses
     destinations: list[tuple[str, str, str, str, int]]  # egress, protocol, dst, dport, ports
 
 
 class Overview(NamedTuple):
-    """What the page keeps of a snapshot, made ready for all views."""
+    """What the page keeps of a snapshot, prepared once for all views."""
 
-    totals: tuple[tuple[str, str], ...]  # what, and how much
-    counts: tuple[tuple[str, list[tuple[str, int]]], ...]  # a title, and words with numbers
-    nat: NatOverview | None  # None where nothing is translated
+    warnings: Mapping[str, str]  # by kind, as Snapshot.warnings
+    gaps: list[str]  # traffic that its rates lack
+    totals: tuple[tuple[str, str], ...]  # names and texts
+    counts: tuple[tuple[str, list[tuple[str, int]]], ...]  # a title, and rows
+    nat: NatOverview | None  # None without translated connections
     labels: tuple[str, ...]
     keys: int  # live groups before the limit
     connections: int
-    tables: dict[str, Carried]  # of query.BY those that there are
+    tables: dict[str, GroupTraffic]  # by those of query.BY that are available
     past: Past
-    whole: dict[tuple[str, str], Found]  # views that are not of some alone, once somebody asked
+    cache: dict[tuple[str, ...], RankedView]  # unfiltered views, once requested
 
 
 class State(NamedTuple):
-    """How it stands with the readings when a page is asked for."""
+    """The state of the readings at the time of a request."""
 
-    now: float  # by the clock that history has
-    fresh: bool  # whether numbers may be shown as those of now; else it is the past alone
+    now: float  # monotonic seconds, as in History.add()
+    fresh: bool  # whether the snapshot is recent enough to be shown as current
     interval: float  # seconds from one to the next
-    cause: str  # why the last one failed, "" if it did not
-
-
-class _Row(NamedTuple):
-    """A row of a card."""
-
-    names: Sequence[str]
-    cells: list[Element]  # that show them
-    numbers: list[tuple[str, str, str, str]]  # see _numbers()
-    bar: Element
+    cause: str  # error of the last reading, "" if it worked
 
 
 class _View(NamedTuple):
-    """What the sections of one page are made of."""
+    """The input of the sections."""
 
     snapshot: Snapshot
     overview: Overview
@@ -123,7 +121,7 @@ class _View(NamedTuple):
 
 
 def overview(snapshot: Snapshot, past: Past) -> Overview:
-    """The numbers of a good snapshot that the page shows, in little memory."""
+    """Return what the page needs of a good snapshot, without its groups and counters."""
     live = snapshot.live
     assert live is not None
     totals = live.totals
@@ -133,12 +131,17 @@ def overview(snapshot: Snapshot, past: Past) -> Overview:
     if "l4protocol" in live.labels:
         (ranking,) = rank(live.labels, rows, [("l4protocol",)], "connections", _PROTOCOLS)
         protocols = ranking.rows
-    tables = {"rate": past.interval, "hour": past.hour, "live": Carried((rows,), 0.0)}
+    tables = {"rate": past.interval, "hour": past.hour, "live": GroupTraffic((rows,), 0.0)}
+    warnings = snapshot.warnings
+    warnings.pop("folded", None)  # it limits series, and the number of keys says it
+    known = not _is_unknown(totals)
     return Overview(
+        warnings=warnings,
+        gaps=[gap.long for gap in gaps(snapshot, past.ended_unseen)],
         totals=(
             ("Connections", f"{totals.connections:,}"),
-            ("Sent", binary(totals.sent_bytes)),
-            ("Reply", binary(totals.reply_bytes)),
+            ("Sent", binary(totals.sent_bytes) if known else "unknown"),
+            ("Reply", binary(totals.reply_bytes) if known else "unknown"),
             ("Keys", f"{live.keys:,}" + (f", {folded:,} folded" if folded else "")),
             *([("Filtered", f"{live.filtered:,}")] if live.filtered else []),
             *([("Malformed", f"{live.malformed:,}")] if live.malformed else []),
@@ -158,7 +161,7 @@ def overview(snapshot: Snapshot, past: Past) -> Overview:
         connections=totals.connections,
         tables={by: carried for by, carried in tables.items() if carried is not None},
         past=past,
-        whole={},
+        cache={},
     )
 
 
@@ -180,7 +183,7 @@ def render(
     state: State,
     telemetry_path: str,
 ) -> bytes:
-    """The page. Without a snapshot or an overview it says why there is none."""
+    """Render the page. snapshot and overview are None before the first reading has worked."""
     clock = time.time()
     parts = [*_banners(snapshot, overview, state)]
     if snapshot is not None:
@@ -200,17 +203,17 @@ def render(
 
 
 def _renewal(snapshot: Snapshot | None, clock: float, interval: float) -> int:
-    """Seconds until there should be a new snapshot, but no more than an interval."""
+    """Return the seconds until the next snapshot is due, at most one interval."""
     longest = max(1, round(interval))
     if snapshot is None or snapshot.timestamp is None or not snapshot.success:
         return min(5, longest)
-    # A moment later than it is due, so that it is there.
+    # Rounded up, so that the snapshot is finished.
     due = round(snapshot.timestamp + interval - clock) + 1
     return due if 1 <= due <= longest else longest
 
 
 def _aging(seconds: float) -> Element:
-    """A warning that appears on a page that is not renewed, which takes no script."""
+    """Return a warning that SVG animation shows when the page was not reloaded in time."""
     text = element("text", "These numbers are old.", x="0", y="15", visibility="hidden")
     begin = f"{max(5, round(seconds))}s"
     text.append(element("set", attributeName="visibility", to="visible", begin=begin))
@@ -227,9 +230,15 @@ def _banners(
         what = "there is no snapshot that is fresh enough"
         if state.fresh and overview is not None:
             what = "this is the last good snapshot"
-        yield _banner(f"Stale: {what}." + (f" {state.cause}." if state.cause else ""))
-    for warning in snapshot.warnings.values():
-        yield _banner(f"{warning[:1].upper()}{warning[1:]}.")
+        yield _banner(f"Stale: {what}." + (f" Reason: {state.cause}." if state.cause else ""))
+    # The kept snapshot has no counters: the overview has their warnings.
+    warnings = {**(overview.warnings if overview is not None else {}), **snapshot.warnings}
+    for warning in warnings.values():
+        yield _banner(_sentence(warning))
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _banner(text: str) -> Element:
@@ -242,8 +251,10 @@ def _facts(snapshot: Snapshot, overview: Overview | None, clock: float) -> Eleme
         age = max(0.0, clock - snapshot.timestamp)
         at = time.strftime("%H:%M:%S", time.localtime(snapshot.timestamp))
         facts.append(("Snapshot", f"of {at}, {age:.0f} s ago, took {snapshot.duration:.2f} s"))
-    facts.append(("Read by", snapshot.source))
+        facts.append(("Read by", snapshot.source))
     hints = {
+        "Keys": {"title": "groups of equal labels; folded: summed up as other by --limit.keys"},
+        "Uncounted": {"title": "connections without packet and byte counters"},
         "Sent": {"title": f"of live connections: {_SENT}"},
         "Reply": {"title": f"of live connections: {_REPLY}"},
     }
@@ -253,48 +264,56 @@ def _facts(snapshot: Snapshot, overview: Overview | None, clock: float) -> Eleme
     ]
     if snapshot.parts is None and snapshot.fills:
         ((_, entries, limit),) = snapshot.fills
-        fill = element("dd", f"{entries:,} of {limit:,} ({entries / limit:.1%})")
-        fill.append(_bar(entries, limit))
+        fill = element("dd", f"{entries:,} of {limit:,} ({percent(entries / limit)})")
+        fill.append(cards.bar(entries, limit))
         items.insert(0, element("div", element("dt", "Table"), fill, class_="wide"))
     return element("dl", *items, class_="card wide")
 
 
-def _pictures(view: _View) -> Iterable[Element]:
-    """What there was in the last hour, of all."""
-    if view.query.only:
+def _charts(view: _View) -> Iterable[Element]:
+    """Charts of the last hour, in unfiltered views."""
+    if view.query.matchers:
         return
     overview, fresh = view.overview, view.state.fresh
     points, interval = overview.past.points, overview.past.interval
     longest = max(3 * view.state.interval, view.snapshot.duration or 0)
     live = _levels(points, points.live, longest)
     began = view.state.now - live[0].began
-    times = Times(view.state.now, view.clock, min(float(SECONDS), max(60.0, began)))
+    times = Times(view.state.now, view.clock, chart.length(began))
     figures = []
     if any(points.seconds):
         now: list[float | None] = [None] * len(Sums._fields)
         if fresh and interval is not None:
-            now = [sum(column) / interval.seconds for column in interval.rows.columns]
+            totals = Sums(*map(sum, interval.rows.columns))
+            now = [
+                None if n and _is_unknown(totals) else total / interval.seconds
+                for n, total in enumerate(totals)
+            ]
         opened, _, sent, _, reply = now
         traffic = [
-            Line("sent", _SENT, _rates(points, points.sent_bytes, 8), sent and 8 * sent),
-            Line("reply", _REPLY, _rates(points, points.reply_bytes, 8), reply and 8 * reply),
+            Line("sent", _SENT, _rates(points, points.sent_bytes, 8), _bits(sent)),
+            Line("reply", _REPLY, _rates(points, points.reply_bytes, 8), _bits(reply)),
         ]
         if view.snapshot.conntrack.accounting is not False or any(points.reply_bytes):
             figures.append(
-                picture.draw("Traffic", traffic, times, lambda v: decimal(v, "bit/s"), "bit/s")
+                chart.draw("Traffic", traffic, times, lambda v: decimal(v, "bit/s"), "bit/s")
             )
         new = Line("", "", _rates(points, points.opened, 1), opened)
-        figures.append(picture.draw("New connections", [new], times, per_second, "/s"))
+        figures.append(chart.draw("New connections", [new], times, per_second, "/s"))
     connections = Line("", "", live, overview.connections if fresh else None)
-    figures.append(picture.draw("Live connections", [connections], times, lambda v: f"{v:,.0f}"))
+    figures.append(chart.draw("Live connections", [connections], times, lambda v: f"{v:,.0f}"))
     if all(points.entries_limit):
         parts = [e / most for e, most in zip(points.entries, points.entries_limit, strict=True)]
         fills = view.snapshot.fills if fresh else []
         present = next((entries / limit for _, entries, limit in fills), None)
         full = Line("", "", _levels(points, parts, longest), present)
         title = "Table fill" if view.snapshot.parts is None else "Fullest table"
-        figures.append(picture.draw(title, [full], times, lambda v: f"{v:.1%}", "%"))
-    yield element("div", *figures, class_="pictures wide")
+        figures.append(chart.draw(title, [full], times, percent, "%"))
+    yield element("div", *figures, class_="charts wide")
+
+
+def _bits(rate: float | None) -> float | None:
+    return None if rate is None else 8 * rate
 
 
 def _rates(points: Points, series: Sequence[float], factor: int) -> list[Span]:
@@ -303,7 +322,7 @@ def _rates(points: Points, series: Sequence[float], factor: int) -> list[Span]:
 
 
 def _levels(points: Points, series: Sequence[float], longest: float) -> list[Span]:
-    """Each value from the point before on, if that is not too long ago."""
+    """Return a span for each value, from the point before on, but no longer than longest."""
     spans = []
     before = points.times[0] - points.seconds[0]
     for t, value in zip(points.times, series, strict=True):
@@ -312,40 +331,83 @@ def _levels(points: Points, series: Sequence[float], longest: float) -> list[Spa
     return spans
 
 
+def _questions(view: _View) -> Iterable[Element]:
+    """Who uses the bandwidth, who did in the last hour, who opens most connections."""
+    overview = view.overview
+    if view.query != Query() or not view.state.fresh or "src" not in overview.labels:
+        return
+    shown = []
+    for title, by, sort in _QUESTIONS:
+        if by not in overview.tables:
+            continue
+        query = Query(by, sort)
+        ranked = _top_sources(overview, by, sort)
+        (ranking,) = ranked.rankings
+        size = MEASURES[sort]
+        rows: list[tuple[Element | str, str, int]] = []
+        for (source,), sums in ranking.rows:
+            if not size(sums):
+                continue
+            rest = ranked.folded and _is_rest(ranking.labels, (source,))
+            rows.append(
+                (
+                    source if rest else _link("src", source, query),
+                    _amount(size(sums), sort, ranked),
+                    size(sums),
+                )
+            )
+        if rows and ranking.by == sort:  # not without accounting
+            hour = ranked.seconds >= 3300  # in parts of five minutes
+            length = "hour" if hour else _duration(ranked.seconds)
+            shown.append(cards.bar_card(title.format(length), rows))
+    if shown:
+        yield element("div", *shown, class_="counts wide")
+
+
+def _amount(size: int, sort: str, ranked: RankedView) -> str:
+    """Return a number of the measure that is sorted by, both directions together."""
+    if ranked.by == "rate":
+        rate = size / ranked.seconds
+        return decimal(8 * rate, "bit/s") if sort == "bytes" else per_second(rate)
+    return binary(size) if sort == "bytes" else f"{size:,}"
+
+
 def _tables(view: _View) -> Iterable[Element]:
-    """Rankings, what they are by, and what they are of."""
+    """The rankings, with links to other views."""
     if not view.state.fresh:
         return
     query, overview = view.query, view.overview
     by = query.by if query.by in overview.tables else next(b for b in BY if b in overview.tables)
-    yield _choice(view, by)
-    for note in _notes(view, by):
+    ranked = _ranked(overview, by, query)
+    yield _choice(view, ranked)
+    for note in _notes(view, ranked):
         yield element("p", note, class_="note wide")
-    found = _found(overview, by, query)
-    if query.only:
-        yield _only(query, found)
+    if query.matchers:
+        yield _only(query, ranked)
     tables = []
-    for ranking in found.rankings:
+    for ranking in ranked.rankings:
         if ranking.rows:
-            count = _count(ranking, found, overview if by == "live" and not query.only else None)
-            tables.append(_ranking(ranking, query, found, count))
+            live = overview if by == "live" and not query.matchers else None
+            count = _count(ranking, ranked, live)
+            tables.append(_ranking(ranking, query, ranked, count))
     yield element("div", *tables, class_="tables wide")
 
 
-def _choice(view: _View, by: str) -> Element:
-    """Links to the other views of the same."""
+def _choice(view: _View, ranked: RankedView) -> Element:
+    """Return links that change the numbers or the order."""
     query = view.query
+    sort = measure(query.sort, ranked.totals) if any(ranked.totals) else query.sort
 
     def link(text: str, target: Query, *, chosen: bool) -> Element:
         more = {"aria_current": "true"} if chosen else {}
         return element("a", text, href=target.link(), **more)
 
     numbers = [
-        link(_LINKS[name], query._replace(by=name), chosen=name == by)
+        link(_LINKS[name], query._replace(by=name), chosen=name == ranked.by)
         for name in BY
         if name in view.overview.tables
     ]
-    order = [link(name, query._replace(sort=name), chosen=name == query.sort) for name in MEASURES]
+    order = [link(name, query._replace(sort=name), chosen=name == sort) for name in MEASURES]
     return element(
         "nav",
         element("span", "Show ", *numbers),
@@ -354,20 +416,35 @@ def _choice(view: _View, by: str) -> Element:
     )
 
 
-def _notes(view: _View, by: str) -> Iterable[str]:
-    """Why the numbers are not those that were asked for, or not complete."""
-    tables = view.overview.tables
-    if "rate" not in tables:
-        why = "There are no rates, as nothing is counted: --collector.families=live,traffic does."
-        if view.overview.past.counted:
-            why = "Rates are known from the second snapshot on."
-        elif view.snapshot.uncountable:  # there is a banner of that
-            why = "There are no rates now."
-        yield why + ("" if by == view.query.by else f" These are of {_OF[by]}.")
+def _notes(view: _View, ranked: RankedView) -> Iterable[str]:
+    """Notes on why numbers are not those requested, or incomplete."""
+    by, sort = ranked.by, view.query.sort
+    carried = view.overview.tables[by]
+    if "rate" not in view.overview.tables:
+        yield _no_rates(view) + ("" if by == view.query.by else f" These are of {_OF[by]}.")
     if by == "hour":
-        yield f"Counted for {_duration(tables[by].seconds)}."
-    if by == "live" and view.overview.connections and not any(p.groups for p in tables[by].parts):
+        yield f"Counted for {_duration(carried.seconds)}."
+    if by != "live":
+        yield from map(_sentence, view.overview.gaps)
+    if any(ranked.totals) and measure(sort, ranked.totals) != sort:
+        yield f"Sorted by connections: {sort} are unknown without packet and byte counters."
+    if view.query.matchers:
+        return
+    if by != "live" and not any(ranked.totals):
+        yield f"No traffic {_WHEN[by]}."
+    if by == "live" and view.overview.connections and not any(p.groups for p in carried.parts):
         yield "Live connections by key are not collected: --collector.families=live,traffic does."
+
+
+def _no_rates(view: _View) -> str:
+    """Return why there are no rates."""
+    if view.overview.past.counted:
+        return "Rates are known from the second snapshot on."
+    if view.snapshot.uncountable:  # there is a banner of that
+        return "There are no rates now."
+    if view.snapshot.source == "procfs":
+        return f"There are {NO_RATES.long}."
+    return "There are no rates, as nothing is counted: --collector.families=live,traffic does."
 
 
 def _duration(seconds: float) -> str:
@@ -375,24 +452,42 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes else f"{seconds:.0f} s"
 
 
-def _found(overview: Overview, by: str, query: Query) -> Found:
-    """The rankings of a view, kept where it is of everything."""
-    if query.only:
+def _ranked(overview: Overview, by: str, query: Query) -> RankedView:
+    """Return the rankings of a view. Those of unfiltered views are cached."""
+    if query.matchers:
         return _rank(overview, by, query)
-    found = overview.whole.get((by, query.sort))
-    if found is None:
-        found = overview.whole[by, query.sort] = _rank(overview, by, query)
-    return found
+    ranked = overview.cache.get((by, query.sort))
+    if ranked is None:
+        ranked = overview.cache[by, query.sort] = _rank(overview, by, query)
+    return ranked
 
 
-def _rank(overview: Overview, by: str, query: Query) -> Found:
+def _top_sources(overview: Overview, by: str, sort: str) -> RankedView:
+    """Return the ranking of sources alone: that of all labels takes several times as long."""
+    key = ("src", by, sort)
+    ranked = overview.cache.get(key)
+    if ranked is None:
+        at, traffic = overview.labels.index("src"), overview.tables[by]
+        sums: dict[Group, list[int]] = {}
+        for part in traffic.parts:
+            for group, row in zip(part.groups, zip(*part.columns, strict=True), strict=True):
+                add(sums, (group[at],), row)
+        rows = Rows(list(sums), tuple(zip(*sums.values(), strict=True)) or ((),) * 5)
+        totals = Sums(*map(sum, rows.columns))
+        rankings = rank(("src",), rows, [("src",)], measure(sort, totals), _ANSWERS)
+        ranked = RankedView(by, traffic.seconds, totals, (OTHER,) in sums, rankings)
+        overview.cache[key] = ranked
+    return ranked
+
+
+def _rank(overview: Overview, by: str, query: Query) -> RankedView:
     labels, carried = overview.labels, overview.tables[by]
-    at = [(labels.index(label), value) for label, value in query.only]
+    at = [(labels.index(label), value) for label, value in query.matchers]
     if at:
-        carried = carried._replace(parts=tuple([_of(part, at) for part in carried.parts]))
+        carried = carried._replace(parts=tuple([_select(part, at) for part in carried.parts]))
     rows = carried.rows
     totals = Sums(*map(sum, rows.columns))
-    fixed = {label for label, _ in query.only}
+    fixed = {label for label, _ in query.matchers}
     wanted: list[tuple[str, ...]] = [
         (label,) for label in labels if _has_table(label, labels) and label not in fixed
     ]
@@ -401,22 +496,22 @@ def _rank(overview: Overview, by: str, query: Query) -> Found:
         wanted.append(rest)
     folded = any(_is_rest(labels, group) for group in rows.groups)
     rankings = rank(labels, rows, wanted, measure(query.sort, totals), _ROWS)
-    return Found(by, carried.seconds, totals, folded, rankings)
+    return RankedView(by, carried.seconds, totals, folded, rankings)
 
 
 def _is_rest(labels: Sequence[str], group: Sequence[str]) -> bool:
-    """Whether it looks like all that has no group of its own."""
+    """Whether the labels of a group are those of the overflow series."""
     pairs = zip(labels, group, strict=True)
     return all(value == OTHER for label, value in pairs if label not in PROTOCOLS)
 
 
 def _has_table(label: str, labels: Sequence[str]) -> bool:
-    """Whether a table of its values says more than others do."""
+    """Whether a label gets a ranking: services imply ports, and protocols have a card."""
     return label not in PROTOCOLS and not (label == "dport" and "l7protocol" in labels)
 
 
-def _of(rows: Rows, at: list[tuple[int, str]]) -> Rows:
-    """The rows that have these values."""
+def _select(rows: Rows, at: list[tuple[int, str]]) -> Rows:
+    """Return the rows with these label values, given by the index of each label."""
     chosen: Iterable[int] = range(len(rows.groups))
     for i, value in at:
         chosen = [n for n in chosen if rows.groups[n][i] == value]
@@ -426,8 +521,8 @@ def _of(rows: Rows, at: list[tuple[int, str]]) -> Rows:
     )
 
 
-def _count(ranking: Ranking, found: Found, live: Overview | None) -> str:
-    """How many there are beside those shown. What was folded is known for whole keys alone."""
+def _count(ranking: Ranking, ranked: RankedView, live: Overview | None) -> str:
+    """Return ", 10 of 123". Of folded groups only the number of whole keys is known."""
     shown = len(ranking.rows)
     known = shown + ranking.others
     if live is not None and ranking.labels == live.labels:
@@ -435,32 +530,33 @@ def _count(ranking: Ranking, found: Found, live: Overview | None) -> str:
         return f", {min(shown, known)} of {known:,}" if ranking.others else ""
     if not ranking.others:
         return ""
-    return f", {shown} of " + (f"at least {known - 1:,}" if found.folded else f"{known:,}")
+    return f", {shown} of " + (f"at least {known - 1:,}" if ranked.folded else f"{known:,}")
 
 
-def _only(query: Query, found: Found) -> Element:
-    """What the view is of, its sums, and the ways out of it."""
+def _only(query: Query, ranked: RankedView) -> Element:
+    """Return a card with the matchers of the view, links that remove them, and the sums."""
     items = []
-    for label, value in query.only:
-        out = element("a", "all", href=query.without(label).link(), title=f"every {label}")
+    for label, value in query.matchers:
+        all_of = f"all {_TITLES.get(label, 'values').lower()}"
+        out = element("a", all_of, href=query.without(label).link())
         name = element("strong", value or "none")
         items.append(
             element("div", element("dt", BY_NAME[label].title), element("dd", name, " ", out))
         )
-    if any(found.totals):
-        shown = measure(query.sort, found.totals)
+    if any(ranked.totals):
+        shown = measure(query.sort, ranked.totals)
         items += [
             element("div", element("dt", head), element("dd", text, title=exact))
-            for head, text, exact, _ in _numbers(shown, found.totals, found)
+            for head, text, exact, _ in _numbers(shown, ranked.totals, ranked)
         ]
         return element("dl", *items, class_="card wide")
-    nothing = element("dd", f"Nothing of it is known {_WHEN[found.by]}.")
+    nothing = element("dd", f"Nothing of it is known {_WHEN[ranked.by]}.")
     return element("dl", *items, element("div", nothing), class_="card wide")
 
 
-def _numbers(sort: str, sums: Sums, found: Found) -> list[tuple[str, str, str, str]]:
-    """Columns: a head, the number as it is shown, the same exactly, and a hint of the head."""
-    by, seconds = found.by, found.seconds
+def _numbers(sort: str, sums: Sums, ranked: RankedView) -> list[Number]:
+    """Return the cells of sums: those of the measure that is sorted by first."""
+    by, seconds = ranked.by, ranked.seconds
     opened = "connections" if by == "live" else "new"
     over = "" if by == "live" else f" in {_duration(seconds)}"
 
@@ -470,90 +566,71 @@ def _numbers(sort: str, sums: Sums, found: Found) -> list[tuple[str, str, str, s
     def size(number: int) -> str:
         return decimal(8 * number / seconds, "bit/s") if by == "rate" else binary(number)
 
+    unknown = _is_unknown(sums)
     exact_opened = f"{sums.connections:,} connections{over}"
-    columns = [(opened, count(sums.connections), exact_opened, "connections")]
-    if any(found.totals[1:]):
-        if sort == "packets":
-            numbers = [(n, count(n), f"{n:,} packets{over}") for n in (sums[1], sums[3])]
-        else:
-            numbers = [(n, size(n), f"{n:,} bytes{over}") for n in (sums[2], sums[4])]
-        both = [
-            (head, text, exact, hint)
-            for head, hint, (_, text, exact) in zip(
-                ("sent", "reply"), (_SENT, _REPLY), numbers, strict=True
-            )
-        ]
+    columns = [Number(opened, count(sums.connections), exact_opened, "connections")]
+    if any(ranked.totals[1:]):
+        both = []
+        for head, hint, packets, size_in_bytes in (
+            ("sent", _SENT, sums.sent_packets, sums.sent_bytes),
+            ("reply", _REPLY, sums.reply_packets, sums.reply_bytes),
+        ):
+            if unknown:
+                both.append(Number(head, "?", "unknown: no packet and byte counters", hint))
+            elif sort == "packets":
+                both.append(Number(head, count(packets), f"{packets:,} packets{over}", hint))
+            else:
+                exact = f"{size_in_bytes:,} bytes{over}"
+                both.append(Number(head, size(size_in_bytes), exact, hint))
         columns = columns + both if sort == "connections" else both + columns
     if by == "hour" and seconds:
         much = MEASURES[sort](sums) / seconds
         mean = decimal(8 * much, "bit/s") if sort == "bytes" else per_second(much)
-        columns.insert(0, ("mean rate", mean, f"{sort}{over}", f"{sort} per second"))
+        if unknown and sort != "connections":
+            mean = "?"
+        columns.insert(0, Number("mean rate", mean, f"{sort}{over}", f"{sort} per second"))
     return columns
 
 
-def _ranking(ranking: Ranking, query: Query, found: Found, count: str) -> Element:
+def _is_unknown(sums: Sums) -> bool:
+    """Whether no connection has counters: with counters each has at least one packet."""
+    return sums.connections > 0 and not any(sums[1:])
+
+
+def _ranking(ranking: Ranking, query: Query, ranked: RankedView, count: str) -> Element:
     size = MEASURES[ranking.by]
     most = size(ranking.rows[0][1])
     rows = []
     for values, sums in ranking.rows:
-        rest = found.folded and _is_rest(ranking.labels, values)
+        rest = ranked.folded and _is_rest(ranking.labels, values)
         cells = [
             _name(label, value, query, alone=len(values) == 1, rest=rest)
             for label, value in zip(ranking.labels, values, strict=True)
         ]
-        rows.append(_Row(values, cells, _numbers(ranking.by, sums, found), _bar(size(sums), most)))
+        numbers = _numbers(ranking.by, sums, ranked)
+        rows.append(cards.Row(values, cells, numbers, cards.bar(size(sums), most)))
     whole = len(ranking.labels) > 1
     title = "Keys" if whole else _TITLES.get(ranking.labels[0], BY_NAME[ranking.labels[0]].title)
     heads = [BY_NAME[label].title for label in ranking.labels]
-    return _card(f"{title} by {ranking.by}{count}", heads, rows, wide=whole)
-
-
-def _card(title: str, names: Sequence[str], rows: list[_Row], *, wide: bool) -> Element:
-    """A card with a table. Where there is no room for columns each row is a block."""
-    heads = [element("th", name, scope="col") for name in names]
-    heads += [
-        element("th", head, scope="col", class_="n", title=hint)
-        for head, _, _, hint in rows[0].numbers
-    ]
-    widths = [len(head.text or "") for head in heads]
-    body = []
-    for row in rows:
-        cells = [
-            element("td", element("span", f"{head} ", class_="u"), text, class_="n", title=exact)
-            for head, text, exact, _ in row.numbers
-        ]
-        body.append(element("tr", *row.cells, *cells, element("td", row.bar, class_="bar")))
-        texts = [*row.names, *[text for _, text, _, _ in row.numbers]]
-        widths = [max(width, len(text)) for width, text in zip(widths, texts, strict=True)]
-    # A table where all of its columns have room, each as wide as its longest text.
-    room = _room(sum(widths), len(heads) + 1)
-    head = element("thead", element("tr", *heads, element("th")))
-    return element(
-        "section",
-        element("h2", title),
-        element("table", head, element("tbody", *body)),
-        class_=f"card ranking from{room}" + (" wide" if wide else ""),
-    )
-
-
-def _room(characters: int, columns: int) -> int:
-    """The first of _WIDTHS that is wide enough for a table, 0 where none is."""
-    needed = characters * 0.56 + columns * 0.6 + 4
-    return next((width for width in _WIDTHS if width >= needed), 0)
+    return cards.card(f"{title} by {ranking.by}{count}", heads, rows, wide=whole)
 
 
 def _name(label: str, value: str, query: Query, *, alone: bool, rest: bool) -> Element:
-    """A cell that links to the view of its value alone, where it is one."""
+    """Return a cell that links to the view of its value. The overflow series has none."""
     content: Element | str = value
     if not rest:
-        content = element("a", value or "none", href=query.at(label, value).link())
+        content = _link(label, value, query)
     return element("td", content, class_="name only" if alone else "name")
 
 
+def _link(label: str, value: str, query: Query) -> Element:
+    return element("a", value or "none", href=query.at(label, value).link())
+
+
 def _nat(view: _View) -> Iterable[Element]:
-    """Egress addresses, and the destinations that take most of their source ports."""
+    """Egress addresses, and the destinations towards which most source ports are in use."""
     nat = view.overview.nat
-    if nat is None or not view.state.fresh or view.query.only:
+    if nat is None or not view.state.fresh or view.query.matchers:
         return
     of = f", {len(nat.egress)} of {len(nat.egress) + nat.more:,}" if nat.more else ""
     egress = [
@@ -561,85 +638,66 @@ def _nat(view: _View) -> Iterable[Element]:
         for row in nat.egress
     ]
     title = f"NAT: egress addresses by ports towards one destination{of}"
-    cards = [_card(title, ("address", "l4"), egress, wide=False)]
+    shown = [cards.card(title, ("address", "l4"), egress, wide=False)]
     if nat.destinations:
         names = ("address", "l4", "destination", "port")
         rows = [_ports(row[:4], row[4]) for row in nat.destinations]
-        cards.append(_card("NAT: busiest destinations", names, rows, wide=False))
-    yield element("div", *cards, class_="tables wide")
+        shown.append(cards.card("NAT: busiest destinations", names, rows, wide=False))
+    yield element("div", *shown, class_="tables wide")
 
 
-def _ports(names: Sequence[str], ports: int, *others: tuple[str, int]) -> _Row:
-    """A row with a number of source ports, and others before it."""
+def _ports(names: Sequence[str], ports: int, *others: tuple[str, int]) -> cards.Row:
+    """Return a row with source ports in use, and other numbers before them."""
     full = f"of the {PORTS:,} that an address has by default"
-    return _Row(
+    return cards.Row(
         names,
         [element("td", name, class_="name") for name in names],
         [
-            *[(what, f"{number:,}", f"{number:,} {what}", what) for what, number in others],
-            ("ports", f"{ports:,}", f"{ports:,} source ports", "source ports in use"),
-            ("used", f"{ports / PORTS:.1%}", full, full),
+            *[Number(what, f"{number:,}", f"{number:,} {what}", what) for what, number in others],
+            Number("ports", f"{ports:,}", f"{ports:,} source ports", "source ports in use"),
+            Number("used", percent(ports / PORTS), full, full),
         ],
-        _bar(ports, PORTS),
+        cards.bar(ports, PORTS),
     )
 
 
 def _fills(view: _View) -> Iterable[Element]:
-    """How full the table of each network namespace is."""
+    """Table fill of each network namespace."""
     fills = view.snapshot.fills
-    if view.snapshot.parts is None or not fills or not view.state.fresh or view.query.only:
+    if view.snapshot.parts is None or not fills or not view.state.fresh or view.query.matchers:
         return
     rows = [
-        _Row(
+        cards.Row(
             (name,),
             [_name("netns", name, view.query, alone=True, rest=False)],
             [
-                ("entries", f"{entries:,}", f"{entries:,} entries", "entries in the table"),
-                ("limit", f"{limit:,}", f"{limit:,} entries", "entries that fit"),
-                ("used", f"{entries / limit:.1%}", "of the limit", "of the limit"),
+                Number("entries", f"{entries:,}", f"{entries:,} entries", "entries in the table"),
+                Number("limit", f"{limit:,}", f"{limit:,} entries", "entries that fit"),
+                Number("used", percent(entries / limit), "of the limit", "of the limit"),
             ],
-            _bar(entries, limit),
+            cards.bar(entries, limit),
         )
         for name, entries, limit in fills[:_ROWS]
     ]
     of = f", {_ROWS} of {len(fills):,}" if len(fills) > _ROWS else ""
-    card = _card(f"Tables of network namespaces by fill{of}", ("netns",), rows, wide=True)
-    yield element("div", card, class_="tables wide")
+    table = cards.card(f"Tables of network namespaces by fill{of}", ("netns",), rows, wide=True)
+    yield element("div", table, class_="tables wide")
 
 
 def _counts(view: _View) -> Iterable[Element]:
-    """All connections by protocol, state and flag."""
-    counts = view.overview.counts if view.state.fresh and not view.query.only else ()
-    cards = [_count_table(title, words) for title, words in counts if words]
-    if cards:
-        yield element("div", *cards, class_="counts wide")
-
-
-def _count_table(title: str, counts: list[tuple[str, int]]) -> Element:
-    most = counts[0][1]
-    rows = [
-        element(
-            "tr",
-            element("th", word, scope="row"),
-            element("td", f"{number:,}", class_="n"),
-            element("td", _bar(number, most), class_="bar"),
-        )
-        for word, number in counts
+    """Connections by protocol, state and flag."""
+    counts = view.overview.counts if view.state.fresh and not view.query.matchers else ()
+    shown = [
+        cards.bar_card(title, [(word, f"{number:,}", number) for word, number in words])
+        for title, words in counts
+        if words
     ]
-    table = element("table", element("tbody", *rows))
-    return element("section", element("h2", title), table, class_="card")
-
-
-def _bar(part: int, whole: int) -> Element:
-    percent = 100 * min(1.0, part / whole) if whole else 0
-    bar = element("svg", width="100%", height="8", aria_hidden="true")
-    for kind, width in (("back", "100%"), ("part", f"{percent:.2f}%")):
-        bar.append(element("rect", class_=kind, width=width, height="8", rx="2"))
-    return bar
+    if shown:
+        yield element("div", *shown, class_="counts wide")
 
 
 def _summed(counts: dict[tuple[str, str, str], int]) -> dict[str, int]:
-    """IPv4 and IPv6 together."""
+    """Add up IPv4 and IPv6."""
     sums: dict[str, int] = {}
     for (_, protocol, word), number in counts.items():
         sums[f"{protocol} {word}"] = sums.get(f"{protocol} {word}", 0) + number
@@ -651,7 +709,7 @@ def _sorted(counts: dict[str, int]) -> list[tuple[str, int]]:
     return sorted(shown, key=lambda item: (-item[1], item[0]))
 
 
-_SECTIONS = (_pictures, _tables, _fills, _nat, _counts)
+_SECTIONS = (_questions, _charts, _tables, _fills, _nat, _counts)
 
 _FILES = importlib.resources.files(__package__)
 _STYLE = (_FILES / "page.css").read_text("utf-8")

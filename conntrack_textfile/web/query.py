@@ -1,4 +1,4 @@
-"""The query of the page: which numbers, in which order, of whom."""
+"""The query string of the page: which numbers, their order, and label matchers."""
 
 from __future__ import annotations
 
@@ -11,49 +11,49 @@ from conntrack_textfile.labels import BY_NAME
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-# What the numbers of the tables are: of the last interval, of the last hour, of what is live.
+# Numbers of the rankings: rates of the last interval, sums of the last hour, live connections.
 BY = ("rate", "hour", "live")
 
-_MAX_VALUE = 256  # bytes; names have less
+_MAX_VALUE = 256  # bytes; labels are shorter
 
 
 class QueryError(ValueError):
-    """A query that the page does not know."""
+    """An invalid query. Its text is for the user."""
 
 
 class Query(NamedTuple):
     """A view of the page."""
 
-    by: str = ""  # of BY; "" for the first of them that there is
+    by: str = ""  # of BY; "" for the first that is available
     sort: str = "bytes"  # of MEASURES
-    only: tuple[tuple[str, str], ...] = ()  # labels, and the value that each must have
+    matchers: tuple[tuple[str, str], ...] = ()  # labels and their values
 
     def link(self) -> str:
-        """The relative URL of this view."""
+        """Return the relative URL of this view."""
         parameters = [("by", self.by)] if self.by else []
         if self.sort != Query().sort:
             parameters.append(("sort", self.sort))
-        return "?" + urllib.parse.urlencode([*parameters, *self.only])
+        return "?" + urllib.parse.urlencode([*parameters, *self.matchers])
 
     def at(self, label: str, value: str) -> Query:
-        """The same of those alone where a label has a value."""
-        return self._replace(only=(*self.without(label).only, (label, value)))
+        """Return the query with a matcher added."""
+        return self._replace(matchers=(*self.without(label).matchers, (label, value)))
 
     def without(self, label: str) -> Query:
-        """The same whatever the value of a label."""
-        return self._replace(only=tuple([pair for pair in self.only if pair[0] != label]))
+        """Return the query without the matcher of a label."""
+        return self._replace(matchers=tuple([pair for pair in self.matchers if pair[0] != label]))
 
 
 def parse(text: str, kept: Collection[str]) -> Query:
-    """Read the part of a URL after "?". Raises QueryError with what is wrong, in words of ours.
+    """Parse a query string (application/x-www-form-urlencoded).
 
-    kept are the labels that the tables have.
+    kept: labels of the rankings. Raises QueryError, whose text quotes nothing of the query.
     """
     try:
         pairs = urllib.parse.parse_qsl(
             text, keep_blank_values=True, strict_parsing=bool(text), errors="strict"
         )
-    except ValueError:  # also an encoding that is not UTF-8's
+    except ValueError:  # also invalid UTF-8
         raise QueryError("the query is not of the form name=value&name=value in UTF-8") from None
     given: dict[str, str] = {}
     for name, value in pairs:

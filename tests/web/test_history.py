@@ -13,7 +13,7 @@ from tests.builders import aggregated, counted, taken
 
 if TYPE_CHECKING:
     from conntrack_textfile.snapshot import Snapshot
-    from conntrack_textfile.web.history import Carried
+    from conntrack_textfile.web.history import GroupTraffic
     from tests.builders import Row, Series
 
 A, B = ("10.0.0.1", "tcp"), ("10.0.0.2", "tcp")
@@ -31,7 +31,7 @@ def columns(rows: Series) -> tuple[tuple[int, ...], ...]:
     return tuple(zip(*rows.values(), strict=True)) or ((),) * 5
 
 
-def carried(found: Carried | None) -> dict[tuple[str, ...], Row]:
+def carried(found: GroupTraffic | None) -> dict[tuple[str, ...], Row]:
     assert found is not None
     rows = found.rows
     return dict(zip(rows.groups, zip(*rows.columns, strict=True), strict=True))
@@ -166,7 +166,7 @@ def test_live_groups_are_kept_once_and_in_little_memory() -> None:
     assert [size(tuple(c[1] for c in found.columns)) for size in MEASURES.values()] == [8, 6, 1]
 
 
-def test_of_several_tables_the_fullest_is_the_one_in_the_picture() -> None:
+def test_of_several_tables_the_fullest_is_the_one_in_the_chart() -> None:
     of = snapshot(None)
     parts = {
         name: of._replace(conntrack=of.conntrack._replace(entries=entries, entries_limit=limit))

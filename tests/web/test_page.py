@@ -117,7 +117,7 @@ def test_every_value_is_escaped(only: tuple[tuple[str, str], ...]) -> None:
     text = render(
         EMPTY._replace(success=False, source=HOSTILE),
         overview(live),
-        Query(only=only),
+        Query(matchers=only),
         cause=HOSTILE,
         telemetry_path="/" + HOSTILE,
     )
@@ -135,15 +135,15 @@ def test_there_are_the_numbers_of_the_capture() -> None:
     assert shown.live is not None
     text = render(shown, overview(shown.live))
     found = words(text)
-    assert "Table 91 of 262,144 (0.0%)" in found
+    assert "Table 91 of 262,144 (<0.1%)" in found
     assert "Connections 91 Sent 38.9 MiB Reply 38.3 MiB Keys 83 Uncounted 3" in found
     assert "Connections by protocol tcp 32 sctp 20 udp 16" in found
     assert "Connections by state tcp ESTABLISHED 14 sctp CLOSED 4" in found
     assert "Sources by bytes source sent reply connections 10.77.1.2 19.6 MiB 19.1 MiB 50" in found
     assert "Keys by bytes, 10 of 83" in found
-    assert "There are no rates, as nothing is counted" in found
-    assert "address l4 connections ports used 10.77.2.1 tcp 4 3 0.0%" in found
-    assert "address l4 destination port ports used 10.77.2.1 tcp 10.77.2.2 8002 3 0.0%" in found
+    assert "There are no rates: the proc file has no identity of connections" in found
+    assert "address l4 connections ports used 10.77.2.1 tcp 4 3 <0.1%" in found
+    assert "address l4 destination port ports used 10.77.2.1 tcp 10.77.2.2 8002 3 <0.1%" in found
     assert 'role="alert"' not in text
 
 
@@ -161,10 +161,10 @@ TWO: Series = {
     ("query", "expected"),
     [
         (Query(), "Sources by bytes source sent reply new a 1.0 kbit/s 100 kbit/s 0.10/s b"),
-        (Query("rate", "packets"), "source sent reply new a 5.00/s 10.0/s 0.10/s b 0/s 0/s 10.0/s"),
-        (Query("rate", "connections"), "source new sent reply b 10.0/s 0 bit/s 0 bit/s a 0.10/s"),
+        (Query("rate", "packets"), "source sent reply new a 5.00/s 10.0/s 0.10/s b ? ? 10.0/s"),
+        (Query("rate", "connections"), "source new sent reply b 10.0/s ? ? a 0.10/s"),
         (Query("hour"), "source mean rate sent reply new a 101 kbit/s 7.3 KiB 732 KiB 6 b"),
-        (Query("hour", "connections"), "source mean rate new sent reply b 10.0/s 600 0 B 0 B a"),
+        (Query("hour", "connections"), "source mean rate new sent reply b 10.0/s 600 ? ? a"),
         (Query("live"), "source sent reply connections a 7.3 KiB 732 KiB 16 b 1 B 1 B 601"),
         (Query("live", "packets"), "source sent reply connections a 310 610 16 b 1 1 601"),
     ],
@@ -172,6 +172,31 @@ TWO: Series = {
 def test_tables_are_by_what_the_query_says(query: Query, expected: str) -> None:
     shown = snapshots(ONE, TWO)
     assert expected in words(render(shown[-1], after(*shown), query))
+
+
+def test_the_page_opens_with_the_answers() -> None:
+    shown = snapshots(ONE, TWO)
+    made = after(*shown)
+    text = render(shown[-1], made)
+    found = words(text)
+    assert "Bandwidth now a 101 kbit/s Traffic" in found
+    assert "Traffic of the last 1 min a 740 KiB New" in found
+    assert "New connections now b 10.0/s a 0.10/s" in found
+    assert found.index("Table") < found.index("Bandwidth now") < found.index("Live connections")
+    assert 'href="?by=hour&amp;src=a"' in text
+    assert 'href="?by=rate&amp;sort=connections&amp;src=b"' in text
+    assert "Bandwidth now" not in words(render(shown[-1], made, Query("rate")))
+    assert "Bandwidth now" not in words(render(shown[-1], made, fresh=False))
+    # Without accounting there are connections alone.
+    bare = snapshots(
+        {("a", "x", "tcp", "http"): (5, 0, 0, 0, 0)}, {("a", "x", "tcp", "http"): (65, 0, 0, 0, 0)}
+    )
+    found = words(render(bare[-1], after(*bare)))
+    assert "New connections now a 1.00/s" in found
+    assert "Bandwidth now" not in found
+    other: Series = {("other", "other", "tcp", "other"): (9,) * 5}
+    folded = snapshots({next(iter(other)): (1,) * 5}, other)
+    assert "src=other" not in render(folded[-1], after(*folded))
 
 
 def test_a_value_has_a_view_of_its_own() -> None:
@@ -182,17 +207,17 @@ def test_a_value_has_a_view_of_its_own() -> None:
     assert 'href="?by=rate&amp;sort=packets&amp;l7protocol=ntp"' in whole
     text = render(shown[-1], made, Query("rate", "packets").at("src", "a"))
     found = words(text)
-    assert "source a all sent 5.00/s reply 10.0/s new 0.10/s" in found
+    assert "source a all sources sent 5.00/s reply 10.0/s new 0.10/s" in found
     assert "Services by packets service sent reply new http" in found
     assert "ntp" not in found
     assert "Sources by" not in found
     assert 'href="?by=rate&amp;sort=packets&amp;src=a&amp;dst=x"' in text
-    assert 'title="every src">all</a>' in text
+    assert '">all sources</a>' in text
     gone = words(render(shown[-1], made, Query("hour").at("src", "nobody")))
-    assert "source nobody all Nothing of it is known in the last hour." in gone
+    assert "source nobody all sources Nothing of it is known in the last hour." in gone
 
 
-def test_the_pictures_are_of_what_was_counted() -> None:
+def test_the_charts_are_of_what_was_counted() -> None:
     shown = snapshots(ONE, TWO)
     text = render(shown[-1], after(*shown))
     labels = re.findall(r'aria-label="([^"]*)"', text)
@@ -204,7 +229,16 @@ def test_the_pictures_are_of_what_was_counted() -> None:
     ]
 
 
-def test_the_pictures_of_levels_begin_with_those_of_rates() -> None:
+def test_traffic_is_unknown_once_accounting_is_off() -> None:
+    key = ("a", "b", "tcp", "x")
+    shown = snapshots({key: (1,) * 5}, {key: (2, 9, 9, 9, 9)}, {key: (8, 9, 9, 9, 9)})
+    off = shown[-1]._replace(conntrack=CONNTRACK._replace(accounting=False))
+    text = render(off, after(*shown))
+    assert "Traffic over the last 2 min: sent unknown, reply unknown" in text
+    assert "New connections over the last 2 min: 0.10/s" in text
+
+
+def test_the_charts_of_levels_begin_with_those_of_rates() -> None:
     made = History()
     key = ("a", "b", "tcp", "x")
     first, last = snapshots({key: (1,) * 5}, {key: (2,) * 5})
@@ -216,7 +250,7 @@ def test_the_pictures_of_levels_begin_with_those_of_rates() -> None:
 
 def test_without_counters_it_says_why_there_are_no_rates() -> None:
     (first,) = snapshots(ONE)
-    live = first._replace(traffic=None)
+    live = first._replace(traffic=None, source="netlink")
     second = render(first, after(first), Query("rate"))
     assert "Rates are known from the second snapshot on. These are of live connections." in second
     never = render(live, after(live), Query("rate"))
@@ -248,8 +282,8 @@ def test_of_old_numbers_there_is_the_past_alone() -> None:
     shown = snapshots(ONE, TWO)
     old = shown[-1]._replace(success=False)
     text = render(old, after(*shown), fresh=False, now=NOW + 200, cause="it is gone")
-    assert "Stale: there is no snapshot that is fresh enough. it is gone." in text
-    assert "Traffic over the last 4 min: sent unknown, reply unknown, at most 100 kbit/s" in text
+    assert "Stale: there is no snapshot that is fresh enough. Reason: it is gone." in text
+    assert "Traffic over the last 6 min: sent unknown, reply unknown, at most 100 kbit/s" in text
     assert "Sources by" not in text
     assert "617" not in words(text)
 
@@ -260,8 +294,66 @@ def test_without_accounting_bytes_are_not_shown_as_none() -> None:
     )
     off = shown[-1]._replace(conntrack=CONNTRACK._replace(accounting=False))
     text = render(off, after(*shown))
-    assert "Sources by connections source new a 1.00/s" in words(text)
+    found = words(text)
+    assert "Sources by connections source new a 1.00/s" in found
     assert "bit/s" not in text
+    assert "Sent unknown Reply unknown" in found
+    assert "Sorted by connections: bytes are unknown without packet and byte counters." in found
+    assert 'aria-current="true">connections</a>' in text
+    assert 'aria-current="true">bytes</a>' not in text
+    # Where others are counted, it is not 0 of those that are not.
+    shown = snapshots(
+        {(name, "x", "tcp", "http"): (1,) * 5 for name in "ab"},
+        {("a", "x", "tcp", "http"): (2,) * 5, ("b", "x", "tcp", "http"): (61, 1, 1, 1, 1)},
+    )
+    assert "b ? ? 1.00/s" in words(render(shown[-1], after(*shown)))
+    mean = words(render(shown[-1], after(*shown), Query("hour")))
+    assert "b ? ? ? 60" in mean
+
+
+def test_rates_that_lack_traffic_say_so() -> None:
+    first, last = snapshots(ONE, TWO)
+    assert last.traffic is not None
+    silent = last._replace(traffic=last.traffic._replace(listening=False))
+    note = "Rates are of live connections only, without the last traffic of ended ones"
+    for by in ("rate", "hour"):
+        assert note in words(render(silent, after(first, silent), Query(by)))
+    assert note not in words(render(silent, after(first, silent), Query("live")))
+    assert note not in words(render(last, after(first, last)))
+    totals = {**last.traffic.totals, "ended_unseen": 3}
+    unseen = last._replace(traffic=last.traffic._replace(totals=totals))
+    text = words(render(unseen, after(first, unseen)))
+    assert "Connections ended without an event, and their last traffic is missing" in text
+    # None of them since the last snapshot.
+    assert "ended without" not in words(render(unseen, after(first, unseen, unseen)))
+
+
+def test_warnings_about_counters_are_shown_when_the_snapshot_has_none_any_more() -> None:
+    shown = snapshots(ONE, TWO)[-1]
+    assert shown.live is not None
+    assert shown.traffic is not None
+    live = shown.live._replace(keys=9)
+    shown = shown._replace(traffic=shown.traffic._replace(lost=5), live=live)
+    made = Refresher(lambda: shown, lambda last: last or EMPTY, 60.0)
+    made.refresh()
+    text = words(made.html("/metrics", "")[0].decode())
+    assert "5 events of ended connections were lost" in text
+    assert "Keys 9, 7 folded" in text
+    assert "beyond --limit.keys" not in text  # it is not the page that lacks them
+
+
+def test_no_traffic_is_said() -> None:
+    shown = snapshots(ONE, ONE)
+    quiet = shown[-1]._replace(interval=Rows([], ((),) * 5))
+    text = words(render(quiet, after(shown[0], quiet)))
+    assert "No traffic in the last interval." in text
+    assert "unknown without" not in text
+    assert "No traffic" not in words(render(quiet, after(shown[0], quiet), Query("live")))
+
+
+def test_before_a_reading_has_worked_it_is_not_said_how_the_table_is_read() -> None:
+    failed = EMPTY._replace(success=False, source="auto", timestamp=None, duration=None)
+    assert "Read by" not in render(failed)
 
 
 def test_what_there_is_is_counted_and_not_what_is_left() -> None:
@@ -299,7 +391,7 @@ def test_each_network_namespace_has_its_fill() -> None:
     assert "netns entries limit used <b> 50 100 50.0% blue 90 1,000 9.0%" in words(text)
     assert "Fullest table 50.0%" in words(text)
     assert "Table 50 of" not in words(text)
-    assert "by fill" not in words(render(shown, after(shown), Query(only=(("netns", "blue"),))))
+    assert "by fill" not in words(render(shown, after(shown), Query(matchers=(("netns", "blue"),))))
     assert "by fill" not in words(render(shown, after(shown), fresh=False))
     many = shown._replace(parts={f"n{n:02}": parts["blue"] for n in range(12)})
     assert "by fill, 10 of 12 " in words(render(many, after(many)))
@@ -575,3 +667,37 @@ def test_a_browser_shows_what_is_wrong(browser: Browser, tmp_path: Path) -> None
         assert "Stale: " in browser.evaluate(alerts)
         assert f"there is no {tmp_path}/net/nf_conntrack" in browser.evaluate(alerts)
         assert browser.complaints() == []
+
+
+def test_a_long_name_takes_the_columns_of_no_other_row(browser: Browser, tmp_path: Path) -> None:
+    rows: Series = {
+        (name, "x", "tcp", "y"): (9, 9, 10**6, 9, 10**6)
+        for name in (f"{LONGEST}a001", "192.168.100.200", NAME + "00")
+    }
+    shown = snapshots(dict.fromkeys(rows, (0,) * 5), rows)
+    file = tmp_path / "page.html"
+    file.write_text(render(shown[-1], after(*shown)))
+    displays = "[...document.querySelectorAll('.tables section:not(.wide)')].map(e =>"
+    displays += " getComputedStyle(e.querySelector('tr')).display)"
+    for width, display in ((360, "flex"), (1185, "table-row"), (2560, "table-row")):
+        browser.open(file.as_uri(), width=width)
+        assert set(browser.evaluate(displays)) == {display}, width
+        assert browser.evaluate(CUT) == [], width
+        # An address of IPv4 is on one line.
+        lines = "document.evaluate(\"//a[.='192.168.100.200']\", document, null, 9)"
+        assert browser.evaluate(f"{lines}.singleNodeValue.getClientRects().length") == 1, width
+
+
+def test_three_charts_leave_no_hole(browser: Browser, tmp_path: Path) -> None:
+    shown = snapshots(
+        {("a", "x", "tcp", "http"): (5, 0, 0, 0, 0)}, {("a", "x", "tcp", "http"): (65, 0, 0, 0, 0)}
+    )
+    off = shown[-1]._replace(conntrack=CONNTRACK._replace(accounting=False))
+    file = tmp_path / "page.html"
+    file.write_text(render(off, after(*shown)))
+    right = "[...document.querySelectorAll('.charts, .charts > :last-child')]"
+    right += ".map(e => Math.round(e.getBoundingClientRect().right))"
+    for width in (360, 800, 1000, 1200, 2560):
+        browser.open(file.as_uri(), width=width)
+        whole, last = browser.evaluate(right)
+        assert whole == last, width

@@ -279,10 +279,10 @@ def test_the_page_shows_the_last_snapshot_and_then_that_it_is_stale(clock: list[
     assert "<dd>1,234</dd>" in shown()
     assert 'banner" role' not in shown()
     made.refresh()
-    assert "Stale: this is the last good snapshot. gone." in shown()
+    assert "Stale: this is the last good snapshot. Reason: gone." in shown()
     assert "<dd>1,234</dd>" in shown()
     clock[0] += 181
-    assert "Stale: there is no snapshot that is fresh enough. gone." in shown()
+    assert "Stale: there is no snapshot that is fresh enough. Reason: gone." in shown()
     assert "<dd>1,234</dd>" not in shown()
 
 

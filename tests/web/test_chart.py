@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from conntrack_textfile.web.picture import Line, Span, Times, _round_up, draw
+from conntrack_textfile.web.chart import Line, Span, Times, _round_up, draw, length
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -66,7 +66,7 @@ def test_the_axis_begins_with_what_there_is() -> None:
     for seconds, axis in (
         (3600, ["1 h ago", "30 min", "now"]),
         (600, ["10 min ago", "5 min", "now"]),
-        (90, ["90 s ago", "45 s", "now"]),
+        (120, ["2 min ago", "60 s", "now"]),
     ):
         spans = [Span(10000 - seconds, 10000, 5)]
         figure = draw("Title", [Line("", "", spans)], TIMES._replace(seconds=seconds), show)
@@ -104,8 +104,24 @@ def test_every_value_is_under_the_top() -> None:
             assert value <= _round_up(value) <= max(2, 2 * value)
 
 
-def test_a_picture_is_of_bounded_size() -> None:
+def test_a_chart_is_of_bounded_size() -> None:
     spans = [Span(6400 + 5 * n, 6405 + 5 * n, n % 97 + 0.123) for n in range(720)]
     figure = draw("Title", [Line("", "", spans)], TIMES, show)
     assert len(text(figure)) < 40000
     assert not re.search(r"style=|<script", text(figure))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "axis"),
+    [
+        (0, ["60 s ago", "30 s", "now"]),
+        (61, ["2 min ago", "60 s", "now"]),
+        (166, ["4 min ago", "2 min", "now"]),
+        (1201, ["30 min ago", "15 min", "now"]),
+        (2401, ["1 h ago", "30 min", "now"]),
+        (3605, ["1 h ago", "30 min", "now"]),
+    ],
+)
+def test_the_time_axis_has_whole_numbers(seconds: float, axis: list[str]) -> None:
+    figure = draw("Title", [], TIMES._replace(seconds=length(seconds)), show)
+    assert [span.text for span in figure.iterfind("div[@class='hours']/span")] == axis

@@ -1,6 +1,7 @@
-"""Pictures of up to an hour, in SVG: numbers over time, with a scale and tooltips.
+"""Charts of up to an hour as inline SVG, with a scale and tooltips.
 
-The scale is text of HTML beside the SVG, which is stretched to the room that there is.
+The SVG is stretched to the width of its card. The scale is HTML beside it, since
+text would be stretched, too.
 """
 
 from __future__ import annotations
@@ -17,32 +18,36 @@ if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
 _WIDTH, _HEIGHT = 600, 100  # of the SVG in its own units
-_SLICES = 60  # parts with a tooltip
+_SLICES = 60  # of the time axis, each with a tooltip
+
+# Lengths of the time axis in seconds, with halves that are whole minutes. The last is that
+# of the history.
+_LENGTHS = (60.0, 120.0, 240.0, 360.0, 600.0, 1200.0, 1800.0, 2400.0, 3600.0)
 
 
 class Span(NamedTuple):
-    """A value from one time to another."""
+    """A value over some time."""
 
-    began: float  # monotonic seconds, as all times here
+    began: float  # monotonic seconds
     ended: float
     value: float
 
 
 class Line(NamedTuple):
-    """What one line of a picture shows."""
+    """A line of a chart."""
 
-    name: str  # "" where the title says it
+    name: str  # "" for the only line
     hint: str  # a tooltip of the name
-    spans: Sequence[Span]  # oldest first; where there is none there is a gap
-    present: float | None = None  # None where it is not known
+    spans: Sequence[Span]  # oldest first; time between spans is a gap
+    present: float | None = None  # None where it is unknown
 
 
 class Times(NamedTuple):
-    """The time that a picture is of."""
+    """The time axis of a chart."""
 
     now: float
     clock: float  # Unix time of now
-    seconds: float  # up to now
+    seconds: float  # its length, up to now
 
 
 def draw(
@@ -52,7 +57,7 @@ def draw(
     show: Callable[[float], str],
     unit: str = "",
 ) -> Element:
-    """A figure. show() makes text of a value; the scale has the unit, and with "%" ends at 1."""
+    """Return a chart. show: formats a value; unit: of the scale, which ends at 1 with "%"."""
     highest = max((span.value for line in lines for span in line.spans), default=0)
     percent = unit == "%"
     top = 1.0 if percent else _round_up(highest)
@@ -100,19 +105,24 @@ def draw(
     )
 
 
+def length(seconds: float) -> float:
+    """Return the length of a time axis for so many seconds of history."""
+    return next((long for long in _LENGTHS if long >= seconds), _LENGTHS[-1])
+
+
 def _legend(line: Line, show: Callable[[float], str]) -> str:
-    """The name of a line and its present value."""
+    """Return the name of a line and its present value."""
     return f"{line.name} {'unknown' if line.present is None else show(line.present)}".strip()
 
 
 def _ago(seconds: float) -> str:
-    if seconds >= 3600:  # no picture is of more than an hour
+    if seconds >= 3600:  # no chart spans more than an hour
         return "1 h"
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds > 60 else f"{seconds:.0f} s"
 
 
 def _path(line: Line, times: Times, top: float, *, closed: bool = False) -> str:
-    """Steps: each value is that of its whole time. A closed path goes down to 0."""
+    """Return the data of an SVG path in steps. A closed path is an area above 0."""
     start = times.now - times.seconds
     steps = []
     x_before, y_before = "", ""
@@ -130,7 +140,7 @@ def _path(line: Line, times: Times, top: float, *, closed: bool = False) -> str:
 
 
 def _tooltips(lines: Sequence[Line], times: Times, show: Callable[[float], str]) -> list[Element]:
-    """What is seen of a part under the pointer: its time, and the highest values in it."""
+    """Return a rectangle for each slice, with its time and maxima as a tooltip."""
     start, length = times.now - times.seconds, times.seconds / _SLICES
     found: list[dict[int, float]] = [{} for _ in range(_SLICES)]
     for n, line in enumerate(lines):
@@ -153,7 +163,7 @@ def _tooltips(lines: Sequence[Line], times: Times, show: Callable[[float], str])
 
 
 def _round_up(value: float) -> float:
-    """The next number with a half that is easy to read."""
+    """Return the next round number whose half is round, too."""
     if value <= 2:
         return 2.0
     power = 10.0 ** math.floor(math.log10(value))
