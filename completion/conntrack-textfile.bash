@@ -60,7 +60,7 @@ _conntrack_textfile()
         --limit.keys) kind=none ;;
         --limit.by) kind='words bytes packets connections' ;;
         --nat.destinations) kind=none ;;
-        --netns) kind=none ;;
+        --netns) kind=namespaces ;;
         --path.procfs) kind=folders ;;
         --log.level) kind='words debug info warn error' ;;
         --log.format) kind='words logfmt json' ;;
@@ -77,6 +77,10 @@ _conntrack_textfile()
             files) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$value") ;;
             folders) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -d -- "$value") ;;
             groups) mapfile -t COMPREPLY < <(compgen -g -- "$value") ;;
+            namespaces)
+                # As ip-netns(8) names them.
+                mapfile -t COMPREPLY <                     <(compgen -W "host all $(command ls /run/netns 2>/dev/null)" -- "$value")
+                ;;
             words) mapfile -t COMPREPLY < <(compgen -W "${*:2}" -- "$value") ;;
             list)
                 [[ $value != *,* ]] || list="${value%,*},"

@@ -26,7 +26,7 @@ complete -c conntrack-textfile -n '__fish_seen_subcommand_from write serve top c
 complete -c conntrack-textfile -n '__fish_seen_subcommand_from write serve top check' -l limit.keys -x -d 'Series of each family'
 complete -c conntrack-textfile -n '__fish_seen_subcommand_from write serve top check' -l limit.by -x -a 'bytes packets connections' -d 'What the largest are by'
 complete -c conntrack-textfile -n '__fish_seen_subcommand_from write serve top check' -l nat.destinations -x -d 'Busiest destinations of each egress address to show the ports of'
-complete -c conntrack-textfile -n '__fish_seen_subcommand_from write serve top check' -l netns -x -d 'Read the table of another network namespace'
+complete -c conntrack-textfile -n '__fish_seen_subcommand_from write serve top check' -l netns -x -a 'host all (command ls /run/netns 2>/dev/null)' -d 'Read the table of another network namespace'
 complete -c conntrack-textfile -n '__fish_seen_subcommand_from write serve top check' -l path.procfs -x -a '(__fish_complete_directories)' -d 'Where procfs is mounted'
 complete -c conntrack-textfile -n '__fish_seen_subcommand_from write serve top check' -l log.level -x -a 'debug info warn error' -d 'debug, info, warn or error'
 complete -c conntrack-textfile -n '__fish_seen_subcommand_from write serve top check' -l log.format -x -a 'logfmt json' -d 'logfmt or json'

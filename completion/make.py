@@ -11,6 +11,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from conntrack_textfile.errors import UsageError
+from conntrack_textfile.kernel.namespace import DIRECTORY as NAMESPACES
 from conntrack_textfile.options import REPEATED, described, parse, usage
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def bash() -> str:
             value = f"{kind} {' '.join(taken)}" if taken else ""
             value = "files" if is_file(option) else "folders" if option.value == "DIR" else value
             value = "groups" if option.names[-1] == "--file.group" else value
+            value = "namespaces" if option.names[-1] == "--netns" else value
             if option.value:
                 words[option.names[-1]] = value or "none"
         options.append(f"        {command}) options={shlex.quote(' '.join(names))} ;;")
@@ -120,6 +122,11 @@ _conntrack_textfile()
             files) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$value") ;;
             folders) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -d -- "$value") ;;
             groups) mapfile -t COMPREPLY < <(compgen -g -- "$value") ;;
+            namespaces)
+                # As ip-netns(8) names them.
+                mapfile -t COMPREPLY < \
+                    <(compgen -W "host all $(command ls {NAMESPACES} 2>/dev/null)" -- "$value")
+                ;;
             words) mapfile -t COMPREPLY < <(compgen -W "${{*:2}}" -- "$value") ;;
             list)
                 [[ $value != *,* ]] || list="${{value%,*}},"
@@ -160,6 +167,9 @@ def zsh() -> str:
                 action = "_files -/"
             elif option.names[-1] == "--file.group":
                 action = "_groups"
+            elif option.names[-1] == "--netns":
+                # As ip-netns(8) names them. (N) is for a directory that is empty or missing.
+                action = f"{{compadd host all {NAMESPACES}/*(N\\:t)}}"
             text = re.sub(r"([\[\]:\\])", r"\\\1", short(option))
             for name in option.names:
                 again = "*" if option.names[-1] in REPEATED else ""
@@ -197,8 +207,12 @@ def fish_value(command: str, option: Described) -> str:
         return " -r -F"
     if option.value == "DIR":
         return " -x -a '(__fish_complete_directories)'"
-    if option.names[-1] == "--file.group":
-        return " -x -a '(__fish_complete_groups)'"
+    lists = {
+        "--file.group": "(__fish_complete_groups)",
+        "--netns": f"host all (command ls {NAMESPACES} 2>/dev/null)",
+    }
+    if found := lists.get(option.names[-1]):
+        return f" -x -a '{found}'"
     return " -x" if option.value else ""
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from conntrack_textfile.options import described
 from tests.conftest import need
+from tests.netns import namespaces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -174,6 +175,19 @@ def test_a_tab_completes(name: str, place: Path) -> None:
             assert found == expected, line
 
 
+@pytest.mark.parametrize("name", SHELLS)
+def test_a_tab_completes_network_namespaces(name: str, place: Path) -> None:
+    need(name, "ip", root=True)
+    argv, setup = SHELLS[name]
+    with namespaces("tab") as (space,), terminal(argv, place, setup) as shell:
+        for line, expected in (
+            (f"write --netns={space[:-3]}\t", ["write", f"--netns={space}"]),
+            ("write --netns=ho\t", ["write", "--netns=host"]),
+            (f"check --netns {space[:-3]}\t", ["check", "--netns", space]),
+        ):
+            assert shell.arguments(f"{PROGRAM} {line}") == expected, line
+
+
 def fish(line: str, place: Path) -> list[str]:
     """What fish would complete a line to, by its own program."""
     setup = f"source {COMPLETION}/{PROGRAM}.fish; complete -C '{PROGRAM} {line}'"
@@ -206,3 +220,10 @@ def test_fish_completes(place: Path) -> None:
     assert fish("serve netw", place) == []
     assert fish("write --watc", place) == []
     assert fish("top --watc", place) == ["--watch"]
+
+
+def test_fish_completes_network_namespaces(place: Path) -> None:
+    need("fish", "ip", root=True)
+    with namespaces("tab") as (space,):
+        assert fish(f"top --netns={space[:-3]}", place) == [f"--netns={space}"]
+        assert fish("top --netns=ho", place) == ["--netns=host"]
