@@ -9,6 +9,7 @@ datagram, and joins the group of events.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -21,6 +22,7 @@ from conntrack_textfile import options, state, textfile
 from conntrack_textfile.errors import (
     DamagedStateError,
     EngineError,
+    ListenError,
     SourceError,
     StateError,
     UsageError,
@@ -33,13 +35,18 @@ from conntrack_textfile.snapshot import some
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from conntrack_textfile.options import Options
+    from conntrack_textfile.options import Address, Options
 
 _DEBIAN = "/var/lib/prometheus/node-exporter"
 _SYSTEMD = "/run/systemd/system"  # sd_booted(3)
 _SYSTEMCTL_SECONDS = 5
 _FULL = 0.8  # as in prometheus/conntrack-alerts.yml
 _OLD_SECONDS = 600  # as in prometheus/conntrack-alerts.yml
+
+# include/net/tcp_states.h
+_TCP_LISTEN = "0A"
+# The name of the process of the command, of which the kernel keeps 15 characters.
+_COMM = "conntrack-textf"
 
 _TIMER = "conntrack-textfile.timer"
 _WRITER = "conntrack-textfile.service"
@@ -320,6 +327,62 @@ def _web(opts: Options) -> Iterator[_Found]:
     yield "ok" if guarded else "warn", text
 
 
+def _listen(opts: Options) -> Iterator[_Found]:
+    if opts.file and not opts.listen:
+        return  # write has no addresses
+    for address in opts.listen or (options.DEFAULT_ADDRESS,):
+        yield _bound(opts, address)
+
+
+def _bound(opts: Options, address: Address) -> _Found:
+    """Whether serve could listen on an address: where it cannot, a failure if it was named."""
+    # Imported here: write has no use for it.
+    from conntrack_textfile.web import sockets
+
+    level = "fail" if opts.listen else "warn"
+    try:
+        # Without listen(2), which would refuse the address to a serve that starts now.
+        sockets.bind(address).close()
+    except ListenError as error:
+        number = getattr(error.__cause__, "errno", 0)
+        if number == errno.EADDRINUSE:
+            return _in_use(opts, address, level, str(error))
+        if number == errno.EACCES:
+            what = "ports below net.ipv4.ip_unprivileged_port_start need CAP_NET_BIND_SERVICE"
+            return level, f"{error}: {what} or root"
+        if number == errno.EADDRNOTAVAIL:
+            return level, f"{error}: no interface of this host has it"
+        return level, str(error)
+    return "ok", f"serve can listen on {address}"
+
+
+def _in_use(opts: Options, address: Address, level: str, error: str) -> _Found:
+    """The result for an address on which a process listens: as it should, if that is ours."""
+    holders = _holders(opts.proc_root, _listening(opts.proc_root, address.port))
+    if any(name.startswith(_COMM) for name in holders):
+        return "ok", f"{', '.join(holders)} listens on {address}"
+    if any(name.endswith(" (pid 1)") for name in holders) and (
+        opts.systemd_socket or not opts.listen
+    ):
+        return "ok", f"a socket unit of systemd listens on {address}"
+    by = f" by {', '.join(holders)}" if holders else ""
+    return level, f"{error}{by}: another --web.listen-address, or stop that"
+
+
+def _listening(proc_root: str, port: int) -> list[int]:
+    """The inodes of the TCP sockets that listen on a port (proc(5), /proc/net/tcp)."""
+    inodes: list[int] = []
+    for name in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError), open(os.path.join(proc_root, "net", name)) as file:
+            rows = [line.split() for line in file][1:]
+            inodes += [
+                int(row[9])
+                for row in rows
+                if row[3] == _TCP_LISTEN and int(row[1].rpartition(":")[2], 16) == port
+            ]
+    return inodes
+
+
 def _names(opts: Options) -> Iterator[_Found]:
     # Each file by itself: of several that are wrong all are named.
     none = opts._replace(networks_file="", services_file="", hosts_files=())
@@ -569,6 +632,7 @@ _CHECKS: dict[str, _Check] = {
     "table": _table,
     "names": _names,
     "web": _web,
+    "listen": _listen,
     "textfile": _textfile,
     "state": _state,
     "systemd": _units,

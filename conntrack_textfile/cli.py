@@ -56,7 +56,7 @@ def _run(argv: list[str]) -> int:
     try:
         opts = options.parse(argv, _version)
     except UsageError as error:
-        return _usage(error)
+        return _usage(error, options.command_of(argv))
     if opts.log_level == "debug":
         _log(opts)
     try:
@@ -68,7 +68,7 @@ def _run(argv: list[str]) -> int:
         run = {"write": _write, "serve": _serve, "top": _top}[opts.command]
         run(opts, engine)
     except UsageError as error:
-        return _usage(error)
+        return _usage(error, opts.command)
     except (EngineError, ListenError, OutputError, SourceError, StateError) as error:
         _log(opts).error("%s", error)
         _log(opts).debug("failed", exc_info=True)
@@ -99,8 +99,9 @@ def _with_own_state(opts: Options) -> Options:
     return opts._replace(state_file="")
 
 
-def _usage(error: UsageError) -> int:
-    tell(f"conntrack-textfile: {error} (see conntrack-textfile --help)")
+def _usage(error: UsageError, command: str) -> int:
+    of = f"{command} " if command else ""
+    tell(f"conntrack-textfile: {error} (see conntrack-textfile {of}--help)")
     return 2
 
 

@@ -268,6 +268,9 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+DEFAULT_ADDRESS = Address("", 9095)
+
+
 class Options(NamedTuple):
     """All that the user asked for."""
 
@@ -299,7 +302,7 @@ class Options(NamedTuple):
 
     # Of serve and check:
     event_buffer: int = 0  # bytes
-    listen: tuple[Address, ...] = ()
+    listen: tuple[Address, ...] = ()  # of check: () if none was given
     telemetry_path: str = ""
     exporter_metrics: bool = True
     max_requests: int = 0  # 0: no limit
@@ -317,12 +320,15 @@ def parse(argv: list[str], version: Callable[[], str] = lambda: __version__) -> 
     Raises UsageError, and SystemExit after --help and --version, which print. What
     follows the name of the program in the latter is asked for only then.
     """
-    command = _command(argv)
+    command = command_of(argv)
     if any(word[:2] in _ASKS or word[:3] in _ASKS for word in argv):
         _answer(argv, command, version)
     if not command:
         raise UsageError(_without_command(argv))
     texts = f"{_own(command)}{_OPTIONS}"
+    if command == "check":
+        # So that an address that was given is told from the default.
+        texts = texts.replace(f"[default: {DEFAULT_ADDRESS}]", "")
     again = [f"[{name}={value}]..." for name, value in REPEATED.items() if _is_option(name, texts)]
     try:
         # Of one command, and without what is said to people: it takes time by both.
@@ -385,8 +391,11 @@ def _words(argv: list[str]) -> Iterator[str]:
             next(words, None)
 
 
-def _command(argv: list[str]) -> str:
-    """The first word that is neither an option nor the value of one. "" where it is no command."""
+def command_of(argv: list[str]) -> str:
+    """Return the command of a command line, "" if there is none.
+
+    It is the first word that is neither an option nor the value of one.
+    """
     for word in _words(argv):
         if not word.startswith("-"):
             return word if word in _COMMANDS else ""

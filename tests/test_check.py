@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -182,6 +183,75 @@ def test_web_config(root: Path, place: Path) -> None:
     assert one(*argv, name="web")[0] == "fail"
     file.unlink()
     assert "No such file" in one(*argv, name="web")[1]
+
+
+def test_listen(root: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        (result,) = found(f"--path.procfs={root}", f"--web.listen-address={taken}", name="listen")
+        text = f"cannot listen on {taken}: Address already in use: another --web.listen-address"
+        assert result[0] == "fail"
+        assert result[1].startswith(text)
+        # Of the live /proc, root sees whose it is.
+        need(root=True)
+        mine = f"{Path('/proc/self/comm').read_text().strip()} (pid {os.getpid()})"
+        (result,) = found(f"--web.listen-address={taken}", name="listen")
+        assert result[0] == "fail"
+        assert f"Address already in use by {mine}: " in result[1]
+    assert found(f"--web.listen-address={taken}", name="listen") == [
+        ("ok", f"serve can listen on {taken}")
+    ]
+    (result,) = found("--web.listen-address=192.0.2.1:80", name="listen")
+    assert result[0] == "fail"
+    assert "no interface of this host has it" in result[1]
+    (result,) = found("--web.listen-address=a..b:80", name="listen")
+    assert result == ("fail", "cannot listen on a..b:80: not a host name")
+
+
+def test_the_default_address_is_a_warning_and_a_serve_that_has_it_is_none(
+    root: Path, tmp_path: Path
+) -> None:
+    need("ip", root=True)
+    # In a network namespace of the test, where nobody else has the port.
+    code = (
+        "import socket, sys, time; s = socket.create_server(('127.0.0.1', 9095));"
+        "print(flush=True); sys.stdin.read()"
+    )
+    python = shutil.copy(sys.executable, tmp_path / "conntrack-textfile")
+    with namespaces("listen") as (space,):
+
+        def lines() -> list[str]:
+            done = run("check", prefix=inside(space))
+            return [line for line in done.stdout.splitlines() if " listen " in line]
+
+        assert lines() == ["ok    listen     serve can listen on :9095"]
+        for program, level, text in (
+            (sys.executable, "warn", "cannot listen on :9095: Address already in use by "),
+            (str(python), "ok", "conntrack-textf (pid "),
+        ):
+            holder = subprocess.Popen(
+                [*inside(space), program, "-c", code],
+                env={**os.environ, "PYTHONHOME": sys.base_prefix},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            try:
+                assert holder.stdout is not None
+                assert holder.stdout.readline() == b"\n"
+                (line,) = lines()
+            finally:
+                holder.communicate()
+            assert line.startswith(f"{level:5} listen     {text}")
+        # For an unprivileged user a low port is not to be had.
+        done = run(
+            "check",
+            "--web.listen-address=127.0.0.1:80",
+            prefix=[*inside(space), "setpriv", "--reuid=65534", "--clear-groups"],
+        )
+        assert "fail  listen     cannot listen on 127.0.0.1:80: Permission denied" in done.stdout
+        assert done.returncode == 1
+    # write has no addresses.
+    assert found(f"--path.procfs={root}", str(tmp_path / "a.prom"), name="listen") == []
 
 
 def test_state(root: Path, tmp_path: Path) -> None:
