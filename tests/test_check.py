@@ -127,7 +127,7 @@ def test_module(root: Path) -> None:
     level, text = one(where, name="module")
     assert (level, text) == (
         "warn",
-        f"there is no {root}/sys/net to see whether nf_conntrack is loaded",
+        f"there is no {root}/sys/net: is nf_conntrack loaded?",
     )
 
 
@@ -154,7 +154,7 @@ def test_table(root: Path) -> None:
     assert one(where, name="table")[0] == "warn"
     assert "nf_conntrack_max" in one(where, name="table")[1]
     count.write_text("0\n")
-    assert "asks for tracking" in one(where, name="table")[1]
+    assert "enables tracking" in one(where, name="table")[1]
     count.unlink()
     assert "cannot be read" in one(where, name="table")[1]
 
@@ -189,7 +189,7 @@ def test_listen(root: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = f"127.0.0.1:{other.getsockname()[1]}"
         (result,) = found(f"--path.procfs={root}", f"--web.listen-address={taken}", name="listen")
-        text = f"cannot listen on {taken}: Address already in use: another --web.listen-address"
+        text = f"cannot listen on {taken}: Address already in use: set another --web"
         assert result[0] == "fail"
         assert result[1].startswith(text)
         # Of the live /proc, root sees whose it is.
@@ -258,13 +258,13 @@ def test_state(root: Path, tmp_path: Path) -> None:
     where, file = f"--path.procfs={root}", tmp_path / "state"
     argv = [where, f"--state.file={file}"]
     assert found(where, name="state") == []
-    assert one(*argv, name="state") == ("ok", f"{file} is not there yet: counters begin at 0")
+    assert one(*argv, name="state") == ("ok", f"{file} does not exist yet: counters start at 0")
     assert not file.exists()
     state.save(str(file), state.State({}, b"12345"))
-    assert one(*argv, name="state") == ("ok", f"{file} holds 5 bytes of connections")
+    assert one(*argv, name="state") == ("ok", f"{file} has 5 bytes of connections")
     file.write_bytes(file.read_bytes()[:-1])
     level, text = one(*argv, name="state")
-    assert (level, text) == ("warn", f"{file} is damaged: counters begin at 0")
+    assert (level, text) == ("warn", f"{file} is damaged: counters start at 0")
     file.write_text("mine\n")
     assert one(*argv, name="state")[0] == "fail"
     level, text = one(where, f"--state.file={tmp_path}/none/state", name="state")
@@ -317,14 +317,14 @@ def test_textfile_by_the_node_exporter_that_runs(root: Path, textfiles: Path) ->
     level, text = one(where, str(file), name="textfile")
     assert (level, text) == (
         "warn",
-        f"node_exporter (pid 77) reads {read}, and {file} is not there: ln -s {file} {read}/",
+        f"node_exporter (pid 77) reads {read}, but {file} is not there: ln -s {file} {read}/",
     )
     (read / "conntrack.prom").symlink_to(file)
     file.parent.chmod(0o711)  # by a link its name is known
     assert one(where, str(file), name="textfile")[0] == "ok"
     private = [where, str(file), "--file.mode=0640"]
     level, text = one(*private, name="textfile")
-    assert (level, "--file.group names a group" in text) == ("fail", True)
+    assert (level, "set --file.group" in text) == ("fail", True)
     opts = parse(["check", *private])._replace(file_group=4321)
     assert [r.level for r in check.run(opts) if r.name == "textfile"] == ["ok"]
     # Of the user itself, and of root, other rights count.
@@ -340,7 +340,7 @@ def test_textfile_of_debian_where_no_file_is_named(root: Path, tmp_path: Path) -
     level, text = one(f"--path.procfs={root}", name="textfile")
     assert (level, text) == (
         "warn",
-        f"there is no {tmp_path}/textfiles, where node_exporter would read: name FILE",
+        f"there is no {tmp_path}/textfiles, the directory of node_exporter: name FILE",
     )
 
 
@@ -350,7 +350,7 @@ def test_source_and_events_of_the_proc_file(root: Path) -> None:
     level, text = one(where, name="events")
     assert (level, text) == (
         "warn",
-        "the proc file has no counters of traffic: --collector.source=netlink has",
+        "the proc file gives no counters of traffic: --collector.source=netlink does",
     )
     assert found(where, "--collector.families=live", name="events") == []
 
@@ -387,7 +387,7 @@ def test_in_a_namespace_with_rights_and_without() -> None:
         status, lines = in_namespace(name, "-")
         assert status == 0
         assert lines["source"] == ["ok netlink: root may dump the table"]
-        assert lines["events"][0].endswith("; nobody else listens")
+        assert lines["events"][0].endswith("; no other listener")
         assert lines["accounting"][0].startswith(
             "warn packets and bytes are not counted: sysctl -w"
         )
@@ -399,13 +399,13 @@ def test_in_a_namespace_with_rights_and_without() -> None:
         status, lines = in_namespace(name, "-", prefix=NOBODY)
         assert status == 1
         assert lines["source"][0].startswith("fail no permission to dump the table by netlink")
-        assert lines["events"][0].startswith("warn of ended connections cannot be had (Operation")
+        assert lines["events"][0].startswith("warn no events of ended connections (Operation")
         status, lines = in_namespace(name, "-", "--collector.source=netlink", prefix=NOBODY)
         assert lines["source"] == [
             "fail no permission to dump the table by netlink: run as root or with CAP_NET_ADMIN"
         ]
         sysctl(name, net__netfilter__nf_conntrack_events=0)
-        assert in_namespace(name, "-")[1]["events"][0].startswith("warn the kernel sends none")
+        assert in_namespace(name, "-")[1]["events"][0].startswith("warn the kernel sends no events")
         sysctl(name, net__netfilter__nf_conntrack_events=2)
         # It changed nothing. (The table counts what the kernel itself sends.)
         assert call(*inside(name), "sysctl", "net.netfilter") == before
@@ -416,7 +416,7 @@ def test_who_listens_to_events_is_named(tmp_path: Path) -> None:
     with namespaces("check") as (name,):
         state_file = f"--state.file={tmp_path}/state"
         alone = in_namespace(name, "-", state_file)[1]["events"]
-        assert alone[1].startswith("warn nobody holds them between two runs of write")
+        assert alone[1].startswith("warn no socket holds events between two runs of write")
         code = (
             "import sys; from conntrack_textfile.kernel import events\n"
             "with events.listen(4096): print('there', flush=True); sys.stdin.read()"
@@ -430,7 +430,7 @@ def test_who_listens_to_events_is_named(tmp_path: Path) -> None:
             lines = in_namespace(name, "-", state_file)[1]["events"]
             process.communicate()  # ends it
         assert len(lines) == 1
-        assert f"others listen too: python3 (pid {process.pid})" in lines[0].replace(
+        assert f"other listeners: python3 (pid {process.pid})" in lines[0].replace(
             Path(sys.executable).name, "python3"
         )
     assert list(tmp_path.iterdir()) == []
@@ -449,7 +449,7 @@ EVENTS = "conntrack-events.socket"
 @pytest.mark.parametrize(
     ("units", "expected"),
     [
-        ([], ["ok none of ours is installed"]),
+        ([], ["ok no unit of conntrack-textfile is installed"]),
         (
             [(TIMER, "active", "enabled", "success"), (EVENTS, "active", "static", "success")],
             [f"ok {TIMER} is active, enabled", f"ok {EVENTS} is active, static"],
@@ -463,13 +463,13 @@ EVENTS = "conntrack-events.socket"
         ),
         (
             [(EXPORTER, "inactive", "disabled", "success")],
-            [f"warn none of ours is active: systemctl enable --now {TIMER}, or {EXPORTER}"],
+            [f"warn no unit is active: systemctl enable --now {TIMER}, or {EXPORTER}"],
         ),
         (
             [(TIMER, "active", "enabled", "success"), (EVENTS, "inactive", "static", "success")],
             [
                 f"ok {TIMER} is active, enabled",
-                f"warn {EVENTS} is not active: counters are made of readings alone",
+                f"warn {EVENTS} is not active: counters come from dumps only",
             ],
         ),
         (
@@ -562,7 +562,7 @@ def test_the_settings_and_tables_are_those_of_the_namespaces_that_are_read() -> 
             (
                 "warn",
                 f"{off}: packets and bytes are not counted: sysctl -w "
-                "net.netfilter.nf_conntrack_acct=1, to stay in /etc/sysctl.d",
+                "net.netfilter.nf_conntrack_acct=1, and in /etc/sysctl.d",
             ),
         ]
         assert sorted(found(*argv, name="netns")) == [
@@ -592,9 +592,9 @@ def test_events_are_not_refused_where_it_cannot_be_seen_who_else_listens(
 
     monkeypatch.setattr(events, "listeners", missing)
     level, text = one(name="events")
-    assert (level, text.partition(" in a buffer of ")[0]) == (
+    assert (level, text.partition(", with a buffer of ")[0]) == (
         "ok",
-        "of ended connections can be had,",
+        "ended connections are reported",
     )
     assert "listen" not in text
 

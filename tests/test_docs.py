@@ -40,7 +40,7 @@ def test_every_option_is_in_the_table_of_its_command() -> None:
 
 
 def test_a_default_is_in_its_column() -> None:
-    assert "| `--limit.keys=N` | `10000` | Series of each family: the " in TABLES["of_options"]("")
+    assert "| `--limit.keys=N` | `10000` | Maximum number of keys " in TABLES["of_options"]("")
     assert "| `--file.group=NAME` |  | Group of FILE: " in TABLES["of_options"]("write")
 
 

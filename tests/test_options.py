@@ -50,8 +50,8 @@ def test_the_defaults_of_every_command() -> None:
         systemd_socket=False,
     )
     assert parse(["top"]) == common._replace(command="top", interval=2.0, rows=None, watch=False)
-    # As write and serve, but for a FILE, which is looked for where it is not named.
-    assert parse(["check"]) == parse(["serve"])._replace(command="check", file="")
+    # As write and serve, except for FILE and addresses that were not given.
+    assert parse(["check"]) == parse(["serve"])._replace(command="check", file="", listen=())
 
 
 def test_every_option_of_all_commands_is_taken(
@@ -340,7 +340,7 @@ def test_what_may_be_given_again_says_so_where_it_is_described_alone(command: st
                 again = "only once" not in str(error)
             else:
                 again = True
-            assert again == ("given again" in option.text), name
+            assert again == ("repeated" in option.text), name
     assert "]..." not in usage(*COMMANDS)
 
 

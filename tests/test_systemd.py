@@ -157,8 +157,8 @@ def test_two_filters_are_two_words_of_the_settings(machine: Machine) -> None:
 def test_check_looks_at_the_units_and_at_node_exporter(machine: Machine) -> None:
     program, file = "/usr/local/bin/conntrack-textfile", f"{STATE}/conntrack.prom"
     said = machine.run(program, "check", file)
-    assert "warn  systemd    none of ours is active: systemctl enable --now" in said
-    assert re.search(rf"^warn  textfile .* and {file} is not there: ln -s ", said, re.MULTILINE)
+    assert "warn  systemd    no unit is active: systemctl enable --now" in said
+    assert re.search(rf"^warn  textfile .* but {file} is not there: ln -s ", said, re.MULTILINE)
     link(machine)
     machine.systemctl("enable", "--now", TIMER)
     lines = machine.run(program, "check", file).splitlines()
