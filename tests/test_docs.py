@@ -41,7 +41,7 @@ def test_every_option_is_in_the_table_of_its_command() -> None:
 
 def test_a_default_is_in_its_column() -> None:
     assert "| `--limit.keys=N` | `10000` | Maximum number of keys " in TABLES["of_options"]("")
-    assert "| `--file.group=NAME` |  | Group of FILE: " in TABLES["of_options"]("write")
+    assert "| `--file.group=NAME` |  | Group of FILE; " in TABLES["of_options"]("write")
 
 
 def test_every_table_of_families_is_on_the_page() -> None:
