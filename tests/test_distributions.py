@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 VERSION = "7.8.9"
+MAINTAINER = "A Packager <packager@example.org>"
 NOT_OURS = shutil.ignore_patterns(
     *(".git", ".venv*", ".*_cache", ".hypothesis", "build", "dist"),
     *("*.egg-info", "*.so", "*.c", "__pycache__"),
@@ -69,9 +70,10 @@ def releases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     need("dpkg-buildpackage", "dh", "dh_python3", "gcc", "git", "make", "rpmbuild")
     clones = [checkout(tmp_path_factory.mktemp(name) / "clone") for name in ("one", "the-other")]
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        first = pool.submit(make, clones[0], "release", f"VERSION={VERSION}")
+        argv = ("release", f"VERSION={VERSION}", f"MAINTAINER={MAINTAINER}")
+        first = pool.submit(make, clones[0], *argv)
         time.sleep(2)  # archives know even seconds only
-        make(clones[1], "release", f"VERSION={VERSION}")
+        make(clones[1], *argv)
         first.result()
     return [clone / "dist" for clone in clones]
 
@@ -93,6 +95,8 @@ def test_a_release_is_all_of_it(released: Path) -> None:
     assert all(VERSION in name for name in names[1:])
     assert "manylinux" in names[3]
     check("sha256sum", "--check", "--strict", "SHA256SUMS", cwd=str(released))
+    package = only(released, "*.deb")
+    assert check("dpkg-deb", "--field", package, "Maintainer").strip() == MAINTAINER
 
 
 def test_the_same_commit_gives_the_same_bytes(releases: list[Path]) -> None:
