@@ -1,4 +1,4 @@
-"""check: each line by proc roots, namespaces and directories that are in one state or another."""
+"""check: each result, with proc roots, namespaces and directories in different states."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_systemd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What the machine of the tests has is no matter of theirs."""
+    """Hide systemd and node_exporter of this machine."""
     monkeypatch.setattr(check, "_SYSTEMD", str(tmp_path / "none"))
     monkeypatch.setattr(check, "_DEBIAN", str(tmp_path / "textfiles"))
 
 
 @pytest.fixture
 def textfiles() -> Iterator[Path]:
-    """Where everybody may go: the directories of pytest are for their user alone."""
+    """A directory that all users can enter, unlike those of pytest."""
     need("setpriv", root=True)
     where = Path(f"/var/tmp/ctf-{os.urandom(4).hex()}")
     where.mkdir(mode=0o755)
@@ -57,7 +57,7 @@ def textfiles() -> Iterator[Path]:
 
 
 def found(*argv: str, name: str) -> list[tuple[str, str]]:
-    """What is said under a name."""
+    """Return the results of a check."""
     results = check.run(parse(["check", *argv]))
     assert all("\n" not in result.text for result in results)
     return [(result.level, result.text) for result in results if result.name == name]
@@ -69,7 +69,7 @@ def one(*argv: str, name: str) -> tuple[str, str]:
 
 
 def process(root: Path, pid: int, comm: str, *words: str, uid: int = 1000, gid: int = 1000) -> None:
-    """A process under a proc root."""
+    """Create a process in a proc root."""
     directory = root / str(pid)
     (directory / "fd").mkdir(parents=True)
     (directory / "comm").write_text(f"{comm}\n")
@@ -208,7 +208,7 @@ def test_listen(root: Path) -> None:
     assert result == ("fail", "cannot listen on a..b:80: not a host name")
 
 
-def test_the_default_address_is_a_warning_and_a_serve_that_has_it_is_none(
+def test_the_default_address_in_use_is_a_warning_unless_by_serve(
     root: Path, tmp_path: Path
 ) -> None:
     need("ip", root=True)
@@ -307,7 +307,7 @@ def test_textfile(root: Path, textfiles: Path) -> None:
     )
 
 
-def test_textfile_by_the_node_exporter_that_runs(root: Path, textfiles: Path) -> None:
+def test_textfile_for_a_running_node_exporter(root: Path, textfiles: Path) -> None:
     where, file = f"--path.procfs={root}", textfiles / "mine" / "a.prom"
     read = textfiles / "read"
     for directory in (read, file.parent):
@@ -358,7 +358,7 @@ def test_source_and_events_of_the_proc_file(root: Path) -> None:
 def in_namespace(
     name: str, *argv: str, prefix: Sequence[str] = ()
 ) -> tuple[int, dict[str, list[str]]]:
-    """The exit status in a namespace, and the lines by their names."""
+    """Run check in a namespace. Return the exit status and the lines by check."""
     done = run("check", *argv, prefix=[*inside(name), *prefix])
     assert done.stderr == ""
     lines: dict[str, list[str]] = {}
@@ -379,7 +379,7 @@ NOBODY = [
 ADMIN = [*NOBODY[:4], "--inh-caps=+net_admin", "--ambient-caps=+net_admin"]
 
 
-def test_in_a_namespace_with_rights_and_without() -> None:
+def test_in_a_namespace_with_and_without_privileges() -> None:
     need("ip", "nft", "setpriv", "sysctl", root=True)
     with namespaces("check") as (name,):
         sysctl(name, net__netfilter__nf_conntrack_acct=0)
@@ -411,7 +411,7 @@ def test_in_a_namespace_with_rights_and_without() -> None:
         assert call(*inside(name), "sysctl", "net.netfilter") == before
 
 
-def test_who_listens_to_events_is_named(tmp_path: Path) -> None:
+def test_other_event_listeners_are_named(tmp_path: Path) -> None:
     need("ip", root=True)
     with namespaces("check") as (name,):
         state_file = f"--state.file={tmp_path}/state"
@@ -525,7 +525,7 @@ def test_a_systemctl_that_hangs_or_fails_is_a_warning(
 
 
 @pytest.mark.parametrize("prefix", [[], "nobody"])
-def test_where_there_is_nothing_there_is_no_traceback(tmp_path: Path, prefix: list[str]) -> None:
+def test_without_procfs_there_is_no_traceback(tmp_path: Path, prefix: list[str]) -> None:
     need("setpriv", root=True)
     where = tmp_path / "nothing"
     done = run(
@@ -539,7 +539,9 @@ def test_where_there_is_nothing_there_is_no_traceback(tmp_path: Path, prefix: li
     assert {"source", "names", "web", "textfile", "state"} <= names
 
 
-def test_a_check_that_fails_hides_no_other(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_crashes_does_not_hide_others(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(_: object) -> list[tuple[str, str]]:
         raise RuntimeError("a\nb")
 
@@ -550,7 +552,7 @@ def test_a_check_that_fails_hides_no_other(root: Path, monkeypatch: pytest.Monke
     assert len(lines) == len(results) > 5
 
 
-def test_the_settings_and_tables_are_those_of_the_namespaces_that_are_read() -> None:
+def test_settings_and_tables_are_those_of_each_namespace() -> None:
     need("ip", root=True)
     with namespaces("on", "off") as (on, off):
         sysctl(on, net__netfilter__nf_conntrack_acct=1)
@@ -576,13 +578,13 @@ def test_the_settings_and_tables_are_those_of_the_namespaces_that_are_read() -> 
         assert text.startswith(f"{both}: 0 of ")
 
 
-def test_each_file_of_names_that_is_wrong_is_named(tmp_path: Path) -> None:
+def test_each_invalid_file_of_names_is_reported(tmp_path: Path) -> None:
     argv = [f"--{kind}.file={tmp_path}/{kind}" for kind in ("networks", "hosts", "services")]
     reasons = [text.partition(":")[0] for _, text in found(*argv, name="names")]
     assert reasons == ["--networks.file", "--hosts.file", "--services.file"]
 
 
-def test_events_are_not_refused_where_it_cannot_be_seen_who_else_listens(
+def test_events_are_checked_without_the_list_of_listeners(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     need("ip", root=True)
@@ -599,7 +601,7 @@ def test_events_are_not_refused_where_it_cannot_be_seen_who_else_listens(
     assert "listen" not in text
 
 
-def test_namespaces_that_cannot_be_found_hide_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_namespaces_do_not_hide_other_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object) -> dict[str, str]:
         raise FileNotFoundError(2, "No such file or directory", "/proc/self/ns/net")
 
