@@ -2,6 +2,9 @@
 # of them. Builds are reproducible: the same commit on the same system gives the same bytes,
 # whoever builds them and in whatever directory, with the times of SOURCE_DATE_EPOCH.
 
+# The contact for the packages: make deb MAINTAINER='Name <address>'.
+MAINTAINER ?= The conntrack-textfile authors <maintainers@conntrack-textfile.invalid>
+
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' conntrack_textfile/__init__.py)
 RELEASE_NAME := conntrack_textfile-$(VERSION)
 SDIST := dist/$(RELEASE_NAME).tar.gz
@@ -35,8 +38,6 @@ wheels: sdist
 		build/venv/bin/auditwheel repair --wheel-dir dist build/wheel/built/*.whl
 
 # For the distribution that this runs on, with its Python and its tools.
-# The person to contact about the package: make deb MAINTAINER='Name <address>'.
-MAINTAINER ?= The conntrack-textfile authors <maintainers@conntrack-textfile.invalid>
 DISTRIBUTION := $(shell . /etc/os-release; echo $${ID}$${VERSION_ID} | sed 's/^debian/deb/')
 deb: sdist
 	rm -rf build/deb
@@ -58,6 +59,7 @@ rpm: sdist
 	cp $(SDIST) build/rpm/SOURCES/
 	sed -e "s/@VERSION@/$(VERSION)/" \
 		-e "s/@DATE@/$$(LC_ALL=C date -u -d @$(SOURCE_DATE_EPOCH) '+%a %b %d %Y')/" \
+		-e "s|@MAINTAINER@|$(MAINTAINER)|" \
 		packaging/conntrack-textfile.spec.in >build/rpm/conntrack-textfile.spec
 	rpmbuild --quiet --define "_topdir $(CURDIR)/build/rpm" --define "_buildhost localhost" \
 		--define "use_source_date_epoch_as_buildtime 1" \

@@ -97,6 +97,8 @@ def test_a_release_has_all_archives_and_packages(released: Path) -> None:
     check("sha256sum", "--check", "--strict", "SHA256SUMS", cwd=str(released))
     package = only(released, "*.deb")
     assert check("dpkg-deb", "--field", package, "Maintainer").strip() == MAINTAINER
+    rpm = only(released, "*.rpm")
+    assert check("rpm", "-qp", "--queryformat", "%{PACKAGER}", rpm) == MAINTAINER
 
 
 def test_the_same_commit_gives_the_same_bytes(releases: list[Path]) -> None:
