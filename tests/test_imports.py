@@ -64,7 +64,7 @@ TO_THE_ENDS = {
     "collector": "kernel.engine kernel.events kernel.grouping kernel.namespace kernel.sysctl "
     "kernel.table kernel.tracker",
     "check": "kernel.engine kernel.events kernel.namespace kernel.netlink kernel.procfs "
-    "kernel.source kernel.sysctl web.config",
+    "kernel.source kernel.sysctl web.config web.sockets",
     "cli": "kernel.engine kernel.events kernel.namespace kernel.source kernel.sysctl kernel.table "
     "web.application web.config web.history web.http web.limiter web.process web.refresh "
     "web.sockets",
