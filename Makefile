@@ -1,12 +1,11 @@
-# Everything happens in .venv, which is made on first use.
+# Development happens in .venv, which is created on first use.
 PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: run test lint format bench fuzz asan generated man completion docs pythons clean
 
-# One snapshot to standard output: of the live table where this user can read
-# it, else of the sample that ships with the project. Without the tools of development
-# it needs little, and does not compile: .venv-run.
+# One snapshot to standard output: of the live table if this user can read it, otherwise
+# of the sample in tests/data. .venv-run has no development tools and no compiled engine.
 RUN := $(if $(wildcard .venv/.ready),.venv,.venv-run)
 run: $(RUN)/.ready
 	@if $(RUN)/bin/python -m conntrack_textfile write 2>$(RUN)/run.log; then \
@@ -30,16 +29,16 @@ format: .venv/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Figures of docs/figures.md: takes minutes, and as root a table of a million entries.
+# The figures of docs/figures.md: takes minutes; as root it fills a table of a million entries.
 bench: .venv/.ready
 	$(BIN)/python tests/bench.py
 
-# Both engines on mutated input, a minute guided by coverage.
+# Both engines on mutated input, guided by coverage, for a minute.
 fuzz: .venv/.ready
 	$(BIN)/pip install --quiet atheris
 	PYTHONPATH=$(CURDIR) $(BIN)/python tests/fuzz_engines.py --atheris -max_total_time=60 -max_len=2000 -print_final_stats=1
 
-# The compiled engine under AddressSanitizer, on the captures and damage done to them.
+# The compiled engine under AddressSanitizer, on captures and mutations of them.
 asan: .venv/.ready
 	rm -rf build/asan
 	CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g" \
@@ -49,7 +48,7 @@ asan: .venv/.ready
 		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH=build/asan:$(CURDIR) \
 		$(BIN)/python tests/fuzz_engines.py --seconds=20
 
-# What is made of the usage text and the families, after a change of these.
+# Generated from the usage text and the families.
 generated: man completion
 
 man: .venv/.ready
@@ -58,13 +57,13 @@ man: .venv/.ready
 completion: .venv/.ready
 	$(BIN)/python completion/make.py completion
 
-# The pages in docs as a site in build/site, with the tables as the code is now.
+# The site of docs in build/site, with the tables updated from the code.
 docs: .venv/.ready
 	$(BIN)/python docs/tables.py
-	@# Without the advertisement of the theme's makers.
+	@# Suppresses an advertisement of mkdocs-material.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# What is built, and the tests, on every Python that we support.
+# Builds and tests on every supported version of Python.
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 pythons: .venv/.ready
 	bash tests/pythons.sh $(CURDIR)/$(BIN)/uv $(PYTHONS)
@@ -82,8 +81,8 @@ include packaging/install.mk packaging/dist.mk
 	@touch $@
 
 .venv/.ready: pyproject.toml conntrack_textfile/kernel/_speedups.pyx
-	@# What it says goes to standard error, since standard output is that of what is run.
-	@echo "make: installing the tools of development into .venv, once" >&2
+	@# Messages go to standard error: standard output is that of the program.
+	@echo "make: installing the development tools into .venv, once" >&2
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --editable '.[dev]' >&2
 	@touch $@

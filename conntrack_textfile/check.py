@@ -1,14 +1,15 @@
-"""What works here and what does not, and what to do: the command check.
+"""The command check: what works on this host, what does not, and what to do about it.
 
-Each check looks at one part of what write and serve need, with the options that they
-would have, and changes nothing: no file is made, no setting is set. What it does to the
-kernel is what every reading does, but for a moment: it asks for a dump and reads its first
-datagram, and joins the group of events.
+Each check covers one requirement of write or serve, with the options they would get, and
+changes nothing: no file is created, no setting changed. In the kernel it does briefly what
+every snapshot does: it requests a dump and reads its first datagram, joins the multicast
+group of DESTROY events, and binds the addresses of serve.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -21,6 +22,7 @@ from conntrack_textfile import options, state, textfile
 from conntrack_textfile.errors import (
     DamagedStateError,
     EngineError,
+    ListenError,
     SourceError,
     StateError,
     UsageError,
@@ -33,13 +35,18 @@ from conntrack_textfile.snapshot import some
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from conntrack_textfile.options import Options
+    from conntrack_textfile.options import Address, Options
 
 _DEBIAN = "/var/lib/prometheus/node-exporter"
 _SYSTEMD = "/run/systemd/system"  # sd_booted(3)
 _SYSTEMCTL_SECONDS = 5
 _FULL = 0.8  # as in prometheus/conntrack-alerts.yml
 _OLD_SECONDS = 600  # as in prometheus/conntrack-alerts.yml
+
+# include/net/tcp_states.h
+_TCP_LISTEN = "0A"
+# comm of the command: TASK_COMM_LEN leaves 15 characters.
+_COMM = "conntrack-textf"
 
 _TIMER = "conntrack-textfile.timer"
 _WRITER = "conntrack-textfile.service"
@@ -50,11 +57,11 @@ _UNITS = (_TIMER, _WRITER, _WRITER_EVENTS, _EXPORTER, _EXPORTER_SOCKET)
 
 
 class Result(NamedTuple):
-    """What a check found."""
+    """The result of a check: a line of the output."""
 
-    level: str  # ok, warn, or fail: something that is needed does not work
-    name: str
-    text: str  # with what to do after a colon
+    level: str  # ok, warn, or fail: something required does not work
+    name: str  # of the check
+    text: str  # the finding; after a colon, the remedy
 
 
 _Found = tuple[str, str]  # level and text
@@ -62,7 +69,7 @@ _Check: TypeAlias = "Callable[[Options], Iterator[_Found]]"
 
 
 def run(opts: Options) -> list[Result]:
-    """The results of all checks that concern these options, in order."""
+    """Run all checks that apply to these options. Return their results in order."""
     results = []
     spaces = {"": ""}
     if opts.netns:
@@ -87,19 +94,21 @@ def run(opts: Options) -> list[Result]:
 
 
 def _inside(check: _Check, opts: Options, path: str) -> list[_Found]:
-    """What a check finds in the network namespace at a path, our own where that is ""."""
+    """Run a check in the network namespace at a path, "" for that of the process."""
     if path:
-        opts = opts._replace(source="netlink")  # the proc file is of our own
+        opts = opts._replace(
+            source="netlink"
+        )  # the proc file shows the namespace of the process only
     try:
         return namespace.Namespace(path).run(lambda: list(check(opts)))
-    except Exception as error:  # noqa: BLE001  # one that fails must not hide the others
-        if path and isinstance(error, SourceError):  # there is no way in, which is said once
+    except Exception as error:  # noqa: BLE001  # a check that crashes must not hide the others
+        if path and isinstance(error, SourceError):  # it cannot be entered: reported once
             return [("fail", str(error))] if check is _netns else []
         return [("warn", f"cannot be checked: {type(error).__name__}: {error}")]
 
 
 def table(results: list[Result]) -> str:
-    """The results as aligned lines."""
+    """Format results as aligned lines."""
     lines = []
     for result in results:
         text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in result.text)
@@ -123,22 +132,25 @@ def _module(opts: Options) -> Iterator[_Found]:
         yield "ok", "nf_conntrack is loaded"
     elif "nf_conntrack" in _loaded(opts.proc_root):
         text = (
-            "nf_conntrack is loaded, but its settings are not to be seen under "
+            "nf_conntrack is loaded, but its settings are not visible under "
             f"{opts.proc_root}/sys/net/netfilter"
         )
         yield "warn", text
     elif not os.path.isdir(os.path.join(opts.proc_root, "sys/net")):
-        yield "warn", f"there is no {opts.proc_root}/sys/net to see whether nf_conntrack is loaded"
+        yield (
+            "warn",
+            f"there is no {opts.proc_root}/sys/net: is nf_conntrack loaded?",
+        )
     else:
         text = (
-            "nf_conntrack is not loaded: modprobe nf_conntrack, at boot by a file in "
+            "nf_conntrack is not loaded: modprobe nf_conntrack, and at boot with a file in "
             "/etc/modules-load.d"
         )
         yield "fail", text
 
 
 def _loaded(proc_root: str) -> set[str]:
-    """The modules that are loaded. What is built in is not among them."""
+    """Return the names of the loaded modules, without those built into the kernel."""
     with contextlib.suppress(OSError), open(os.path.join(proc_root, "modules")) as file:
         return {line.split()[0] for line in file if line.strip()}
     return set()
@@ -154,19 +166,19 @@ def _timestamps(opts: Options) -> Iterator[_Found]:
             opts,
             "nf_conntrack_timestamp",
             "connections have a start time",
-            "a connection made anew within seconds can be taken for the one before",
+            "a connection that is repeated within seconds can be mistaken for the previous one",
         )
 
 
 def _setting(opts: Options, name: str, on: str, off: str) -> _Found:
-    """What a switch of the kernel is found to be."""
+    """Return the result for a boolean sysctl."""
     value = sysctl.number(opts.proc_root, name)
     if value is None:
         return "warn", f"net.netfilter.{name} cannot be read"
     if value:
         return "ok", on
     what = "packets and bytes " if name == "nf_conntrack_acct" else ""
-    return "warn", f"{what}{off}: sysctl -w net.netfilter.{name}=1, to stay in /etc/sysctl.d"
+    return "warn", f"{what}{off}: sysctl -w net.netfilter.{name}=1, and in /etc/sysctl.d"
 
 
 def _source(opts: Options) -> Iterator[_Found]:
@@ -191,13 +203,13 @@ def _source(opts: Options) -> Iterator[_Found]:
         yield "fail", "; and ".join(filter(None, [refused, why]))
         return
     if refused:
-        yield "warn", f"{refused}. {path} can be read in its place, without counters of traffic"
+        yield "warn", f"{refused}. {path} is read instead, which gives no counters of traffic"
     else:
         yield "ok", f"procfs: {who} may read {path}"
 
 
 def _dump(opts: Options) -> str:
-    """Why there is no dump by netlink, "" where there is."""
+    """Return why a netlink dump fails, "" if it works."""
     try:
         with netlink.dump() as sock:
             make(opts.plan._replace(networks=(), services={})).netlink(None).feed(
@@ -206,7 +218,7 @@ def _dump(opts: Options) -> str:
     except PermissionError:
         return "no permission to dump the table by netlink: run as root or with CAP_NET_ADMIN"
     except InterruptedError:
-        return ""  # the table changed under it
+        return ""  # NLM_F_DUMP_INTR: permitted, and retried by a snapshot
     except OSError as error:
         return f"cannot dump the table by netlink: {error.strerror or 'the kernel is silent'}"
     return ""
@@ -216,11 +228,11 @@ def _events(opts: Options) -> Iterator[_Found]:
     if "traffic" not in opts.families:
         return
     if not may_be_netlink(opts.source, opts.proc_root):
-        yield "warn", "the proc file has no counters of traffic: --collector.source=netlink has"
+        yield "warn", "the proc file gives no counters of traffic: --collector.source=netlink does"
         return
     if sysctl.number(opts.proc_root, "nf_conntrack_events") == 0:
         text = (
-            "the kernel sends none of ended connections: sysctl -w "
+            "the kernel sends no events of ended connections: sysctl -w "
             "net.netfilter.nf_conntrack_events=2"
         )
         yield "warn", text
@@ -233,26 +245,29 @@ def _events(opts: Options) -> Iterator[_Found]:
             size = events.buffer(sock).size
     except OSError as error:
         text = (
-            f"of ended connections cannot be had ({error.strerror}): counters are made of "
-            "readings alone; run as root or with CAP_NET_ADMIN"
+            f"no events of ended connections ({error.strerror}), so counters come from dumps "
+            "only: run as root or with CAP_NET_ADMIN"
         )
         yield "warn", text
         return
     beside = ""
     if others is not None:
         holders = _holders(opts.proc_root, others)
-        beside = f"; others listen too: {', '.join(holders)}" if others else "; nobody else listens"
-    yield "ok", f"of ended connections can be had, in a buffer of {size} bytes{beside}"
+        beside = f"; other listeners: {', '.join(holders)}" if others else "; no other listener"
+    yield "ok", f"ended connections are reported, with a buffer of {size} bytes{beside}"
     if opts.state_file and others == []:
         text = (
-            "nobody holds them between two runs of write: conntrack-events.socket does, or use "
-            "serve"
+            "no socket holds events between two runs of write: start conntrack-events.socket, or "
+            "use serve"
         )
         yield "warn", text
 
 
 def _holders(proc_root: str, inodes: list[int]) -> list[str]:
-    """Who holds sockets, as far as this user can see: of those who inherited one, the first."""
+    """Return the processes that hold sockets, the first of those that share one.
+
+    inodes: of the sockets. One whose process this user cannot see is returned as "socket N".
+    """
     wanted = {f"socket:[{inode}]": f"socket {inode}" for inode in inodes}
     for pid in _processes(proc_root):
         directory = os.path.join(proc_root, pid, "fd")
@@ -272,7 +287,7 @@ def _processes(proc_root: str) -> list[str]:
 
 
 def _comm(proc_root: str, pid: str) -> str:
-    """The name of a process, of which the kernel keeps 15 characters."""
+    """Return the name of a process, truncated by the kernel to 15 characters."""
     with contextlib.suppress(OSError), open(os.path.join(proc_root, pid, "comm")) as file:
         return file.read().strip()
     return ""
@@ -289,8 +304,7 @@ def _table(opts: Options) -> Iterator[_Found]:
         yield "warn", f"{text}: raise net.netfilter.nf_conntrack_max before it is full"
     elif not found.entries:
         text = (
-            f"{text}: nothing in this network namespace asks for tracking (NAT, or a rule with "
-            "ct state)"
+            f"{text}: no NAT and no rule with ct state enables tracking in this network namespace"
         )
         yield "warn", text
     else:
@@ -306,7 +320,7 @@ def _web(opts: Options) -> Iterator[_Found]:
     if not opts.web_config:
         return
     try:
-        # Imported here: it needs packages that may be missing.
+        # Imported here: bcrypt and PyYAML may be missing.
         from conntrack_textfile.web import config
 
         settings = config.load(opts.web_config)
@@ -320,8 +334,64 @@ def _web(opts: Options) -> Iterator[_Found]:
     yield "ok" if guarded else "warn", text
 
 
+def _listen(opts: Options) -> Iterator[_Found]:
+    if opts.file and not opts.listen:
+        return  # write has no addresses
+    for address in opts.listen or (options.DEFAULT_ADDRESS,):
+        yield _bound(opts, address)
+
+
+def _bound(opts: Options, address: Address) -> _Found:
+    """Check that serve can bind an address. It is a failure only if the user gave the address."""
+    # Imported here: write does not need it.
+    from conntrack_textfile.web import sockets
+
+    level = "fail" if opts.listen else "warn"
+    try:
+        # Without listen(2): a serve that starts at this moment can still bind it.
+        sockets.bind(address).close()
+    except ListenError as error:
+        number = getattr(error.__cause__, "errno", 0)
+        if number == errno.EADDRINUSE:
+            return _in_use(opts, address, level, str(error))
+        if number == errno.EACCES:
+            what = "ports below net.ipv4.ip_unprivileged_port_start need CAP_NET_BIND_SERVICE"
+            return level, f"{error}: {what} or root"
+        if number == errno.EADDRNOTAVAIL:
+            return level, f"{error}: no interface of this host has it"
+        return level, str(error)
+    return "ok", f"serve can listen on {address}"
+
+
+def _in_use(opts: Options, address: Address, level: str, error: str) -> _Found:
+    """Return the result for an address in use, which is no fault if serve uses it."""
+    holders = _holders(opts.proc_root, _listening(opts.proc_root, address.port))
+    if any(name.startswith(_COMM) for name in holders):
+        return "ok", f"{', '.join(holders)} listens on {address}"
+    if any(name.endswith(" (pid 1)") for name in holders) and (
+        opts.systemd_socket or not opts.listen
+    ):
+        return "ok", f"a socket unit of systemd listens on {address}"
+    by = f" by {', '.join(holders)}" if holders else ""
+    return level, f"{error}{by}: set another --web.listen-address"
+
+
+def _listening(proc_root: str, port: int) -> list[int]:
+    """Return the inodes of the TCP sockets that listen on a port (/proc/net/tcp, proc(5))."""
+    inodes: list[int] = []
+    for name in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError), open(os.path.join(proc_root, "net", name)) as file:
+            rows = [line.split() for line in file][1:]
+            inodes += [
+                int(row[9])
+                for row in rows
+                if row[3] == _TCP_LISTEN and int(row[1].rpartition(":")[2], 16) == port
+            ]
+    return inodes
+
+
 def _names(opts: Options) -> Iterator[_Found]:
-    # Each file by itself: of several that are wrong all are named.
+    # One file at a time: each that is wrong is reported.
     none = opts._replace(networks_file="", services_file="", hosts_files=())
     alone = [
         *([none._replace(networks_file=opts.networks_file)] if opts.networks_file else []),
@@ -336,7 +406,7 @@ def _names(opts: Options) -> Iterator[_Found]:
             wrong.append(str(error))
     yield from [("fail", why) for why in wrong]
     if alone and not wrong:
-        yield "ok", "the files of names can be read"
+        yield "ok", "the files are valid"
 
 
 def _textfile(opts: Options) -> Iterator[_Found]:
@@ -349,7 +419,7 @@ def _textfile(opts: Options) -> Iterator[_Found]:
         return
     directory = reader.directory if reader else _DEBIAN
     if not os.path.isdir(directory):
-        yield "warn", f"there is no {directory}, where node_exporter would read: name FILE"
+        yield "warn", f"there is no {directory}, the directory of node_exporter: name FILE"
     elif why := _unreadable(directory, reader):
         yield "fail", why
     else:
@@ -357,7 +427,7 @@ def _textfile(opts: Options) -> Iterator[_Found]:
 
 
 def _written(opts: Options) -> Iterator[_Found]:
-    """What stands against writing FILE, and whether it was written of late."""
+    """Check that FILE can be written and was written recently."""
     if not opts.file.endswith(".prom"):
         yield "warn", textfile.NOT_READ.format(opts.file)
     file = os.path.realpath(opts.file)
@@ -375,7 +445,7 @@ def _written(opts: Options) -> Iterator[_Found]:
 
 
 def _read(opts: Options, reader: _Reader | None) -> Iterator[_Found]:
-    """Whether node_exporter can read FILE, and does."""
+    """Check that node_exporter can read FILE and reads its directory."""
     file = os.path.realpath(opts.file)
     directory = os.path.dirname(file)
     if not os.path.isdir(directory):
@@ -387,7 +457,7 @@ def _read(opts: Options, reader: _Reader | None) -> Iterator[_Found]:
         yield "fail", why
     elif reader and elsewhere and not _is_shown(file, reader.directory):
         text = (
-            f"node_exporter (pid {reader.pid}) reads {reader.directory}, and {file} is not "
+            f"node_exporter (pid {reader.pid}) reads {reader.directory}, but {file} is not "
             f"there: ln -s {file} {reader.directory}/"
         )
         yield "warn", text
@@ -396,7 +466,7 @@ def _read(opts: Options, reader: _Reader | None) -> Iterator[_Found]:
 
 
 class _Reader(NamedTuple):
-    """A node_exporter that runs."""
+    """A running node_exporter."""
 
     pid: str
     uid: int
@@ -405,7 +475,7 @@ class _Reader(NamedTuple):
 
 
 def _node_exporter(proc_root: str) -> _Reader | None:
-    """The first that runs, and the directory that its command line names."""
+    """Return the first node_exporter that runs, None if there is none."""
     for pid in _processes(proc_root):
         if not _comm(proc_root, pid).startswith(("node_exporter", "prometheus-node")):
             continue
@@ -421,7 +491,7 @@ def _node_exporter(proc_root: str) -> _Reader | None:
 
 
 def _directory(words: list[str]) -> str:
-    """What a command line of node_exporter has for its textfiles; Debian's, where it has none."""
+    """Return the textfile directory of a node_exporter command line, by default Debian's."""
     name = "--collector.textfile.directory"
     found = _DEBIAN
     for n, word in enumerate(words):
@@ -433,7 +503,7 @@ def _directory(words: list[str]) -> str:
 
 
 def _is_shown(file: str, directory: str) -> bool:
-    """Whether a link that ends in .prom shows a file in a directory, as far as it can be seen."""
+    """Return whether a .prom link in a directory leads to a file; True if it cannot be listed."""
     try:
         names = [name for name in os.listdir(directory) if name.endswith(".prom")]
     except PermissionError:
@@ -444,7 +514,7 @@ def _is_shown(file: str, directory: str) -> bool:
 
 
 def _unreadable(directory: str, reader: _Reader | None, *, listed: bool = True) -> str:
-    """Why the user of node_exporter cannot go to a directory, or list it, "" where it can."""
+    """Return why the user of node_exporter cannot enter or list a directory, "" if it can."""
     where = os.path.realpath(directory)
     wanted = stat.S_IXOTH | (stat.S_IROTH if listed else 0)
     while True:
@@ -457,7 +527,7 @@ def _unreadable(directory: str, reader: _Reader | None, *, listed: bool = True) 
 
 
 def _unreadable_file(opts: Options, reader: _Reader | None) -> str:
-    """Why the user of node_exporter cannot read what write makes with these options."""
+    """Return why the user of node_exporter cannot read the file of write, "" if it can."""
     try:
         group = os.stat(opts.file).st_gid
     except OSError:
@@ -465,17 +535,20 @@ def _unreadable_file(opts: Options, reader: _Reader | None) -> str:
     group = group if opts.file_group is None else opts.file_group
     if opts.file_mode & stat.S_IROTH or reader is None:
         others = opts.file_mode & (stat.S_IROTH | stat.S_IRGRP)
-        return "" if others else f"--file.mode={opts.file_mode:04o} lets node_exporter read nothing"
+        return "" if others else f"--file.mode={opts.file_mode:04o} hides FILE from node_exporter"
     if reader.uid == 0 or (group in reader.groups and opts.file_mode & stat.S_IRGRP):
         return ""
     return (
-        f"--file.mode={opts.file_mode:04o} lets node_exporter (user {reader.uid}) not read "
-        f"{opts.file}: --file.group names a group that it is in"
+        f"--file.mode={opts.file_mode:04o} hides {opts.file} from node_exporter (user "
+        f"{reader.uid}): set --file.group to one of its groups"
     )
 
 
 def _allowed(found: os.stat_result, wanted: int, reader: _Reader | None) -> bool:
-    """Whether a user has rights, given as the bits of others. Of an unknown user, as others."""
+    """Return whether the reader has permissions on a file; without a reader, whether others have.
+
+    wanted: permission bits as those of others, S_IROTH and S_IXOTH.
+    """
     if reader is not None and reader.uid == 0:
         return True
     shift = 0
@@ -494,7 +567,7 @@ def _state(opts: Options) -> Iterator[_Found]:
     try:
         found = state.load(path)
     except DamagedStateError as error:
-        yield "warn", f"{error}: counters begin at 0"
+        yield "warn", f"{error}: counters start at 0"
         return
     except StateError as error:
         yield "fail", str(error)
@@ -504,9 +577,9 @@ def _state(opts: Options) -> Iterator[_Found]:
     elif not os.access(directory, os.W_OK | os.X_OK):
         yield "fail", f"this user may not write in {directory}"
     elif found is None:
-        yield "ok", f"{path} is not there yet: counters begin at 0"
+        yield "ok", f"{path} does not exist yet: counters start at 0"
     else:
-        yield "ok", f"{path} holds {len(found.ledger)} bytes of connections"
+        yield "ok", f"{path} has {len(found.ledger)} bytes of connections"
 
 
 def _units(_: Options) -> Iterator[_Found]:
@@ -515,7 +588,7 @@ def _units(_: Options) -> Iterator[_Found]:
         return
     units = _show(systemctl)
     if not units:
-        yield "ok", "none of ours is installed"
+        yield "ok", "no unit of conntrack-textfile is installed"
         return
     for name, unit in units.items():
         active, enabled = unit.get("ActiveState", ""), unit.get("UnitFileState", "")
@@ -528,9 +601,9 @@ def _units(_: Options) -> Iterator[_Found]:
             yield "ok", text
     running = {name for name, unit in units.items() if unit.get("ActiveState") == "active"}
     if not running & {_TIMER, _EXPORTER, _EXPORTER_SOCKET}:
-        yield "warn", f"none of ours is active: systemctl enable --now {_TIMER}, or {_EXPORTER}"
+        yield "warn", f"no unit is active: systemctl enable --now {_TIMER}, or {_EXPORTER}"
     if _TIMER in running and _WRITER_EVENTS in units and _WRITER_EVENTS not in running:
-        yield "warn", f"{_WRITER_EVENTS} is not active: counters are made of readings alone"
+        yield "warn", f"{_WRITER_EVENTS} is not active: counters come from dumps only"
     both = [units.get(name, {}).get("UnitFileState") for name in (_EXPORTER, _EXPORTER_SOCKET)]
     if both == ["enabled", "enabled"]:
         text = f"{_EXPORTER} and {_EXPORTER_SOCKET} are both enabled: systemctl disable one of them"
@@ -538,9 +611,9 @@ def _units(_: Options) -> Iterator[_Found]:
 
 
 def _show(systemctl: str) -> dict[str, dict[str, str]]:
-    """The properties of our units that are installed. Raises OSError and TimeoutExpired."""
+    """Return the properties of each installed unit. Raises OSError and TimeoutExpired."""
     names = "Id,LoadState,ActiveState,UnitFileState,Result"
-    done = subprocess.run(  # noqa: S603  # of systemd, by the PATH of who asks
+    done = subprocess.run(  # noqa: S603  # found by PATH
         [systemctl, "show", f"--property={names}", *_UNITS],
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -569,10 +642,11 @@ _CHECKS: dict[str, _Check] = {
     "table": _table,
     "names": _names,
     "web": _web,
+    "listen": _listen,
     "textfile": _textfile,
     "state": _state,
     "systemd": _units,
 }
 
-# Those that look at one network namespace: each that is to be read.
+# Run for each network namespace of --netns.
 _BY_NAMESPACE = (_netns, _accounting, _timestamps, _source, _events, _table)

@@ -61,7 +61,7 @@ def _run(argv: list[str]) -> int:
     try:
         opts = options.parse(argv, _version)
     except UsageError as error:
-        return _usage(error)
+        return _usage(error, options.command_of(argv))
     except OutputError as error:  # --help and --version print
         print_error(f"conntrack-textfile: {error}")
         return 1
@@ -76,7 +76,7 @@ def _run(argv: list[str]) -> int:
         run = {"write": _write, "serve": _serve, "top": _top}[opts.command]
         run(opts, engine)
     except UsageError as error:
-        return _usage(error)
+        return _usage(error, opts.command)
     except (EngineError, ListenError, OutputError, SourceError, StateError) as error:
         _log(opts).error("%s", error)
         _log(opts).debug("failed", exc_info=True)
@@ -119,8 +119,9 @@ def _with_own_state(opts: Options) -> Options:
     return opts._replace(state_file="")
 
 
-def _usage(error: UsageError) -> int:
-    print_error(f"conntrack-textfile: {error} (see conntrack-textfile --help)")
+def _usage(error: UsageError, command: str) -> int:
+    of = f"{command} " if command else ""
+    print_error(f"conntrack-textfile: {error} (see conntrack-textfile {of}--help)")
     return 2
 
 

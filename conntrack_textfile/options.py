@@ -26,7 +26,7 @@ _SUMMARY = """\
 Prometheus metrics from the Linux connection tracking table.
 """
 
-# Of each command: how it is called, what it does, and the options that are its alone.
+# For each command: the usage line, the description, and the options of this command only.
 _COMMANDS: dict[str, tuple[str, str, str]] = {
     "write": (
         "  conntrack-textfile write [FILE] [options]\n",
@@ -36,10 +36,10 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
 """,
         """\
   --file.mode=MODE                 Permissions of FILE, in octal [default: 0644]
-  --file.group=NAME                Group of FILE: that of its writer if not
-                                   given
-  --state.file=FILE                What must outlive a run: with it there are
-                                   counters
+  --file.group=NAME                Group of FILE; without it, the group of the
+                                   process
+  --state.file=FILE                Keep the counters from run to run in this
+                                   file; without it write has no counters
 """,
     ),
     "serve": (
@@ -48,24 +48,23 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
   serve  Take a snapshot every interval and serve the last one over HTTP.
 """,
         """\
-  --collector.interval=SECONDS     Time from snapshot to snapshot [default: 60]
-  --collector.event-buffer=BYTES   Receive buffer of events of ended
-                                   connections, each of about 1,280 bytes; the
-                                   kernel doubles it [default: 33554432]
-  --state.file=FILE                What must outlive a restart: without it
-                                   counters begin at 0
+  --collector.interval=SECONDS     Interval between snapshots [default: 60]
+  --collector.event-buffer=BYTES   Receive buffer for events of ended
+                                   connections, about 1,280 bytes each; the
+                                   kernel doubles the value [default: 33554432]
+  --state.file=FILE                Keep the counters over a restart in this
+                                   file; without it they start at 0
   --web.listen-address=ADDR        HOST:PORT, [IPV6]:PORT, or :PORT for all
-                                   addresses; may be given again
-                                   [default: :9095]
+                                   addresses; may be repeated [default: :9095]
   --web.telemetry-path=PATH        Path of the metrics [default: /metrics]
-  --web.disable-exporter-metrics   Leave out the metrics about serve itself
+  --web.disable-exporter-metrics   Exclude metrics about serve itself
                                    (process_*, python_*, promhttp_*)
-  --web.max-requests=N             Parallel scrapes, above them status 503; 0
-                                   for no limit [default: 40]
+  --web.max-requests=N             Maximum number of parallel scrapes; more get
+                                   status 503; 0 for no limit [default: 40]
   --web.config.file=FILE           TLS, passwords and headers, in the format of
                                    the exporter toolkit of Prometheus
-  --web.systemd-socket             Serve on the sockets that systemd hands over,
-                                   where it does, in place of addresses
+  --web.systemd-socket             Use the sockets passed by systemd (socket
+                                   activation), if any, instead of addresses
 """,
     ),
     "top": (
@@ -74,25 +73,25 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
   top    Show one snapshot as a table on the terminal, largest first.
 """,
         """\
-  -n N                             Rows: if not given 20, or as many as fit into
-                                   the view of --watch
-  --watch                          Repeat it, with rates between snapshots: on
-                                   a terminal as a view with keys (? shows them)
-  --collector.interval=SECONDS     Time from snapshot to snapshot [default: 2]
+  -n N                             Number of rows; without it 20, or as many as
+                                   fit the screen with --watch
+  --watch                          Refresh every interval and show rates; on a
+                                   terminal interactive (? lists the keys)
+  --collector.interval=SECONDS     Interval between snapshots [default: 2]
 """,
     ),
     "check": (
         "  conntrack-textfile check [FILE] [options]\n",
         """\
-  check  Say in a few lines what works here and what not, and what to do. Takes
-         the options of write and serve, changes nothing, and has exit status 1
-         where something that is needed fails.
+  check  Check what works on this host and print what to do about the rest.
+         Takes the options of write and serve, and changes nothing. The exit
+         status is 1 if something required does not work.
 """,
-        "",  # see _own
+        "",  # see _own()
     ),
 }
 
-# Options that may be given again, with what stands for their values.
+# Options that may be repeated, with the placeholders of their values.
 REPEATED = {
     "--filter.include": "EXPR",
     "--filter.exclude": "EXPR",
@@ -107,68 +106,65 @@ _HELP = """\
 """
 
 _OPTIONS = """\
-  --collector.source=SOURCE        Where the table is read: netlink, procfs, or
-                                   auto, which is netlink where the proc root is
-                                   /proc and it is permitted [default: auto]
-  --collector.families=FAMILIES    live (gauges of live connections by key) and
-                                   traffic (counters) [default: live,traffic]
-  --configure.nf_conntrack_acct    Try to switch on the kernel's packet and byte
-                                   counters (net.netfilter.nf_conntrack_acct=1)
-                                   at start
-  --collector.nat=WHETHER          on or off: count translated connections and
-                                   the source ports they take [default: on]
-  --filter.include=EXPR            Keep only what it describes; given again,
-                                   what any describes. EXPR is one or more of
-                                   src=CIDR, dst=CIDR, l3protocol=NAME,
+  --collector.source=SOURCE        Source of the table: netlink, procfs or auto
+                                   (netlink where it is permitted and procfs is
+                                   mounted on /proc) [default: auto]
+  --collector.families=FAMILIES    Families by key: live (gauges of live
+                                   connections) and traffic (counters)
+                                   [default: live,traffic]
+  --configure.nf_conntrack_acct    Enable the kernel's packet and byte counters
+                                   (net.netfilter.nf_conntrack_acct=1) at start
+  --collector.nat=SWITCH           on or off: count translated connections and
+                                   the source ports they use [default: on]
+  --filter.include=EXPR            Count only entries that match; if repeated,
+                                   that match any of them. EXPR is one or more
+                                   of src=CIDR, dst=CIDR, l3protocol=NAME,
                                    l4protocol=NAME, dport=N or N-M, zone=N,
                                    mark=VALUE[/MASK], egress=CIDR and
-                                   backend=CIDR, joined by commas, which mean
-                                   and
-  --filter.exclude=EXPR            Leave out what it describes, whatever is
-                                   included; may be given again
-  --aggregate.by=LABELS            Labels to keep, the others are summed over.
-                                   Beside the default there are zone, mark,
-                                   egress (the address that the source is
-                                   translated to) and backend (the same of the
-                                   destination)
+                                   backend=CIDR, joined by commas (logical and)
+  --filter.exclude=EXPR            Do not count entries that match, even if
+                                   included; may be repeated
+  --aggregate.by=LABELS            Labels to keep; series are summed over the
+                                   others. Not in the default: zone, mark,
+                                   egress (the translated source address) and
+                                   backend (the translated destination address)
                       [default: src,dst,l3protocol,l4protocol,l7protocol,dport]
-  --aggregate.src-prefix=V4[,V6]   Show the networks of sources in place of
-                                   addresses, by the length of the prefix for
-                                   IPv4 and IPv6
-  --aggregate.dst-prefix=V4[,V6]   The same for destinations
+  --aggregate.src-prefix=V4[,V6]   Aggregate source addresses by network, with
+                                   these prefix lengths for IPv4 and IPv6
+  --aggregate.dst-prefix=V4[,V6]   The same for destination addresses
   --aggregate.ports=PORTS          all, or known: ports without a service name
                                    become other [default: all]
-  --aggregate.mark-mask=MASK       Bits of the mark to keep, decimal or 0x and
-                                   hexadecimal digits [default: 0xffffffff]
-  --networks.file=FILE             Names for networks: lines of CIDR and name
-  --hosts.file=FILE                Names for single addresses: as in /etc/hosts,
-                                   or leases of dnsmasq, Kea or ISC dhcpd; may
-                                   be given again, later files win
-  --services.file=FILE             Names for ports, over the built-in ones:
-                                   lines as in /etc/services
-  --limit.keys=N                   Series of each family: the largest keys, all
-                                   others are summed up as other; 0 for no limit
-                                   [default: 10000]
-  --limit.by=WHAT                  What the largest are by: bytes, packets or
-                                   connections [default: bytes]
-  --nat.destinations=N             Busiest destinations of each egress address
-                                   to show the ports of [default: 10]
-  --netns=NAME                     Read the table of another network namespace:
-                                   a name under /run/netns, a path, pid:N, host
-                                   (one's own), or all, which is all names there
-                                   are; may be given again
-  --path.procfs=DIR                Where procfs is mounted [default: /proc]
+  --aggregate.mark-mask=MASK       Mask for the mark, decimal or hexadecimal
+                                   after 0x [default: 0xffffffff]
+  --networks.file=FILE             Names for networks: a CIDR and a name in each
+                                   line
+  --hosts.file=FILE                Names for addresses: in the format of
+                                   /etc/hosts, or leases of dnsmasq, Kea or ISC
+                                   dhcpd; may be repeated, later files win
+  --services.file=FILE             Names for ports, which override the built-in
+                                   ones: in the format of /etc/services
+  --limit.keys=N                   Maximum number of keys in each family; the
+                                   smaller ones are summed up as other; 0 for no
+                                   limit [default: 10000]
+  --limit.by=MEASURE               Rank keys by bytes, packets or connections
+                                   [default: bytes]
+  --nat.destinations=N             Number of busiest destinations of each egress
+                                   address to show the ports of [default: 10]
+  --netns=NAME                     Network namespace to read: a name in
+                                   /run/netns, a path, pid:N, host (that of the
+                                   process) or all (each name in /run/netns);
+                                   may be repeated
+  --path.procfs=DIR                Mount point of procfs [default: /proc]
   --log.level=LEVEL                debug, info, warn or error [default: info]
   --log.format=FORMAT              logfmt or json [default: logfmt]
 """
 
-# Answered before docopt sees them.
-_ASK = """\
-  -h --help                        Show this text, with a command its part
-  -v -V --version                  Show the version, the engine and Python
+# Handled before docopt parses the rest.
+_HELP_OPTIONS = """\
+  -h --help                        Show help, after a command its own
+  -v -V --version                  Show version, engine and Python version
 """
 
-# Of each command.
 _EXAMPLES = {
     "write": (
         "conntrack-textfile write | head",
@@ -189,13 +185,12 @@ _EXAMPLES = {
     ),
 }
 
-
-# Which families by key there are.
+# Values of --collector.families.
 FAMILIES = ("live", "traffic")
 
 
 def usage(*commands: str) -> str:
-    """The usage text of some commands. One of them alone has all of its options."""
+    """Return the usage text of some commands; of check alone with all of its options."""
     calls, texts, _ = zip(*[_COMMANDS[command] for command in commands], strict=True)
     examples = [f"  {example}\n" for command in commands for example in _EXAMPLES[command]]
     return "\n".join(
@@ -208,14 +203,14 @@ def usage(*commands: str) -> str:
                 for command in commands
                 if command != "check" or len(commands) == 1
             ],
-            f"Options:\n{_OPTIONS}{_ASK}",
+            f"Options:\n{_OPTIONS}{_HELP_OPTIONS}",
             f"Examples:\n{''.join(examples)}",
         ]
     )
 
 
 def _own(command: str) -> str:
-    """The options that are not of all commands. Of check all that write and serve take."""
+    """Return the usage lines of a command's own options; for check those of write and serve."""
     if command != "check":
         return _COMMANDS[command][2]
     found: dict[str, str] = {}
@@ -225,17 +220,17 @@ def _own(command: str) -> str:
 
 
 class Described(NamedTuple):
-    """An option as the usage text has it."""
+    """An option in the usage text."""
 
     names: tuple[str, ...]
-    value: str  # what stands for its value, "" where it takes none
-    text: str  # without what is in brackets at its end
+    value: str  # the placeholder of its value, "" if it takes none
+    text: str  # its description, without the default
 
 
 def described(command: str) -> list[Described]:
-    """The options that a command takes."""
+    """Return the options of a command, in the order of the usage text."""
     found = []
-    text = f"{_own(command)}{_OPTIONS}{_ASK}"
+    text = f"{_own(command)}{_OPTIONS}{_HELP_OPTIONS}"
     for head, rest in re.findall(r"^  (-.*?)  +(.*(?:\n   .*)*)", text, re.MULTILINE):
         names = tuple(re.findall(r"--?[\w.-]+", re.sub("[= ][A-Z].*", "", head)))
         value = re.search("[= ]([A-Z].*)", head)
@@ -245,12 +240,12 @@ def described(command: str) -> list[Described]:
 
 
 def _names(*commands: str) -> list[str]:
-    """The names of all options of some commands, each once."""
+    """Return the option names of some commands, without duplicates."""
     rows = [row for command in commands for row in described(command)]
     return list(dict.fromkeys(name for row in rows for name in row.names))
 
 
-_NO_COMMAND = "say what to do: write, serve, top or check"
+_NO_COMMAND = "a command is missing: write, serve, top or check"
 
 _MAX_FILE_SIZE = 1 << 24  # characters
 _MAX_REASON_SIZE = 300  # characters
@@ -260,7 +255,7 @@ _Parsed = TypeVar("_Parsed")
 
 
 class Address(NamedTuple):
-    """Where to listen. An empty host stands for all addresses, IPv4 and IPv6."""
+    """A TCP address to listen on. An empty host stands for all addresses, IPv4 and IPv6."""
 
     host: str
     port: int
@@ -269,8 +264,11 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+DEFAULT_ADDRESS = Address("", 9095)
+
+
 class Options(NamedTuple):
-    """All that the user asked for."""
+    """A parsed command line."""
 
     command: str  # write, serve, top or check
     source: str
@@ -280,14 +278,14 @@ class Options(NamedTuple):
     limit: Limit
     log_level: str
     log_format: str
-    families: tuple[str, ...] = FAMILIES  # some of these
+    families: tuple[str, ...] = FAMILIES  # a subset
     networks_file: str = ""  # "": none
     services_file: str = ""
-    netns: tuple[str, ...] = ()  # none: one's own, without a label
+    netns: tuple[str, ...] = ()  # (): that of the process, without a label
     hosts_files: tuple[str, ...] = ()
-    names_until: float = float("inf")  # when a name of plan ends, in seconds since the epoch
+    names_until: float = float("inf")  # Unix time at which a name in plan expires
 
-    # Of write, and of check, where it is "" if it was not given:
+    # Of write and check; in check "" if it was not given:
     file: str = "-"
     file_mode: int = 0o644
     file_group: int | None = None
@@ -300,7 +298,7 @@ class Options(NamedTuple):
 
     # Of serve and check:
     event_buffer: int = 0  # bytes
-    listen: tuple[Address, ...] = ()
+    listen: tuple[Address, ...] = ()  # of check: () if none was given
     telemetry_path: str = ""
     exporter_metrics: bool = True
     max_requests: int = 0  # 0: no limit
@@ -308,25 +306,29 @@ class Options(NamedTuple):
     systemd_socket: bool = False
 
     # Of top:
-    rows: int | None = None  # None: as many as there is room for, or 20
+    rows: int | None = None  # None: as many as fit the screen, or 20
     watch: bool = False
 
 
 def parse(argv: list[str], version: Callable[[], str] = lambda: __version__) -> Options:
-    """The options of a command line (without the program's name).
+    """Parse a command line, without the name of the program.
 
-    Raises UsageError, and SystemExit after --help and --version, which print, or
-    OutputError where they cannot. version is called for the latter alone.
+    version: called for --version; returns what is printed after the name of the program.
+    Raises UsageError, SystemExit after --help and --version, and OutputError where these
+    cannot be printed.
     """
-    command = _command(argv)
-    if any(word[:2] in _ASKS or word[:3] in _ASKS for word in argv):
-        _answer(argv, command, version)
+    command = command_of(argv)
+    if any(word[:2] in _HELP_FLAGS or word[:3] in _HELP_FLAGS for word in argv):
+        _print_help(argv, command, version)
     if not command:
         raise UsageError(_without_command(argv))
     texts = f"{_own(command)}{_OPTIONS}"
+    if command == "check":
+        # An address that the user gave is distinguished from the default.
+        texts = texts.replace(f"[default: {DEFAULT_ADDRESS}]", "")
     again = [f"[{name}={value}]..." for name, value in REPEATED.items() if _is_option(name, texts)]
     try:
-        # Of one command, and without what is said to people: it takes time by both.
+        # docopt's time grows with the text: one command, without descriptions.
         given = docopt.docopt(
             f"Usage:\n{_COMMANDS[command][0].rstrip()} {' '.join(again)}\n\nOptions:\n{texts}",
             argv,
@@ -356,15 +358,15 @@ def parse(argv: list[str], version: Callable[[], str] = lambda: __version__) -> 
     options = {"write": _write, "serve": _serve, "top": _top, "check": _check}[command](
         options, given
     )
-    # It says of the files too whether they are right.
+    # check reads the files of names itself and reports each that is wrong.
     return options if command == "check" else with_names(options)
 
 
-_ASKS = ("-h", "-v", "-V", "--h", "--v")
+_HELP_FLAGS = ("-h", "-v", "-V", "--h", "--v")
 
 
-def _answer(argv: list[str], command: str, version: Callable[[], str]) -> None:
-    """Print what was asked for, and end. Nothing where it was the value of an option."""
+def _print_help(argv: list[str], command: str, version: Callable[[], str]) -> None:
+    """Print the help or the version and exit, unless the word is the value of an option."""
     for word in _words(argv):
         short = re.fullmatch("-[hvV]+", word)
         if (short and "h" in word) or (len(word) > 2 and "--help".startswith(word)):
@@ -377,7 +379,7 @@ def _answer(argv: list[str], command: str, version: Callable[[], str]) -> None:
 
 
 def _words(argv: list[str]) -> Iterator[str]:
-    """The words that are no value of an option before them, up to a --."""
+    """Yield the options and arguments, without the values of options, up to a --."""
     words = iter(argv)
     for word in words:
         if word == "--":
@@ -387,8 +389,11 @@ def _words(argv: list[str]) -> Iterator[str]:
             next(words, None)
 
 
-def _command(argv: list[str]) -> str:
-    """The first word that is neither an option nor the value of one. "" where it is no command."""
+def command_of(argv: list[str]) -> str:
+    """Return the command of a command line, "" if there is none.
+
+    It is the first word that is neither an option nor the value of one.
+    """
     for word in _words(argv):
         if not word.startswith("-"):
             return word if word in _COMMANDS else ""
@@ -396,27 +401,27 @@ def _command(argv: list[str]) -> str:
 
 
 def _takes_value(name: str) -> bool:
-    """Whether an option, as it was written, takes the next word."""
+    """Return whether an option, possibly abbreviated, takes the next word as its value."""
     texts = _OPTIONS + "".join([text for *_, text in _COMMANDS.values()])
-    rest = r"[\w.-]*" if name.startswith("--") else ""  # docopt takes the beginning of a long one
+    rest = r"[\w.-]*" if name.startswith("--") else ""  # docopt accepts abbreviated long options
     return re.search(rf"^ +{re.escape(name)}{rest}[= ][A-Z]", texts, re.MULTILINE) is not None
 
 
 def _without_command(argv: list[str]) -> str:
-    """What is wrong with a command line that has no command."""
+    """Return the error message for a command line without a command."""
     for word in _words(argv):
         name = word.partition("=")[0]
         if not word.startswith("-"):
-            return f"unexpected argument {word!r}{_meant(word, list(_COMMANDS))}"
+            return f"unexpected argument {word!r}{_suggestion(word, list(_COMMANDS))}"
         names = _names(*_COMMANDS)
         if not any(known.startswith(name) or word[:2] == known for known in names):
-            return f"{name} is not an option{_meant(name, names)}"
+            return f"{name} is not an option{_suggestion(name, names)}"
     return _NO_COMMAND
 
 
-def _meant(word: str, known: list[str]) -> str:
-    """A question, where a misspelt word is like one that is known."""
-    # Imported here: for an error alone.
+def _suggestion(word: str, known: list[str]) -> str:
+    """Return ": did you mean ...?" for a word close to a known one, else ""."""
+    # Imported here: only errors need it.
     import difflib
 
     close = difflib.get_close_matches(word, known, 1)
@@ -478,7 +483,7 @@ def _plan(given: docopt.ParsedOptions) -> Plan:
 
 
 def with_names(options: Options) -> Options:
-    """Options with the names that are in the files now. Raises UsageError."""
+    """Return the options with the names read from the files. Raises UsageError."""
     plan = options.plan
     if options.networks_file:
         named = _file("--networks.file", options.networks_file, networks.parse_names)
@@ -487,7 +492,7 @@ def with_names(options: Options) -> Options:
         ports = _file("--services.file", options.services_file, services.parse_services)
         plan = plan._replace(services=ports)
     if options.hosts_files:
-        # Imported here, as most runs have none.
+        # Imported here: most runs have no such file.
         from conntrack_textfile import hosts
 
         try:
@@ -503,8 +508,8 @@ def with_names(options: Options) -> Options:
 
 
 def watch_names(options: Options) -> Reloader[Plan]:
-    """The plan with the names of the files, read again when they change or a name ends."""
-    # Imported here: one snapshot reads them once.
+    """Return a reloader of the plan: reads the files again when one changes or a name expires."""
+    # Imported here: write reads them once.
     from conntrack_textfile import hosts
     from conntrack_textfile.reload import Reloader, Stamps, stamp
 
@@ -515,11 +520,11 @@ def watch_names(options: Options) -> Reloader[Plan]:
     def read(before: Plan | None) -> tuple[Plan, Stamps]:
         nonlocal latest
         stamps = {file: stamp(file) for file in stamped}
-        # At start they have been read, and found right.
+        # parse() has read them already.
         if before is None:
             return options.plan, stamps
         latest = with_names(options)
-        # A lease that is renewed changes its file and no name.
+        # The renewal of a lease changes the file but no name.
         return before if latest.plan == before else latest.plan, stamps
 
     return Reloader(
@@ -537,7 +542,7 @@ def _filters(given: docopt.ParsedOptions, name: str) -> tuple[Filter, ...]:
 
 
 def _file(name: str, path: str, parse: Callable[[str], _Parsed]) -> _Parsed:
-    """What a text file says, in UTF-8."""
+    """Read and parse a text file in UTF-8. Raises UsageError."""
     try:
         with open(path, encoding="utf-8-sig", opener=regular) as file:
             text = file.read(_MAX_FILE_SIZE + 1)
@@ -553,13 +558,13 @@ def _file(name: str, path: str, parse: Callable[[str], _Parsed]) -> _Parsed:
 
 
 def _short(error: ValueError) -> str:
-    """Its reason, which may quote a word of a file."""
+    """Return the message of an error, truncated: it may quote a file."""
     reason = str(error)
     return reason if len(reason) <= _MAX_REASON_SIZE else f"{reason[:_MAX_REASON_SIZE]}..."
 
 
 def _some_of(given: docopt.ParsedOptions, name: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    """Words of a list, in the order in which they are known."""
+    """Return the words of a comma-separated list, in the order of the known ones."""
     value = given[name]
     wanted = value.split(",") if value else []
     for word in wanted:
@@ -594,24 +599,24 @@ def _bits(given: docopt.ParsedOptions, name: str) -> int:
 
 
 def _explain(error: docopt.DocoptExit, command: str, argv: list[str]) -> str:
-    """What docopt refused, in a line."""
+    """Return the error message for a command line that docopt rejected."""
     reason = str(error.code).partition("\n")[0]
-    # It names what it could not place as "[Option(None, '--name', …)]" and the like.
+    # docopt lists what is left over as "[Option(None, '--name', ...), Argument(None, 'word')]".
     left = re.search(r"\[(Option|Argument)\(.*?['\"](.*?)['\"]", reason)
     if left is None:
         return reason  # "--log.level requires argument"
     if left[1] == "Argument":
-        return f"unexpected argument {left[2]!r}{_instead(command, argv)}"
+        return f"unexpected argument {left[2]!r}{_file_twice(command, argv)}"
     name = left[2]
     if _is_option(name, _own(command) + _OPTIONS):
         return f"{name} may be given only once"
     if of := [other for other, (_, _, text) in _COMMANDS.items() if _is_option(name, text)]:
         return f"{name} is an option of {' and '.join(of)}, not of {command}"
-    return f"{name} is not an option{_meant(name, _names(command))}"
+    return f"{name} is not an option{_suggestion(name, _names(command))}"
 
 
-def _instead(command: str, argv: list[str]) -> str:
-    """What stands where an argument that is one too many should."""
+def _file_twice(command: str, argv: list[str]) -> str:
+    """Return ": FILE is ... already" where FILE was given twice, else ""."""
     words = [word for word in _words(argv) if word == "-" or not word.startswith("-")]
     if "[FILE]" not in _COMMANDS[command][0] or len(words) < 3:
         return ""
@@ -634,7 +639,7 @@ def _optional(given: docopt.ParsedOptions, name: str) -> str:
 
 def _bytes(given: docopt.ParsedOptions, name: str) -> int:
     value = _count(given, name)
-    if value < 1 << 31:  # the kernel doubles it, and takes an int
+    if value < 1 << 31:  # the kernel doubles it, in an int
         return value
     raise UsageError(f"{name} must be below 2147483648, not {value}")
 
@@ -655,25 +660,25 @@ def _count(given: docopt.ParsedOptions, name: str) -> int:
 
 
 def _netns(given: docopt.ParsedOptions) -> tuple[str, ...]:
-    """The network namespaces, each once."""
+    """Return the values of --netns, without duplicates. Raises UsageError."""
     names = tuple(dict.fromkeys(map(_namespace, given["--netns"])))
     if given["--collector.source"] == "procfs" and set(names) - {"host"}:
         raise UsageError(
-            "--netns: the proc file is that of one's own network namespace: "
-            "others are read by --collector.source=netlink"
+            "--netns: the proc file shows the network namespace of the process only; "
+            "others are read with --collector.source=netlink"
         )
     return names
 
 
 def _namespace(name: str) -> str:
-    """What --netns may be: it is the value of a label too."""
+    """Return a value of --netns, which is also the value of a label. Raises UsageError."""
     kind, colon, number = name.partition(":")
     by_number = bool(colon) and kind == "pid"
     if (
         name not in ("", ".", "..")
         and "\0" not in name
         and len(os.fsencode(name)) <= _MAX_NAMESPACE_SIZE
-        and name.isprintable()  # not bytes that are no text either
+        and name.isprintable()  # nor undecodable bytes (surrogates)
         and (not by_number or (_is_number(number) and int(number) > 0))
     ):
         return name
@@ -686,7 +691,7 @@ def _namespace(name: str) -> str:
 def _mode(given: docopt.ParsedOptions, name: str) -> int:
     value: str = given[name]
     digits = value[1:] if len(value) == 4 and value[0] == "0" else value
-    # A file that all may write is anybody's, and none of this is a program.
+    # Neither writable for others nor executable.
     if len(digits) == 3 and set(digits) <= set("046") and digits[2] != "6":
         return int(digits, 8)
     raise UsageError(
@@ -698,7 +703,7 @@ def _mode(given: docopt.ParsedOptions, name: str) -> int:
 def _group(given: docopt.ParsedOptions, name: str) -> int | None:
     if given[name] is None:
         return None
-    # Imported here: few runs ask for it.
+    # Imported here: few runs need it.
     import grp
 
     value = _not_empty(name, given[name])
@@ -738,7 +743,7 @@ def _address(value: str) -> Address:
 
 
 def _is_ipv6(text: str) -> bool:
-    # Imported here: the default address has no need of it.
+    # Imported here: the default address does not need it.
     from socket import AF_INET6, inet_pton
 
     try:

@@ -1,4 +1,4 @@
-"""Make the tables of the pages from the code, between their marks: python docs/tables.py.
+"""Generate the tables of the pages, between markers, from the code: python docs/tables.py.
 
 <!-- options write --> stands before the table of the options of write, <!-- options --> before
 that of all commands, <!-- metrics STATUS --> before that of families.STATUS; <!-- end --> after.
@@ -19,7 +19,7 @@ _TABLE = re.compile(r"(<!-- (options|metrics) ?(\w*) -->\n).*?(<!-- end -->)", r
 
 
 def made(page: str) -> str:
-    """A page with its tables as the code is now."""
+    """Return a page with updated tables."""
 
     def table(match: re.Match[str]) -> str:
         start, what, which, end = match.groups()
@@ -30,7 +30,7 @@ def made(page: str) -> str:
 
 
 def of_options(command: str) -> str:
-    """The options that one command has alone, or, of "", those that all have."""
+    """Return the table of the options of one command only, or for "" of all commands."""
     described = {name: entries(options.usage(name)) for name in COMMANDS}
     common = set.intersection(*[set(found) for found in described.values()])
     if command:
@@ -47,10 +47,10 @@ def of_options(command: str) -> str:
 
 
 def entries(usage: str) -> list[tuple[str, str]]:
-    """The options of a usage text, each with what is said of it."""
+    """Return the options of a usage text and their descriptions."""
     found = []
     for text in re.split(r"^  (?=-)", usage, flags=re.MULTILINE)[1:]:
-        # It ends where its indented lines do: at an empty one, or at a heading.
+        # It ends at an empty line or at a heading.
         first, *rest = re.split(r"\n(?=\n|\S)", text)[0].splitlines()
         term, _, words = first.partition("  ")
         found.append((term, " ".join([words.strip(), *map(str.strip, rest)]).strip()))

@@ -1,4 +1,4 @@
-"""Make the manual page of the usage text: python man/make.py > man/conntrack-textfile.1."""
+"""Generate the manual page from the usage text: python man/make.py > man/conntrack-textfile.1."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ REST = """\
 .SH EXIT STATUS
 .TP
 .B 0
-It worked; of check: all that is needed does, whatever is warned of.
+Success; for check: everything required works, with or without warnings.
 .TP
 .B 1
-It failed, and FILE is as it was; of check: something that is needed does not work.
+Failure; FILE is unchanged. For check: something required does not work.
 .TP
 .B 2
-Wrong usage, or a file that an option names is wrong; nothing was done.
+Wrong usage, or an invalid file in an option; nothing was done.
 .SH ENVIRONMENT
 .TP
 .B CONNTRACK_TEXTFILE_ENGINE
 .I compiled
 or
 .IR pure :
-which of the two engines counts. Both give the same.
+the engine to use. Both return the same results.
 .TP
 .BR LISTEN_PID ,\\  LISTEN_FDS ,\\  LISTEN_FDNAMES
-Sockets that systemd hands over: that of events, and with
+Sockets passed by systemd (socket activation): for events, and with
 .B \\-\\-web.systemd\\-socket
-those to listen on.
+for HTTP.
 .TP
 .BR NOTIFY_SOCKET ,\\  WATCHDOG_PID ,\\  WATCHDOG_USEC
-Where serve tells systemd that it is ready and alive.
+serve notifies systemd of its start and its watchdog, see
+.BR sd_notify (3).
 .TP
 .B TERM
-Where it is
-.I dumb
+If this is
+.IR dumb ,
 top \\-\\-watch prints one table after the other.
 .SH FILES
 .TP
@@ -56,17 +57,17 @@ and
 for the unit conntrack-exporter.service.
 .TP
 .I /var/lib/conntrack\\-textfile/conntrack.prom
-What the timer writes, for a link in the directory of node_exporter.
+The file of the timer; a link to it is in the directory of node_exporter.
 .TP
 .IR /run/conntrack\\-textfile/state ,\\  /run/conntrack\\-exporter/state
-What must outlive a run of either unit; beside it a file of the same name and
+State of the counters of either unit; the lock file has the suffix
 .IR .lock .
 .TP
 .I /proc/net/nf_conntrack
-The table as text, where it is not read by netlink.
+The table as text, if it is not read by netlink.
 .TP
 .I /proc/sys/net/netfilter/
-The size of the table, and whether packets, bytes and start times are kept.
+The size of the table, and whether packets, bytes and start times are recorded.
 .SH SEE ALSO
 .BR conntrack (8),
 .BR nft (8),
@@ -76,17 +77,17 @@ The size of the table, and whether packets, bytes and start times are kept.
 
 
 def escaped(text: str) -> str:
-    """Text that roff(7) takes as it is."""
+    """Escape text for roff(7)."""
     return text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq")
 
 
 def section(name: str) -> str:
-    """The lines under a heading of the usage text."""
+    """Return the lines under a heading of the usage text."""
     return USAGE.partition(f"\n{name}:\n")[2].partition("\n\n")[0]
 
 
 def entries(text: str) -> list[tuple[str, str]]:
-    """Terms, each at the start of a line after two spaces, and what is said of them."""
+    """Return terms, which are indented by two spaces, and their descriptions."""
     found: list[tuple[str, str]] = []
     for line in text.splitlines():
         match = re.match(r"  ([a-z-]\S*(?: [A-Z-]\S*)*)(?:  +(.*))?$", line)
@@ -99,18 +100,18 @@ def entries(text: str) -> list[tuple[str, str]]:
 
 
 def headings() -> list[str]:
-    """The headings of terms in the usage text, in their order."""
+    """Return the headings in the usage text that have terms under them, in order."""
     found = re.findall(r"^(\w.*):$", USAGE, re.MULTILINE)
     return [heading for heading in found if heading not in ("Usage", "Examples")]
 
 
 def examples() -> list[str]:
-    """The calls at the end of the usage text."""
+    """Return the examples of the usage text."""
     return section("Examples").splitlines()
 
 
 def metrics() -> list[tuple[str, str]]:
-    """The name of each family with its labels, and its help."""
+    """Return the name of each family with its labels, and its help."""
     found = []
     by_group = (*families.GROUPS, *families.TRAFFIC_GROUPS)
     found = [(f"{group.name}{{LABELS}}", group.help) for group in by_group]
@@ -122,7 +123,7 @@ def metrics() -> list[tuple[str, str]]:
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the manual page."""
     summary = USAGE.partition("\n")[0].rstrip(".")
     lines = [
         f'.TH CONNTRACK\\-TEXTFILE 1 "" "conntrack\\-textfile {__version__}"',
@@ -138,7 +139,7 @@ def page() -> str:
         for term, words in entries(section(heading)):
             lines += [".TP", f".B {escaped(term)}", escaped(words)]
     lines += [".SH EXAMPLES", ".nf", *[escaped(line[2:]) for line in examples()], ".fi"]
-    lines += [".SH METRICS", "LABELS are those that \\-\\-aggregate.by keeps."]
+    lines += [".SH METRICS", "LABELS are those of \\-\\-aggregate.by."]
     for name, text in metrics():
         lines += [".TP", f".B {escaped(name)}", escaped(text)]
     return "\n".join(lines) + "\n" + REST

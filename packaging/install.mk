@@ -1,16 +1,15 @@
-# Installing into a system, and what packages are made of: "make install" and "make uninstall".
+# "make install" and "make uninstall", also used to build packages.
 #
-# One directory holds the command's code and what it depends on, beside the Python of
-# the system and out of the way of its packages: PREFIX/lib/conntrack-textfile. The
-# command in PREFIX/bin starts that.
+# The code and its dependencies are in PREFIX/lib/conntrack-textfile, separate from the
+# packages of the system's Python. The command is PREFIX/bin/conntrack-textfile.
 
 PREFIX ?= /usr/local
-# With DESTDIR the files are put there and nothing is started: for those who make packages.
+# With DESTDIR, files are installed there and no unit is started: for building packages.
 DESTDIR ?=
-# With the units of systemd, or the cron file alone.
+# Whether to install the systemd units.
 SYSTEMD ?= $(if $(wildcard /run/systemd/system),yes,no)
 
-# Where systemd looks: under /usr and /usr/local, or else in /etc.
+# The unit path of systemd: under /usr and /usr/local, otherwise /etc.
 LIB := $(if $(filter /usr /usr/local,$(PREFIX)),$(PREFIX)/lib,/etc)
 UNITDIR ?= $(LIB)/systemd/system
 ZSHDIR ?= $(PREFIX)/share/zsh/site-functions
@@ -22,27 +21,26 @@ DOC := $(PREFIX)/share/doc/$(NAME)
 UNITS := $(notdir $(wildcard systemd/*.service systemd/*.socket systemd/*.timer))
 SETTINGS := $(notdir $(wildcard systemd/default/*))
 CONFIGURATION := sysusers tmpfiles sysctl modules-load
-# Those that a system need not have, innermost first: without our files they may be empty.
+# Directories that "make install" may have created, innermost first: removed if empty.
 DIRECTORIES = $(DOC) $(UNITDIR) $(dir $(UNITDIR)) $(CONFIGURATION:%=$(LIB)/%.d) $(ZSHDIR) \
 	$(PREFIX)/share/zsh $(PREFIX)/share/fish/vendor_completions.d $(PREFIX)/share/fish \
 	$(PREFIX)/share/bash-completion/completions $(PREFIX)/share/bash-completion \
 	$(PREFIX)/share/man/man1 $(PREFIX)/share/doc \
 	$(if $(filter /usr /usr/local,$(PREFIX)),,$(PREFIX)/share/man)
 
-# That of the system, if no other is asked for: one in a home is out of reach for the
-# units. And where it is one of a virtual environment, that which this was made of.
+# The Python of the system unless PYTHON= is given: the units cannot access one in a home
+# directory. For the Python of a virtual environment, its base interpreter.
 SYSTEM_PYTHON := $(if $(filter file,$(origin PYTHON)),$(or $(wildcard /usr/bin/python3),$(PYTHON)),$(PYTHON))
 INTERPRETER = $$($(SYSTEM_PYTHON) -c 'import sys; print(sys._base_executable)')
 
 .PHONY: site install uninstall activate deactivate deactivate-cron
 
-# The build and its tools have versions that are known; for its own tools see PIP_CONSTRAINT,
-# which pip hands on to the environment that it builds in.
+# Build tools have pinned versions. pip passes PIP_CONSTRAINT on to its build environment.
 VENV_PIP := build/venv/bin/pip --disable-pip-version-check
 site sdist wheels: export PIP_CONSTRAINT := $(CURDIR)/packaging/constraints.txt
 
-# The code and what it depends on, as wheels and unpacked. Some modules say how they
-# would be started as a script, by a Python that need not be there.
+# The code and its dependencies, as unpacked wheels. #! lines of modules are removed: they
+# name an interpreter that may not exist.
 site:
 	rm -rf build/site build/wheels
 	$(SYSTEM_PYTHON) -m venv --clear build/venv
@@ -52,8 +50,8 @@ site:
 	rm -rf build/site/*.data build/site/*.dist-info/RECORD
 	find build/site -name '*.py' -exec sed -i '1{/^#!/d}' {} +
 	@echo "make: $$(ls build/site/conntrack_textfile/kernel/*.so >/dev/null 2>&1 \
-		&& echo 'the compiled engine' \
-		|| echo 'the pure engine alone: a C compiler and the headers of Python make the compiled one')"
+		&& echo 'built with the compiled engine' \
+		|| echo 'built with the pure engine only: the compiled one needs a C compiler and the headers of Python')"
 
 install: site
 	umask 022; mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PRIVATE).new
@@ -90,9 +88,9 @@ ifeq ($(SYSTEMD),yes)
 	$(if $(DESTDIR),,$(MAKE) --no-print-directory activate)
 endif
 
-# What is not to be had is said, and is no failure: a container has no modules, and "write"
-# itself says what it lacks. Of sysctl.d our two settings alone: others may have been set
-# by hand since boot.
+# Failures marked "-" are reported and not fatal: a container has no modules, and "write"
+# reports what is missing. Only two settings of sysctl.d: others may have been changed by
+# hand since boot.
 activate:
 	systemd-sysusers $(NAME).conf
 	systemd-tmpfiles --create $(NAME).conf
@@ -111,7 +109,7 @@ deactivate:
 	-systemctl clean --what=runtime $(NAME).service conntrack-exporter.service
 	-systemctl reset-failed '$(NAME)*' 'conntrack-exporter*' 'conntrack-events*'
 
-# Of cron, what docs/write.md has an administrator do. First the line, then its last run.
+# Reverts the steps for cron in docs/write.md. The line goes first, then the last run ends.
 CRON := /etc/cron.d/$(NAME)
 PUBLISHED := /var/lib/prometheus/node-exporter/conntrack.prom
 deactivate-cron:
@@ -123,7 +121,7 @@ deactivate-cron:
 		! getent passwd conntrack-metrics >/dev/null || userdel conntrack-metrics; \
 	fi
 
-# All of it, the settings too.
+# Removes everything, including settings.
 uninstall:
 	$(if $(DESTDIR),,$(MAKE) --no-print-directory deactivate-cron)
 ifeq ($(SYSTEMD),yes)

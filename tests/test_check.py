@@ -1,9 +1,10 @@
-"""check: each line by proc roots, namespaces and directories that are in one state or another."""
+"""check: each result, with proc roots, namespaces and directories in different states."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -41,14 +42,14 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_systemd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What the machine of the tests has is no matter of theirs."""
+    """Hide systemd and node_exporter of this machine."""
     monkeypatch.setattr(check, "_SYSTEMD", str(tmp_path / "none"))
     monkeypatch.setattr(check, "_DEBIAN", str(tmp_path / "textfiles"))
 
 
 @pytest.fixture
 def textfiles() -> Iterator[Path]:
-    """Where everybody may go: the directories of pytest are for their user alone."""
+    """A directory that all users can enter, unlike those of pytest."""
     need("setpriv", root=True)
     where = Path(f"/var/tmp/ctf-{os.urandom(4).hex()}")
     where.mkdir(mode=0o755)
@@ -57,7 +58,7 @@ def textfiles() -> Iterator[Path]:
 
 
 def found(*argv: str, name: str) -> list[tuple[str, str]]:
-    """What is said under a name."""
+    """Return the results of a check."""
     results = check.run(parse(["check", *argv]))
     assert all("\n" not in result.text for result in results)
     return [(result.level, result.text) for result in results if result.name == name]
@@ -69,7 +70,7 @@ def one(*argv: str, name: str) -> tuple[str, str]:
 
 
 def process(root: Path, pid: int, comm: str, *words: str, uid: int = 1000, gid: int = 1000) -> None:
-    """A process under a proc root."""
+    """Create a process in a proc root."""
     directory = root / str(pid)
     (directory / "fd").mkdir(parents=True)
     (directory / "comm").write_text(f"{comm}\n")
@@ -127,7 +128,7 @@ def test_module(root: Path) -> None:
     level, text = one(where, name="module")
     assert (level, text) == (
         "warn",
-        f"there is no {root}/sys/net to see whether nf_conntrack is loaded",
+        f"there is no {root}/sys/net: is nf_conntrack loaded?",
     )
 
 
@@ -154,7 +155,7 @@ def test_table(root: Path) -> None:
     assert one(where, name="table")[0] == "warn"
     assert "nf_conntrack_max" in one(where, name="table")[1]
     count.write_text("0\n")
-    assert "asks for tracking" in one(where, name="table")[1]
+    assert "enables tracking" in one(where, name="table")[1]
     count.unlink()
     assert "cannot be read" in one(where, name="table")[1]
 
@@ -185,17 +186,86 @@ def test_web_config(root: Path, place: Path) -> None:
     assert "No such file" in one(*argv, name="web")[1]
 
 
+def test_listen(root: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        (result,) = found(f"--path.procfs={root}", f"--web.listen-address={taken}", name="listen")
+        text = f"cannot listen on {taken}: Address already in use: set another --web"
+        assert result[0] == "fail"
+        assert result[1].startswith(text)
+        # Of the live /proc, root sees whose it is.
+        need(root=True)
+        mine = f"{Path('/proc/self/comm').read_text().strip()} (pid {os.getpid()})"
+        (result,) = found(f"--web.listen-address={taken}", name="listen")
+        assert result[0] == "fail"
+        assert f"Address already in use by {mine}: " in result[1]
+    assert found(f"--web.listen-address={taken}", name="listen") == [
+        ("ok", f"serve can listen on {taken}")
+    ]
+    (result,) = found("--web.listen-address=192.0.2.1:80", name="listen")
+    assert result[0] == "fail"
+    assert "no interface of this host has it" in result[1]
+    (result,) = found("--web.listen-address=a..b:80", name="listen")
+    assert result == ("fail", "cannot listen on a..b:80: not a host name")
+
+
+def test_the_default_address_in_use_is_a_warning_unless_by_serve(
+    root: Path, tmp_path: Path
+) -> None:
+    need("ip", root=True)
+    # In a network namespace of the test, where nobody else has the port.
+    code = (
+        "import socket, sys, time; s = socket.create_server(('127.0.0.1', 9095));"
+        "print(flush=True); sys.stdin.read()"
+    )
+    python = shutil.copy(sys.executable, tmp_path / "conntrack-textfile")
+    with namespaces("listen") as (space,):
+
+        def lines() -> list[str]:
+            done = run("check", prefix=inside(space))
+            return [line for line in done.stdout.splitlines() if " listen " in line]
+
+        assert lines() == ["ok    listen     serve can listen on :9095"]
+        for program, level, text in (
+            (sys.executable, "warn", "cannot listen on :9095: Address already in use by "),
+            (str(python), "ok", "conntrack-textf (pid "),
+        ):
+            holder = subprocess.Popen(
+                [*inside(space), program, "-c", code],
+                env={**os.environ, "PYTHONHOME": sys.base_prefix},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            try:
+                assert holder.stdout is not None
+                assert holder.stdout.readline() == b"\n"
+                (line,) = lines()
+            finally:
+                holder.communicate()
+            assert line.startswith(f"{level:5} listen     {text}")
+        # For an unprivileged user a low port is not to be had.
+        done = run(
+            "check",
+            "--web.listen-address=127.0.0.1:80",
+            prefix=[*inside(space), "setpriv", "--reuid=65534", "--clear-groups"],
+        )
+        assert "fail  listen     cannot listen on 127.0.0.1:80: Permission denied" in done.stdout
+        assert done.returncode == 1
+    # write has no addresses.
+    assert found(f"--path.procfs={root}", str(tmp_path / "a.prom"), name="listen") == []
+
+
 def test_state(root: Path, tmp_path: Path) -> None:
     where, file = f"--path.procfs={root}", tmp_path / "state"
     argv = [where, f"--state.file={file}"]
     assert found(where, name="state") == []
-    assert one(*argv, name="state") == ("ok", f"{file} is not there yet: counters begin at 0")
+    assert one(*argv, name="state") == ("ok", f"{file} does not exist yet: counters start at 0")
     assert not file.exists()
     state.save(str(file), state.State({}, b"12345"))
-    assert one(*argv, name="state") == ("ok", f"{file} holds 5 bytes of connections")
+    assert one(*argv, name="state") == ("ok", f"{file} has 5 bytes of connections")
     file.write_bytes(file.read_bytes()[:-1])
     level, text = one(*argv, name="state")
-    assert (level, text) == ("warn", f"{file} is damaged: counters begin at 0")
+    assert (level, text) == ("warn", f"{file} is damaged: counters start at 0")
     file.write_text("mine\n")
     assert one(*argv, name="state")[0] == "fail"
     level, text = one(where, f"--state.file={tmp_path}/none/state", name="state")
@@ -238,7 +308,7 @@ def test_textfile(root: Path, textfiles: Path) -> None:
     )
 
 
-def test_textfile_by_the_node_exporter_that_runs(root: Path, textfiles: Path) -> None:
+def test_textfile_for_a_running_node_exporter(root: Path, textfiles: Path) -> None:
     where, file = f"--path.procfs={root}", textfiles / "mine" / "a.prom"
     read = textfiles / "read"
     for directory in (read, file.parent):
@@ -248,14 +318,14 @@ def test_textfile_by_the_node_exporter_that_runs(root: Path, textfiles: Path) ->
     level, text = one(where, str(file), name="textfile")
     assert (level, text) == (
         "warn",
-        f"node_exporter (pid 77) reads {read}, and {file} is not there: ln -s {file} {read}/",
+        f"node_exporter (pid 77) reads {read}, but {file} is not there: ln -s {file} {read}/",
     )
     (read / "conntrack.prom").symlink_to(file)
     file.parent.chmod(0o711)  # by a link its name is known
     assert one(where, str(file), name="textfile")[0] == "ok"
     private = [where, str(file), "--file.mode=0640"]
     level, text = one(*private, name="textfile")
-    assert (level, "--file.group names a group" in text) == ("fail", True)
+    assert (level, "set --file.group" in text) == ("fail", True)
     opts = parse(["check", *private])._replace(file_group=4321)
     assert [r.level for r in check.run(opts) if r.name == "textfile"] == ["ok"]
     # Of the user itself, and of root, other rights count.
@@ -271,7 +341,7 @@ def test_textfile_of_debian_where_no_file_is_named(root: Path, tmp_path: Path) -
     level, text = one(f"--path.procfs={root}", name="textfile")
     assert (level, text) == (
         "warn",
-        f"there is no {tmp_path}/textfiles, where node_exporter would read: name FILE",
+        f"there is no {tmp_path}/textfiles, the directory of node_exporter: name FILE",
     )
 
 
@@ -281,7 +351,7 @@ def test_source_and_events_of_the_proc_file(root: Path) -> None:
     level, text = one(where, name="events")
     assert (level, text) == (
         "warn",
-        "the proc file has no counters of traffic: --collector.source=netlink has",
+        "the proc file gives no counters of traffic: --collector.source=netlink does",
     )
     assert found(where, "--collector.families=live", name="events") == []
 
@@ -289,7 +359,7 @@ def test_source_and_events_of_the_proc_file(root: Path) -> None:
 def in_namespace(
     name: str, *argv: str, prefix: Sequence[str] = ()
 ) -> tuple[int, dict[str, list[str]]]:
-    """The exit status in a namespace, and the lines by their names."""
+    """Run check in a namespace. Return the exit status and the lines by check."""
     done = run("check", *argv, prefix=[*inside(name), *prefix])
     assert done.stderr == ""
     lines: dict[str, list[str]] = {}
@@ -310,7 +380,7 @@ NOBODY = [
 ADMIN = [*NOBODY[:4], "--inh-caps=+net_admin", "--ambient-caps=+net_admin"]
 
 
-def test_in_a_namespace_with_rights_and_without() -> None:
+def test_in_a_namespace_with_and_without_privileges() -> None:
     need("ip", "nft", "setpriv", "sysctl", root=True)
     with namespaces("check") as (name,):
         sysctl(name, net__netfilter__nf_conntrack_acct=0)
@@ -318,7 +388,7 @@ def test_in_a_namespace_with_rights_and_without() -> None:
         status, lines = in_namespace(name, "-")
         assert status == 0
         assert lines["source"] == ["ok netlink: root may dump the table"]
-        assert lines["events"][0].endswith("; nobody else listens")
+        assert lines["events"][0].endswith("; no other listener")
         assert lines["accounting"][0].startswith(
             "warn packets and bytes are not counted: sysctl -w"
         )
@@ -330,24 +400,24 @@ def test_in_a_namespace_with_rights_and_without() -> None:
         status, lines = in_namespace(name, "-", prefix=NOBODY)
         assert status == 1
         assert lines["source"][0].startswith("fail no permission to dump the table by netlink")
-        assert lines["events"][0].startswith("warn of ended connections cannot be had (Operation")
+        assert lines["events"][0].startswith("warn no events of ended connections (Operation")
         status, lines = in_namespace(name, "-", "--collector.source=netlink", prefix=NOBODY)
         assert lines["source"] == [
             "fail no permission to dump the table by netlink: run as root or with CAP_NET_ADMIN"
         ]
         sysctl(name, net__netfilter__nf_conntrack_events=0)
-        assert in_namespace(name, "-")[1]["events"][0].startswith("warn the kernel sends none")
+        assert in_namespace(name, "-")[1]["events"][0].startswith("warn the kernel sends no events")
         sysctl(name, net__netfilter__nf_conntrack_events=2)
         # It changed nothing. (The table counts what the kernel itself sends.)
         assert call(*inside(name), "sysctl", "net.netfilter") == before
 
 
-def test_who_listens_to_events_is_named(tmp_path: Path) -> None:
+def test_other_event_listeners_are_named(tmp_path: Path) -> None:
     need("ip", root=True)
     with namespaces("check") as (name,):
         state_file = f"--state.file={tmp_path}/state"
         alone = in_namespace(name, "-", state_file)[1]["events"]
-        assert alone[1].startswith("warn nobody holds them between two runs of write")
+        assert alone[1].startswith("warn no socket holds events between two runs of write")
         code = (
             "import sys; from conntrack_textfile.kernel import events\n"
             "with events.listen(4096): print('there', flush=True); sys.stdin.read()"
@@ -361,7 +431,7 @@ def test_who_listens_to_events_is_named(tmp_path: Path) -> None:
             lines = in_namespace(name, "-", state_file)[1]["events"]
             process.communicate()  # ends it
         assert len(lines) == 1
-        assert f"others listen too: python3 (pid {process.pid})" in lines[0].replace(
+        assert f"other listeners: python3 (pid {process.pid})" in lines[0].replace(
             Path(sys.executable).name, "python3"
         )
     assert list(tmp_path.iterdir()) == []
@@ -380,7 +450,7 @@ EVENTS = "conntrack-events.socket"
 @pytest.mark.parametrize(
     ("units", "expected"),
     [
-        ([], ["ok none of ours is installed"]),
+        ([], ["ok no unit of conntrack-textfile is installed"]),
         (
             [(TIMER, "active", "enabled", "success"), (EVENTS, "active", "static", "success")],
             [f"ok {TIMER} is active, enabled", f"ok {EVENTS} is active, static"],
@@ -394,13 +464,13 @@ EVENTS = "conntrack-events.socket"
         ),
         (
             [(EXPORTER, "inactive", "disabled", "success")],
-            [f"warn none of ours is active: systemctl enable --now {TIMER}, or {EXPORTER}"],
+            [f"warn no unit is active: systemctl enable --now {TIMER}, or {EXPORTER}"],
         ),
         (
             [(TIMER, "active", "enabled", "success"), (EVENTS, "inactive", "static", "success")],
             [
                 f"ok {TIMER} is active, enabled",
-                f"warn {EVENTS} is not active: counters are made of readings alone",
+                f"warn {EVENTS} is not active: counters come from dumps only",
             ],
         ),
         (
@@ -456,7 +526,7 @@ def test_a_systemctl_that_hangs_or_fails_is_a_warning(
 
 
 @pytest.mark.parametrize("prefix", [[], "nobody"])
-def test_where_there_is_nothing_there_is_no_traceback(tmp_path: Path, prefix: list[str]) -> None:
+def test_without_procfs_there_is_no_traceback(tmp_path: Path, prefix: list[str]) -> None:
     need("setpriv", root=True)
     where = tmp_path / "nothing"
     done = run(
@@ -470,7 +540,9 @@ def test_where_there_is_nothing_there_is_no_traceback(tmp_path: Path, prefix: li
     assert {"source", "names", "web", "textfile", "state"} <= names
 
 
-def test_a_check_that_fails_hides_no_other(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_crashes_does_not_hide_others(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(_: object) -> list[tuple[str, str]]:
         raise RuntimeError("a\nb")
 
@@ -481,7 +553,7 @@ def test_a_check_that_fails_hides_no_other(root: Path, monkeypatch: pytest.Monke
     assert len(lines) == len(results) > 5
 
 
-def test_the_settings_and_tables_are_those_of_the_namespaces_that_are_read() -> None:
+def test_settings_and_tables_are_those_of_each_namespace() -> None:
     need("ip", root=True)
     with namespaces("on", "off") as (on, off):
         sysctl(on, net__netfilter__nf_conntrack_acct=1)
@@ -493,7 +565,7 @@ def test_the_settings_and_tables_are_those_of_the_namespaces_that_are_read() -> 
             (
                 "warn",
                 f"{off}: packets and bytes are not counted: sysctl -w "
-                "net.netfilter.nf_conntrack_acct=1, to stay in /etc/sysctl.d",
+                "net.netfilter.nf_conntrack_acct=1, and in /etc/sysctl.d",
             ),
         ]
         assert sorted(found(*argv, name="netns")) == [
@@ -507,13 +579,13 @@ def test_the_settings_and_tables_are_those_of_the_namespaces_that_are_read() -> 
         assert text.startswith(f"{both}: 0 of ")
 
 
-def test_each_file_of_names_that_is_wrong_is_named(tmp_path: Path) -> None:
+def test_each_invalid_file_of_names_is_reported(tmp_path: Path) -> None:
     argv = [f"--{kind}.file={tmp_path}/{kind}" for kind in ("networks", "hosts", "services")]
     reasons = [text.partition(":")[0] for _, text in found(*argv, name="names")]
     assert reasons == ["--networks.file", "--hosts.file", "--services.file"]
 
 
-def test_events_are_not_refused_where_it_cannot_be_seen_who_else_listens(
+def test_events_are_checked_without_the_list_of_listeners(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     need("ip", root=True)
@@ -523,14 +595,14 @@ def test_events_are_not_refused_where_it_cannot_be_seen_who_else_listens(
 
     monkeypatch.setattr(events, "listeners", missing)
     level, text = one(name="events")
-    assert (level, text.partition(" in a buffer of ")[0]) == (
+    assert (level, text.partition(", with a buffer of ")[0]) == (
         "ok",
-        "of ended connections can be had,",
+        "ended connections are reported",
     )
     assert "listen" not in text
 
 
-def test_namespaces_that_cannot_be_found_hide_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_namespaces_do_not_hide_other_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object) -> dict[str, str]:
         raise SourceError("cannot list the network namespaces: no /proc")
 

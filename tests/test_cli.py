@@ -108,6 +108,22 @@ def test_help_of_a_command(command: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, usage(command), "")
 
 
+@pytest.mark.parametrize(
+    ("argv", "help_of"),
+    [
+        (["write", "--nope"], "write --help"),
+        (["--limit.keys=x", "top"], "top --help"),
+        (["serve", "--web.config.file=/nowhere"], "serve --help"),
+        (["wirte"], "--help"),
+        ([], "--help"),
+    ],
+)
+def test_wrong_usage_names_the_help_of_the_command(argv: list[str], help_of: str) -> None:
+    done = run(*argv)
+    assert done.returncode == 2
+    assert done.stderr.endswith(f" (see conntrack-textfile {help_of})\n")
+
+
 @pytest.mark.parametrize("flag", ["-v", "-V", "--version"])
 @pytest.mark.parametrize("engine", ["compiled", "pure"])
 def test_version(flag: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:

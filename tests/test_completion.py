@@ -1,4 +1,4 @@
-"""Completion as it is shipped, in real shells on a terminal of their own."""
+"""Completion in real shells, on a pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 
 from conntrack_textfile.options import described
 from tests.conftest import need
+from tests.netns import namespaces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +33,7 @@ def made() -> dict[str, Any]:
     return names
 
 
-def test_what_is_shipped_is_what_is_made() -> None:
+def test_the_shipped_files_are_up_to_date() -> None:
     files = made()["FILES"]
     assert {file.name for file in COMPLETION.iterdir() if file.suffix != ".py"} - {
         "__pycache__"
@@ -52,7 +53,7 @@ def test_every_option_is_in_every_shell() -> None:
                 assert f" {flag} {plain} " in (COMPLETION / f"{PROGRAM}.fish").read_text()
 
 
-def test_the_words_that_an_option_takes_are_those_that_it_is_parsed_by() -> None:
+def test_completed_values_are_those_that_are_accepted() -> None:
     names = made()
     found = {row.names[-1]: names["choices"]("check", row) for row in described("check")}
     assert found["--collector.source"] == (["auto", "procfs", "netlink"], False)
@@ -66,7 +67,7 @@ PROGRAM = "conntrack-textfile"
 
 
 class Shell:
-    """A shell on a terminal, in which the command only says what its arguments are."""
+    """A shell on a pseudo-terminal, in which the command prints its arguments."""
 
     def __init__(self, process: subprocess.Popen[bytes], terminal: int) -> None:
         self.process = process
@@ -77,7 +78,7 @@ class Shell:
         os.write(self._terminal, text.encode())
 
     def wait(self, pattern: str, seconds: float = 60) -> re.Match[str]:
-        """The first match in what came since the last one."""
+        """Wait for a pattern in the output since the last match."""
         end = time.monotonic() + seconds
         while True:
             found = re.search(pattern, self._text)
@@ -90,7 +91,7 @@ class Shell:
                     self._text += os.read(self._terminal, 65536).decode(errors="replace")
 
     def arguments(self, line: str) -> list[str]:
-        """Type a line in which tabs complete, and give the words that the command got."""
+        """Type a line with tabs. Return the arguments that the command got."""
         first, *rest = line.split("\t")
         self.send(first)
         for text in rest:
@@ -174,8 +175,21 @@ def test_a_tab_completes(name: str, place: Path) -> None:
             assert found == expected, line
 
 
+@pytest.mark.parametrize("name", SHELLS)
+def test_a_tab_completes_network_namespaces(name: str, place: Path) -> None:
+    need(name, "ip", root=True)
+    argv, setup = SHELLS[name]
+    with namespaces("tab") as (space,), terminal(argv, place, setup) as shell:
+        for line, expected in (
+            (f"write --netns={space[:-3]}\t", ["write", f"--netns={space}"]),
+            ("write --netns=ho\t", ["write", "--netns=host"]),
+            (f"check --netns {space[:-3]}\t", ["check", "--netns", space]),
+        ):
+            assert shell.arguments(f"{PROGRAM} {line}") == expected, line
+
+
 def fish(line: str, place: Path) -> list[str]:
-    """What fish would complete a line to, by its own program."""
+    """Return the completions of a line in fish."""
     setup = f"source {COMPLETION}/{PROGRAM}.fish; complete -C '{PROGRAM} {line}'"
     done = subprocess.run(
         ["fish", "--no-config", "-c", setup],
@@ -206,3 +220,10 @@ def test_fish_completes(place: Path) -> None:
     assert fish("serve netw", place) == []
     assert fish("write --watc", place) == []
     assert fish("top --watc", place) == ["--watch"]
+
+
+def test_fish_completes_network_namespaces(place: Path) -> None:
+    need("fish", "ip", root=True)
+    with namespaces("tab") as (space,):
+        assert fish(f"top --netns={space[:-3]}", place) == [f"--netns={space}"]
+        assert fish("top --netns=ho", place) == ["--netns=host"]

@@ -1,4 +1,4 @@
-"""What is given to others: archives and packages, and how these live and end on a Debian."""
+"""Release archives and packages: their builds, and installation, upgrade and removal on Debian."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 VERSION = "7.8.9"
+MAINTAINER = "A Packager <packager@example.org>"
 NOT_OURS = shutil.ignore_patterns(
     *(".git", ".venv*", ".*_cache", ".hypothesis", "build", "dist"),
     *("*.egg-info", "*.so", "*.c", "__pycache__"),
@@ -46,7 +47,7 @@ def make(where: Path, *argv: str) -> str:
 
 
 def checkout(where: Path) -> Path:
-    """A clone of a release, of the files as they are here."""
+    """Create a clone with a release commit of the current files."""
     shutil.copytree(ROOT, where, ignore=NOT_OURS)
     for name, pattern, text in (
         ("conntrack_textfile/__init__.py", r'(__version__ = )".*"', rf'\1"{VERSION}"'),
@@ -65,20 +66,21 @@ def checkout(where: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def releases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """What `make release` makes, twice: elsewhere, and not at the same time."""
+    """The results of `make release` in two directories, at different times."""
     need("dpkg-buildpackage", "dh", "dh_python3", "gcc", "git", "make", "rpmbuild")
     clones = [checkout(tmp_path_factory.mktemp(name) / "clone") for name in ("one", "the-other")]
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        first = pool.submit(make, clones[0], "release", f"VERSION={VERSION}")
+        argv = ("release", f"VERSION={VERSION}", f"MAINTAINER={MAINTAINER}")
+        first = pool.submit(make, clones[0], *argv)
         time.sleep(2)  # archives know even seconds only
-        make(clones[1], "release", f"VERSION={VERSION}")
+        make(clones[1], *argv)
         first.result()
     return [clone / "dist" for clone in clones]
 
 
 @pytest.fixture(scope="module")
 def released(releases: list[Path]) -> Path:
-    """The directory of what `make release` makes."""
+    """The directory with the results of `make release`."""
     return releases[0]
 
 
@@ -87,12 +89,16 @@ def only(where: Path, pattern: str) -> Path:
     return found
 
 
-def test_a_release_is_all_of_it(released: Path) -> None:
+def test_a_release_has_all_archives_and_packages(released: Path) -> None:
     names = sorted(file.name for file in released.iterdir())
     assert [name.rpartition(".")[2] for name in names] == ["SHA256SUMS", "rpm", "deb", "whl", "gz"]
     assert all(VERSION in name for name in names[1:])
     assert "manylinux" in names[3]
     check("sha256sum", "--check", "--strict", "SHA256SUMS", cwd=str(released))
+    package = only(released, "*.deb")
+    assert check("dpkg-deb", "--field", package, "Maintainer").strip() == MAINTAINER
+    rpm = only(released, "*.rpm")
+    assert check("rpm", "-qp", "--queryformat", "%{PACKAGER}", rpm) == MAINTAINER
 
 
 def test_the_same_commit_gives_the_same_bytes(releases: list[Path]) -> None:
@@ -100,7 +106,7 @@ def test_the_same_commit_gives_the_same_bytes(releases: list[Path]) -> None:
     assert one == other
 
 
-def test_a_release_is_of_a_commit_that_says_so(tmp_path: Path) -> None:
+def test_a_release_requires_a_clean_commit_of_its_version(tmp_path: Path) -> None:
     where = checkout(tmp_path / "clone")
     for version, change, why in (
         ("1.2.3", None, "conntrack_textfile/__init__.py is not of version 1.2.3"),
@@ -129,7 +135,9 @@ def test_lintian_finds_no_error(released: Path) -> None:
     assert "E:" not in done.stdout
 
 
-def test_rpmlint_finds_no_error_but_that_nobody_signed_it(released: Path, tmp_path: Path) -> None:
+def test_rpmlint_finds_no_error_except_the_missing_signature(
+    released: Path, tmp_path: Path
+) -> None:
     need("rpmlint")
     argv = ["rpmlint", str(only(released, "*.rpm"))]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=tmp_path)
@@ -146,7 +154,7 @@ def installed_files(root: Path) -> set[str]:
 
 
 def of_a_package(names: set[str]) -> set[str]:
-    """Names without what is a distribution's own way: compression, places of some kinds."""
+    """Return file names without differences between distributions: compression, directories."""
     usual = (
         (r"^lib/systemd", "usr/lib/systemd"),
         (r"\.gz$", ""),
@@ -190,7 +198,7 @@ def test_packages_have_what_make_install_installs(
 
 @pytest.fixture(scope="module")
 def compiled(released: Path) -> Path:
-    """A clone of which `make install` need only install: make -o site."""
+    """A clone in which `make -o site install` does not build."""
     make(released.parent, "site")
     return released.parent
 
@@ -254,8 +262,8 @@ left
 """
 
 
-def test_the_rpm_installs_runs_and_goes(released: Path) -> None:
-    """Into a Debian, and by rpm itself: dnf and the names of dependencies are not tried."""
+def test_the_rpm_installs_runs_and_is_removed(released: Path) -> None:
+    """Installed with rpm on Debian: dnf and the names of dependencies are not tested."""
     need("rpm", "unshare", "mmdebstrap", root=True)
     argv = ["unshare", "-m", "--propagation=private", "sh", "-euc", INSTALL_RPM, "sh"]
     said = check(*argv, booted.tree(), only(released, "*.rpm")).splitlines()
@@ -270,7 +278,7 @@ def test_the_rpm_installs_runs_and_goes(released: Path) -> None:
 
 
 def newer(package: Path, where: Path) -> Path:
-    """The same package as one of a later version."""
+    """Return a copy of a package with a later version."""
     check("dpkg-deb", "--raw-extract", package, where / "tree")
     control = where / "tree/DEBIAN/control"
     control.write_text(control.read_text().replace(f": {VERSION}-", ": 7.9-"))
@@ -298,7 +306,7 @@ cp /mnt/root/clone/dist/*.deb "$result"
 
 @pytest.fixture(scope="module", params=["bookworm", "trixie"])
 def package(request: pytest.FixtureRequest, released: Path, tmp_path_factory: Any) -> Path:
-    """The package for a Debian, built on it by its own tools."""
+    """The package for a Debian release, built on that release."""
     need("mmdebstrap", "unshare", root=True)
     release = str(request.param)
     where: Path = tmp_path_factory.mktemp(release)
@@ -313,7 +321,7 @@ def package(request: pytest.FixtureRequest, released: Path, tmp_path_factory: An
 
 @pytest.fixture
 def machine(package: Path, tmp_path: Path) -> Iterator[Machine]:
-    """A container of a Debian on which nothing was installed, and of two packages."""
+    """A booted container of a fresh Debian, with two packages in /root."""
     need("nft", "systemd-nspawn", "nsenter", root=True)
     files = tmp_path / "files" / "root"
     files.mkdir(parents=True)
@@ -330,13 +338,13 @@ def apt(machine: Machine, *argv: str) -> None:
 
 
 def missing(machine: Machine, *paths: str) -> bool:
-    """Whether there is nothing of these names, not even a link to nothing."""
+    """Return whether none of these paths exists, not even as a dangling link."""
     script = 'for path; do if [ -e "$path" ] || [ -L "$path" ]; then echo "$path"; fi; done'
     return machine.run("sh", "-c", script, "sh", *paths) == ""
 
 
 def node_exporter(machine: Machine, port: int = 0) -> str:
-    """What node_exporter says of us, from when it knows of the datagrams of traffic()."""
+    """Return the metrics of node_exporter, when they include the datagrams of traffic()."""
     text = until(
         lambda: (
             "conntrack_snapshot_success 1" in (text := machine.get(NODE_EXPORTER))
@@ -353,7 +361,7 @@ BY_HAND = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal"
 
 
 def set_by_hand(machine: Machine) -> None:
-    """A setting of the kernel that is another one than at boot, which is to stay."""
+    """Change a setting of the kernel by hand, which an installation must not reset."""
     machine.write("/etc/sysctl.d/another.conf", "net.netfilter.nf_conntrack_tcp_be_liberal = 0\n")
     machine.write(BY_HAND, "1")
 
@@ -464,7 +472,7 @@ def test_purged_it_leaves_nothing(machine: Machine) -> None:
 
 
 def test_make_install_on_a_system_that_runs(compiled: Path, tmp_path: Path) -> None:
-    """Without DESTDIR: systemd reads what is below /usr/local, and uninstall stops it; or cron."""
+    """Without DESTDIR, with systemd and with cron."""
     need("nft", "systemd-nspawn", "nsenter", root=True)
     root = tmp_path / "root"
     (root / "usr/bin").mkdir(parents=True)

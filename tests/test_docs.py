@@ -20,7 +20,7 @@ TABLES = runpy.run_path(str(DOCS / "tables.py"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_tables_are_as_the_code_is(page: Path) -> None:
+def test_the_tables_are_up_to_date(page: Path) -> None:
     text = page.read_text()
     assert TABLES["made"](text) == text, "make docs"
 
@@ -40,8 +40,8 @@ def test_every_option_is_in_the_table_of_its_command() -> None:
 
 
 def test_a_default_is_in_its_column() -> None:
-    assert "| `--limit.keys=N` | `10000` | Series of each family: the " in TABLES["of_options"]("")
-    assert "| `--file.group=NAME` |  | Group of FILE: " in TABLES["of_options"]("write")
+    assert "| `--limit.keys=N` | `10000` | Maximum number of keys " in TABLES["of_options"]("")
+    assert "| `--file.group=NAME` |  | Group of FILE; " in TABLES["of_options"]("write")
 
 
 def test_every_table_of_families_is_on_the_page() -> None:
@@ -60,20 +60,20 @@ def test_every_table_of_families_is_on_the_page() -> None:
             assert f"| `{row.name}` | {row.type} |" in text
 
 
-def test_every_label_is_told_of() -> None:
+def test_every_label_is_documented() -> None:
     text = (DOCS / "metrics.md").read_text().partition("\n## The labels\n")[2]
     for label in LABELS:
         assert f"`{label}`" in text.partition("\n## ")[0]
 
 
 def anchors(page: Path) -> set[str]:
-    """Of the headings of a page, as GitHub and the site name them."""
+    """Return the anchors of the headings of a page, as on GitHub and the site."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
 
 
-def test_the_links_of_the_readme_lead_somewhere() -> None:
+def test_the_links_of_the_readme_have_targets() -> None:
     found = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", (ROOT / "README.md").read_text())
     assert len(found) > 20
     for file, anchor in found:
@@ -83,7 +83,7 @@ def test_the_links_of_the_readme_lead_somewhere() -> None:
 
 
 def commands() -> list[tuple[str, str]]:
-    """Each command line of ours in the README and the pages, and where it stands."""
+    """Return the command lines in the README and the pages."""
     return [
         (page.name, line)
         for page in (ROOT / "README.md", *PAGES)
@@ -94,7 +94,7 @@ def commands() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("page", "line"), commands())
-def test_a_command_line_is_one_that_we_take(page: str, line: str) -> None:
+def test_documented_command_lines_are_valid(page: str, line: str) -> None:
     words = shlex.split(line.partition("|")[0])
     # A file of the reader's need not be here.
     named = [word for word in words[1:] if not word.startswith("--hosts.file=")]
@@ -102,7 +102,7 @@ def test_a_command_line_is_one_that_we_take(page: str, line: str) -> None:
 
 
 class _Fetched(html.parser.HTMLParser):
-    """What a browser fetches by itself for a page."""
+    """Collects the URLs that a browser loads with a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ def test_the_site_builds_without_warnings_and_has_every_page(site: Path) -> None
     assert not list(site.rglob("*.py"))
 
 
-def test_readers_fetch_nothing_from_elsewhere(site: Path) -> None:
+def test_the_site_loads_nothing_from_other_hosts(site: Path) -> None:
     for file in site.glob("*.html"):
         parser = _Fetched()
         parser.feed(file.read_text())

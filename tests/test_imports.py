@@ -67,7 +67,7 @@ TO_THE_ENDS = {
     "counting": "kernel.engine kernel.events kernel.namespace kernel.table kernel.tracker",
     "collector": "kernel.engine kernel.sysctl",
     "check": "kernel.engine kernel.events kernel.namespace kernel.netlink kernel.procfs "
-    "kernel.source kernel.sysctl web.config",
+    "kernel.source kernel.sysctl web.config web.sockets",
     "cli": "kernel.engine kernel.events kernel.namespace kernel.source kernel.sysctl kernel.table "
     "web.application web.config web.history web.http web.limiter web.process web.refresh "
     "web.sockets",

@@ -50,11 +50,11 @@ def test_the_defaults_of_every_command() -> None:
         systemd_socket=False,
     )
     assert parse(["top"]) == common._replace(command="top", interval=2.0, rows=None, watch=False)
-    # As write and serve, but for a FILE, which is looked for where it is not named.
-    assert parse(["check"]) == parse(["serve"])._replace(command="check", file="")
+    # As write and serve, except for FILE and addresses that were not given.
+    assert parse(["check"]) == parse(["serve"])._replace(command="check", file="", listen=())
 
 
-def test_every_option_of_all_commands_is_taken(
+def test_every_command_accepts_the_common_options(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -181,7 +181,7 @@ def test_every_option_of_all_commands_is_taken(
 
 
 def described(*commands: str) -> set[str]:
-    """The options of a usage text, by the first name that each has."""
+    """Return the options of a usage text by their first names."""
     return set(re.findall(r"^  (--?[\w.-]+)", usage(*commands), re.MULTILINE))
 
 
@@ -257,7 +257,7 @@ def test_a_file_may_be_called_like_a_command() -> None:
         ),
     ],
 )
-def test_an_option_of_another_command_is_told(line: str, error: str) -> None:
+def test_an_option_of_another_command_is_an_error(line: str, error: str) -> None:
     with pytest.raises(UsageError) as raised:
         parse(shlex.split(line))
     assert str(raised.value).startswith(error)
@@ -299,7 +299,7 @@ def test_help_without_a_command_is_about_all(capfd: pytest.CaptureFixture[str]) 
         ("write --path.procfs=-h", ""),
     ],
 )
-def test_who_asks_is_answered_first(
+def test_help_and_version_take_precedence_over_errors(
     line: str, asked: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     if not asked:
@@ -328,7 +328,7 @@ def test_the_usage_text_fits_a_terminal_and_docopt_reads_all_of_it() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_what_may_be_given_again_says_so_where_it_is_described_alone(command: str) -> None:
+def test_the_description_of_a_repeatable_option_says_so(command: str) -> None:
     values = {"EXPR": "dport=1", "ADDR": ":1"}
     for option in options_of(command):
         name = option.names[-1]
@@ -340,7 +340,7 @@ def test_what_may_be_given_again_says_so_where_it_is_described_alone(command: st
                 again = "only once" not in str(error)
             else:
                 again = True
-            assert again == ("given again" in option.text), name
+            assert again == ("repeated" in option.text), name
     assert "]..." not in usage(*COMMANDS)
 
 
@@ -360,7 +360,7 @@ def test_names_of_namespaces(name: str) -> None:
     assert parse(["write", f"--netns={name}"]).netns == (name,)
 
 
-def test_ones_own_namespace_may_be_read_by_procfs() -> None:
+def test_the_namespace_of_the_process_can_be_read_from_procfs() -> None:
     options = parse(["write", "--netns=host", "--collector.source=procfs"])
     assert (options.netns, options.source) == (("host",), "procfs")
 
@@ -485,7 +485,7 @@ def test_addresses(text: str, host: str, port: int) -> None:
         (["top", "-n", "5", "-n", "6"], "-n may be given only once"),
     ],
 )
-def test_what_is_not_valid_is_named(argv: list[str], named: str) -> None:
+def test_an_invalid_value_is_an_error_that_names_it(argv: list[str], named: str) -> None:
     with pytest.raises(UsageError) as error:
         parse(argv)
     assert named in str(error.value)
@@ -508,7 +508,7 @@ def test_what_is_not_valid_is_named(argv: list[str], named: str) -> None:
         (["top", "x"], "'x'"),
     ],
 )
-def test_a_command_is_needed(argv: list[str], named: str) -> None:
+def test_a_command_is_required(argv: list[str], named: str) -> None:
     with pytest.raises(UsageError, match=named):
         parse(argv)
 
@@ -526,21 +526,21 @@ def test_a_command_is_needed(argv: list[str], named: str) -> None:
         ("check --web-config.file=x", "did you mean --web.config.file?"),
     ],
 )
-def test_what_is_misspelt_is_asked_about(line: str, meant: str) -> None:
+def test_a_misspelt_word_gets_a_suggestion(line: str, meant: str) -> None:
     with pytest.raises(UsageError) as error:
         parse(shlex.split(line))
     assert meant in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_nothing_is_meant_by_what_is_like_nothing_or_is_of_another_command() -> None:
+def test_there_is_no_suggestion_without_a_close_match_in_the_command() -> None:
     for line in ("write --xyzzy", "xyzzy", "--xyzzy", "write --wach"):
         with pytest.raises(UsageError) as error:
             parse(shlex.split(line))
         assert "did you mean" not in str(error.value), line
 
 
-def test_a_space_in_a_filter_is_said_to_be_a_space() -> None:
+def test_a_space_in_a_filter_is_reported_as_a_space() -> None:
     with pytest.raises(UsageError, match=r"--filter.include: 'src=10.0.0.0/8, dport=53' has a sp"):
         parse(["write", "--filter.include=src=10.0.0.0/8, dport=53"])
     # Where something split it there, as systemd does, its rest is in the place of FILE.
@@ -561,7 +561,7 @@ def test_a_space_in_a_filter_is_said_to_be_a_space() -> None:
         ("services", b"web 80/" + b"x" * 1000, f"line 1: '{'x' * 200}"),
     ],
 )
-def test_a_bad_file_is_named_with_its_line(
+def test_an_invalid_file_is_reported_with_its_line(
     tmp_path: Path, option: str, content: bytes, named: str
 ) -> None:
     file = tmp_path / "names"
@@ -591,7 +591,7 @@ def test_masks_of_marks(text: str, mask: int) -> None:
     assert parse(["write", f"--aggregate.mark-mask={text}"]).plan.mark_mask == mask
 
 
-def test_names_end_with_their_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_expire_with_their_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     leases = tmp_path / "leases"
     leases.write_text("100 02:00 192.0.2.1 laptop *\n200 02:00 192.0.2.2 tv *\n")
     one, two = bytes([192, 0, 2, 1]), bytes([192, 0, 2, 2])

@@ -1,4 +1,4 @@
-"""What is built: wheels with and without a C compiler, and the sdist."""
+"""Builds: wheels with and without a C compiler, and the sdist."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NOT_OURS = shutil.ignore_patterns(".*", "build", "*.egg-info", "*.so", "*.c", "_
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy without what earlier builds left."""
+    """A copy without the files of earlier builds."""
     return Path(shutil.copytree(ROOT, tmp_path / "checkout", ignore=NOT_OURS))
 
 
@@ -49,7 +49,7 @@ def run_build(
 
 
 def build(hook: str, checkout: Path, **env: str) -> Path:
-    """The file that a build makes."""
+    """Build, and return the path of the result."""
     return checkout / "dist" / run_build(hook, checkout, **env).stdout.splitlines()[-1]
 
 
@@ -85,7 +85,7 @@ def test_a_wheel_has_the_compiled_engine_and_not_its_source(checkout: Path) -> N
     assert 'engine="compiled"' in write_with(wheel, checkout.parent / "site")
 
 
-def test_a_build_without_a_compiler_ships_no_engine_of_an_earlier_one(checkout: Path) -> None:
+def test_a_build_without_a_compiler_does_not_package_an_earlier_extension(checkout: Path) -> None:
     need("gcc")
     kernel = checkout / "conntrack_textfile" / "kernel"
     said = run_build("build_editable", checkout).stderr
@@ -100,7 +100,7 @@ def test_a_build_without_a_compiler_ships_no_engine_of_an_earlier_one(checkout: 
         assert bool(list(kernel.glob("*.so"))) == (hook == "build_wheel")
 
 
-def test_a_new_build_has_the_engine_of_the_new_source(checkout: Path) -> None:
+def test_a_rebuild_compiles_the_changed_source(checkout: Path) -> None:
     need("gcc")
     build("build_wheel", checkout)
     source = checkout / "conntrack_textfile" / "kernel" / "_speedups.pyx"
@@ -118,7 +118,7 @@ def test_a_new_build_has_the_engine_of_the_new_source(checkout: Path) -> None:
     assert (done.stdout, done.stderr) == ("1\n", "")
 
 
-def test_a_build_says_why_it_is_a_pure_one(checkout: Path) -> None:
+def test_a_pure_build_reports_the_reason(checkout: Path) -> None:
     need("gcc", "unshare", root=True)
     include = sysconfig.get_path("include")
     without = ("unshare", "-m", "sh", "-euc", 'mount -t tmpfs none "$0"; exec "$@"', include)
@@ -168,7 +168,7 @@ def test_make_run_in_a_clone_is_quick_and_small(checkout: Path) -> None:
     assert sum(status.st_blocks * 512 for status in files) < 60_000_000
 
 
-def test_the_manual_page_says_what_help_says() -> None:
+def test_the_manual_page_is_up_to_date() -> None:
     code = compile((ROOT / "man" / "make.py").read_text(), "make.py", "exec")
     names: dict[str, Any] = {"__name__": "make"}
     exec(code, names)
@@ -192,7 +192,7 @@ def test_the_manual_page_says_what_help_says() -> None:
     assert ("Options", "--limit.keys") in options
 
 
-def test_the_manual_page_has_examples_every_metric_and_what_lies_around() -> None:
+def test_the_manual_page_has_all_sections_and_metrics() -> None:
     page = (ROOT / "man" / "conntrack-textfile.1").read_text().replace("\\-", "-")
     parts = dict(re.findall(r'^\.SH "?(.*?)"?\n(.*?)(?=^\.SH |\Z)', page, re.MULTILINE | re.DOTALL))
     examples = usage("write", "serve", "top", "check").partition("\nExamples:\n")[2]
@@ -230,7 +230,7 @@ def test_the_manual_page_is_well_formed() -> None:
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The sdist and the wheel that python -m build makes."""
+    """The sdist and the wheel built by python -m build."""
     need("gcc")
     where = tmp_path_factory.mktemp("build")
     source = shutil.copytree(ROOT, where / "checkout", ignore=NOT_OURS)
@@ -257,7 +257,7 @@ def test_both_install_into_a_clean_environment(distributions: list[Path], tmp_pa
         assert (venv / "share/man/man1/conntrack-textfile.1").exists()
 
 
-def test_the_wheel_links_to_nothing_unusual(distributions: list[Path]) -> None:
+def test_the_wheel_is_manylinux_compatible(distributions: list[Path]) -> None:
     argv = [sys.executable, "-m", "auditwheel", "show", str(distributions[1])]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -23,7 +23,7 @@ PROGRAM = "/usr/local/bin/conntrack-textfile"
 TEXTFILE = "/var/lib/conntrack-textfile/conntrack.prom"
 
 
-def test_systemd_finds_nothing_to_say(tmp_path: Path) -> None:
+def test_systemd_analyze_verify_accepts_the_units(tmp_path: Path) -> None:
     need("systemd-analyze")
     for unit in UNITS:
         (tmp_path / unit.name).write_text(unit.read_text().replace(PROGRAM, "/bin/true"))
@@ -38,7 +38,7 @@ def test_systemd_finds_nothing_to_say(tmp_path: Path) -> None:
 
 
 def command(unit: str, **given: str) -> list[str]:
-    """The arguments of a unit's program, by its own settings or with others."""
+    """Return the arguments of a unit's program, with its default settings or others."""
     text = (ROOT / "systemd" / unit).read_text()
     (line,) = re.findall(r"^ExecStart=(.*)$", text, re.MULTILINE)
     (defaults,) = re.findall(r"^Environment=(.*)$", text, re.MULTILINE)
@@ -55,13 +55,13 @@ def command(unit: str, **given: str) -> list[str]:
 
 
 def two_filters(unit: str) -> str:
-    """The example of the file in /etc/default."""
+    """Return the example in a file of /etc/default."""
     text = (ROOT / "systemd" / "default" / unit.removesuffix(".service")).read_text()
     (args,) = re.findall(r'ARGS="(--filter[^"]*)"', text)
     return str(args)
 
 
-def test_the_units_run_commands_that_we_take() -> None:
+def test_the_command_lines_of_the_units_are_valid() -> None:
     taken = options.parse(command("conntrack-textfile.service"))
     assert (taken.command, taken.file) == ("write", TEXTFILE)
     more = options.parse(command("conntrack-textfile.service", ARGS="--limit.keys=5", FILE="/a"))
@@ -78,7 +78,7 @@ def test_the_units_run_commands_that_we_take() -> None:
     assert served.listen == (options.Address("127.0.0.1", 9095),)
 
 
-def test_the_defaults_say_what_the_units_do() -> None:
+def test_the_settings_document_the_defaults_of_the_units() -> None:
     for unit in ("conntrack-textfile", "conntrack-exporter"):
         text = (ROOT / "systemd" / "default" / unit).read_text()
         service = (ROOT / "systemd" / f"{unit}.service").read_text()
@@ -88,7 +88,7 @@ def test_the_defaults_say_what_the_units_do() -> None:
     assert "Condition" not in service  # a unit that is skipped is silent
 
 
-def test_the_units_hold_few_rights(tmp_path: Path) -> None:
+def test_the_units_have_a_low_exposure(tmp_path: Path) -> None:
     need("systemd-analyze")
     for unit in UNITS:
         if unit.suffix == ".service":
@@ -100,7 +100,7 @@ def test_the_units_hold_few_rights(tmp_path: Path) -> None:
             assert done.returncode == 0, done.stdout
 
 
-def test_the_cron_line_runs_a_command_that_we_take() -> None:
+def test_the_command_line_of_cron_is_valid() -> None:
     text = (ROOT / "cron" / "conntrack-textfile").read_text()
     assert text.endswith("\n")
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
@@ -128,7 +128,7 @@ def expressions(dashboard: Any) -> list[str]:
     return found
 
 
-def test_every_metric_of_the_dashboard_is_one_of_ours(dashboard: Any) -> None:
+def test_every_metric_of_the_dashboard_exists(dashboard: Any) -> None:
     fixed = (
         *(*families.STATUS, *families.TRAFFIC, *families.LIVE),
         *(*families.NAT, *families.STATISTICS),
@@ -158,7 +158,7 @@ def test_every_metric_of_the_dashboard_is_one_of_ours(dashboard: Any) -> None:
     assert len(used) > 10
 
 
-def test_panels_say_what_they_show_and_lie_apart(dashboard: Any) -> None:
+def test_panels_have_descriptions_and_do_not_overlap(dashboard: Any) -> None:
     panels = dashboard["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     for panel in panels:
@@ -199,7 +199,7 @@ def test_the_largest_keys_are_those_of_both_directions(dashboard: Any) -> None:
         assert "conntrack_traffic_sent_bytes_total" in ranked
 
 
-def test_the_dashboard_has_the_types_of_grafana(dashboard: Any) -> None:
+def test_the_dashboard_matches_the_schema_of_grafana(dashboard: Any) -> None:
     # By this, and not by a plain import, since the models warn that there is a second
     # version of the format, which Grafana 10 and 11 do not read.
     grafana_types = pytest.importorskip("tests.grafana_types")
@@ -214,7 +214,7 @@ def test_the_dashboard_has_the_types_of_grafana(dashboard: Any) -> None:
     assert [what for what, seen in found if not seen] == []
 
 
-def test_the_daemonset_is_what_kubernetes_takes() -> None:
+def test_the_daemonset_matches_the_schema_of_kubernetes() -> None:
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     file = ROOT / "kubernetes" / "daemonset.yaml"
     manifest = yaml.safe_load(file.read_text())

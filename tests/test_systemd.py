@@ -42,7 +42,7 @@ def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def machine(venv: Path) -> Iterator[Machine]:
-    """A container that was booted for this test, with our files and nothing enabled."""
+    """A container booted for this test, with the units installed and none enabled."""
     need("mmdebstrap", "systemd-nspawn", "nsenter", "unshare", root=True)
     with booted(tree(), venv) as made:
         yield made
@@ -62,13 +62,13 @@ client.sendall(b"x" * 100)
 
 
 def traffic(machine: Machine, port: int) -> None:
-    """Two entries with this port: 5 datagrams of 100 bytes, and a TCP connection."""
+    """Create two entries with this port: 5 datagrams of 100 bytes, and a TCP connection."""
     machine.net("nft", "-f", "-", text=RULES)  # from here on it tracks
     machine.net(sys.executable, "-c", TRAFFIC, str(port))
 
 
 def udp_packets(text: str, port: int) -> int:
-    """What a text of metrics says of the datagrams of traffic(); 0 for nothing."""
+    """Return the number of datagrams of traffic() in a text of metrics."""
     for line in text.splitlines():
         if line.startswith("conntrack_sent_packets{") and {
             f'dport="{port}"', 'l4protocol="udp"', 'src="127.0.0.1"'
@@ -78,7 +78,7 @@ def udp_packets(text: str, port: int) -> int:
 
 
 def value(text: str, name: str) -> float:
-    """The value of a metric without labels."""
+    """Return the value of a metric without labels."""
     return float(re.findall(rf"^{name} (\S+)$", text, re.MULTILINE)[0])
 
 
@@ -139,7 +139,7 @@ def test_only_its_own_directory_is_writable(machine: Machine) -> None:
     assert 'source="netlink"' in machine.run("cat", f"{STATE}/conntrack.prom")
 
 
-def test_two_filters_are_two_words_of_the_settings(machine: Machine) -> None:
+def test_two_filters_in_the_settings(machine: Machine) -> None:
     traffic(machine, 4242)
     traffic(machine, 4243)
     traffic(machine, 4244)
@@ -154,11 +154,11 @@ def test_two_filters_are_two_words_of_the_settings(machine: Machine) -> None:
     assert "FILE is 'src=::1' already" in machine.journal(WRITER)
 
 
-def test_check_looks_at_the_units_and_at_node_exporter(machine: Machine) -> None:
+def test_check_reports_units_and_node_exporter(machine: Machine) -> None:
     program, file = "/usr/local/bin/conntrack-textfile", f"{STATE}/conntrack.prom"
     said = machine.run(program, "check", file)
-    assert "warn  systemd    none of ours is active: systemctl enable --now" in said
-    assert re.search(rf"^warn  textfile .* and {file} is not there: ln -s ", said, re.MULTILINE)
+    assert "warn  systemd    no unit is active: systemctl enable --now" in said
+    assert re.search(rf"^warn  textfile .* but {file} is not there: ln -s ", said, re.MULTILINE)
     link(machine)
     machine.systemctl("enable", "--now", TIMER)
     lines = machine.run(program, "check", file).splitlines()
@@ -173,7 +173,7 @@ def test_check_looks_at_the_units_and_at_node_exporter(machine: Machine) -> None
     assert f"fail  systemd    {WRITER} is failed, static (exit-code): journalctl -u" in said
 
 
-def test_the_socket_takes_the_place_of_the_service_as_the_page_says(machine: Machine) -> None:
+def test_switching_from_service_to_socket_as_documented(machine: Machine) -> None:
     machine.systemctl("enable", "--now", EXPORTER)
     until(lambda: machine.get(METRICS))
     machine.fails("systemctl", "start", SOCKET)  # which is why the service goes first
@@ -185,7 +185,7 @@ def test_the_socket_takes_the_place_of_the_service_as_the_page_says(machine: Mac
     assert machine.show(EXPORTER, "UnitFileState") == "disabled"
 
 
-def test_what_stands_in_the_directory_of_node_exporter_is_nothing_to_it(machine: Machine) -> None:
+def test_the_service_does_not_touch_the_directory_of_node_exporter(machine: Machine) -> None:
     # That directory is of another user, who puts there what he likes.
     machine.run("ln", "-s", "/etc/passwd", f"{TEXTFILES}/conntrack.prom")
     before = machine.run("cat", "/etc/passwd")
@@ -194,7 +194,7 @@ def test_what_stands_in_the_directory_of_node_exporter_is_nothing_to_it(machine:
     assert "conntrack_entries " in machine.run("cat", f"{STATE}/conntrack.prom")
 
 
-def test_the_file_can_be_for_node_exporter_alone(machine: Machine) -> None:
+def test_the_file_can_be_restricted_to_node_exporter(machine: Machine) -> None:
     machine.write(
         "/etc/default/conntrack-textfile", 'ARGS="--file.mode=0640 --file.group=prometheus"\n'
     )
@@ -244,11 +244,11 @@ def test_leases_of_a_group_name_hosts(machine: Machine) -> None:
 
 
 def link(machine: Machine) -> None:
-    """What docs/write.md asks for by hand, since tmpfiles.d cannot do it in that directory."""
+    """Create the link of docs/write.md, which tmpfiles.d cannot create in that directory."""
     machine.run("ln", "-s", f"{STATE}/conntrack.prom", TEXTFILES)
 
 
-def test_the_exporter_serves_with_one_right(machine: Machine) -> None:
+def test_the_exporter_serves_with_one_capability(machine: Machine) -> None:
     traffic(machine, 4242)
     machine.systemctl("enable", "--now", EXPORTER)
     text = until(lambda: machine.get(METRICS))
@@ -260,7 +260,7 @@ def test_the_exporter_serves_with_one_right(machine: Machine) -> None:
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
 
 
-def test_the_exporter_comes_back_after_a_kill(machine: Machine) -> None:
+def test_the_exporter_restarts_after_sigkill(machine: Machine) -> None:
     machine.systemctl("start", EXPORTER)
     until(lambda: machine.get(METRICS))
     pid = machine.show(EXPORTER, "MainPID")
@@ -285,7 +285,7 @@ def test_the_exporter_is_started_when_it_listens(machine: Machine) -> None:
     assert machine.get(METRICS)  # at once
 
 
-def test_the_watchdog_is_fed_and_ends_an_exporter_that_hangs(machine: Machine) -> None:
+def test_the_watchdog_restarts_a_hung_exporter_only(machine: Machine) -> None:
     machine.dropin(EXPORTER, "[Service]\nWatchdogSec=3s\nTimeoutAbortSec=1s\n")
     machine.systemctl("start", EXPORTER)
     pid = machine.show(EXPORTER, "MainPID")
@@ -298,7 +298,7 @@ def test_the_watchdog_is_fed_and_ends_an_exporter_that_hangs(machine: Machine) -
     assert "Watchdog timeout" in machine.journal(EXPORTER)
 
 
-def test_a_reload_reads_the_web_config_again(machine: Machine) -> None:
+def test_a_reload_rereads_the_web_config(machine: Machine) -> None:
     machine.write("/etc/web.yml", "http_server_config: {headers: {X-Frame-Options: deny}}\n")
     machine.write("/etc/default/conntrack-exporter", 'ARGS="--web.config.file=/etc/web.yml"\n')
     machine.systemctl("start", EXPORTER)
@@ -308,7 +308,7 @@ def test_a_reload_reads_the_web_config_again(machine: Machine) -> None:
     assert machine.show(EXPORTER, "MainPID") == pid
 
 
-def test_wrong_usage_is_not_tried_again(machine: Machine) -> None:
+def test_wrong_usage_is_not_restarted(machine: Machine) -> None:
     machine.write("/etc/default/conntrack-exporter", 'ARGS="--nope"\n')
     machine.fails("systemctl", "start", EXPORTER)
     until(lambda: machine.show(EXPORTER, "ActiveState") != "active")
@@ -338,7 +338,7 @@ def test_options_come_from_etc_default(machine: Machine) -> None:
     assert until(lambda: machine.get(METRICS))
 
 
-def test_a_key_is_handed_over_by_systemd(machine: Machine, tmp_path: Path) -> None:
+def test_a_key_is_a_credential_of_systemd(machine: Machine, tmp_path: Path) -> None:
     need("openssl")
     authority(tmp_path)
     certificate(tmp_path, "server")
@@ -361,8 +361,8 @@ def test_a_key_is_handed_over_by_systemd(machine: Machine, tmp_path: Path) -> No
     until(lambda: machine.net(sys.executable, "-c", code, str(tmp_path / "ca.crt")) == "")
 
 
-def test_strangers_are_kept_out(machine: Machine) -> None:
-    """With a socket of the service's own, and with one that systemd made."""
+def test_other_hosts_are_denied(machine: Machine) -> None:
+    """With a socket of the service, and with one of systemd."""
     # No link between two machines is needed: packets of this address are not localhost's.
     machine.net("ip", "address", "add", "10.77.0.1/32", "dev", "lo")
     outside = "http://10.77.0.1:9095/metrics"
@@ -407,7 +407,7 @@ def test_the_socket_starts_the_service(machine: Machine) -> None:
     assert until(lambda: machine.get(alone))
 
 
-def test_wrong_usage_ends_the_socket_too(machine: Machine) -> None:
+def test_wrong_usage_fails_the_socket_too(machine: Machine) -> None:
     machine.write("/etc/default/conntrack-exporter", 'ARGS="--nope"\n')
     machine.systemctl("start", SOCKET)
     assert not answers(machine, METRICS)
@@ -462,7 +462,7 @@ table inet truth {
 
 
 def short_connections(machine: Machine) -> None:
-    """Connections end a second after their last packet, and are counted in the kernel."""
+    """Short timeouts, and packet counters in nftables."""
     names = [f"tcp_timeout_{name}" for name in ("time_wait", "close", "last_ack", "fin_wait")]
     settings = [f"net.netfilter.nf_conntrack_{name}=1" for name in names]
     settings += [f"net.netfilter.nf_conntrack_udp_timeout{name}=1" for name in ("", "_stream")]
@@ -471,24 +471,24 @@ def short_connections(machine: Machine) -> None:
 
 
 def flows(machine: Machine, start: int, stop: int, pause: float = 0) -> None:
-    """A quarter UDP, the others TCP, all to port 7001 and each with another source port."""
+    """Create connections to port 7001, a quarter UDP, from different source ports."""
     machine.net(sys.executable, "-c", FLOWS, str(start), str(stop), str(pause))
 
 
 def ended(machine: Machine) -> bool:
-    """Whether none of these is in the table. A dump has the kernel remove what has expired."""
+    """Return whether the table has none of these. A dump makes the kernel reap expired ones."""
     return "dport=7001" not in machine.net("conntrack", "-L")
 
 
 def truth(machine: Machine) -> list[float]:
-    """Sent packets and bytes, reply packets and bytes, by the kernel."""
+    """Return sent packets and bytes, reply packets and bytes, counted by nftables."""
     text = machine.net("nft", "list", "counters")
     found = dict(re.findall(r"counter (\w+) {\s+(packets \d+ bytes \d+)", text))
     return [float(n) for name in ("sent", "reply") for n in re.findall(r"\d+", found[name])]
 
 
 def counted(text: str) -> list[float]:
-    """What the counters say of these connections: their number, and the same four."""
+    """Return the counters of these connections: their number, and the same four."""
     names = ("connections", "sent_packets", "sent_bytes", "reply_packets", "reply_bytes")
     return [
         sum(
@@ -502,26 +502,26 @@ def counted(text: str) -> list[float]:
 
 
 def written(machine: Machine) -> str:
-    """The file after one more run."""
+    """Run the service, and return the file."""
     machine.systemctl("start", WRITER)
     return machine.run("cat", f"{STATE}/conntrack.prom")
 
 
 def listeners(machine: Machine) -> list[str]:
-    """The sockets with DESTROY events, by inode."""
+    """Return the inodes of the sockets with DESTROY events."""
     lines = machine.net("cat", "/proc/net/netlink").splitlines()
     return [line.split()[9] for line in lines if line.split()[1:4:2] == ["12", "00000004"]]
 
 
 def ticks(machine: Machine) -> int:
-    """The CPU that systemd has used, in hundredths of a second."""
+    """Return the CPU time of systemd, in hundredths of a second."""
     stat = machine.run("cat", "/proc/1/stat").rpartition(")")[2].split()
     return int(stat[11]) + int(stat[12])
 
 
 @pytest.fixture
 def counting(machine: Machine) -> Machine:
-    """A machine with a timer that started and comes no more, a baseline, and truth."""
+    """A machine with a timer that does not fire, a baseline, and nftables counters."""
     need("conntrack")
     machine.dropin(TIMER, "[Timer]\nOnCalendar=\nOnCalendar=*-01-01\n")
     machine.systemctl("enable", "--now", TIMER)
@@ -530,7 +530,7 @@ def counting(machine: Machine) -> Machine:
     return machine
 
 
-def test_events_wait_from_one_run_of_the_timer_to_the_next(counting: Machine) -> None:
+def test_events_are_buffered_between_two_runs_of_the_timer(counting: Machine) -> None:
     machine = counting
     (inode,) = listeners(machine)
     used = ticks(machine)
@@ -554,7 +554,7 @@ def test_events_wait_from_one_run_of_the_timer_to_the_next(counting: Machine) ->
     assert listeners(machine) == [inode]
 
 
-def test_the_state_goes_to_the_user_of_the_next_run(counting: Machine) -> None:
+def test_the_state_is_owned_by_the_user_of_the_next_run(counting: Machine) -> None:
     machine = counting
     flows(machine, 0, 100)
     until(lambda: ended(machine), 60)
@@ -568,13 +568,13 @@ def test_the_state_goes_to_the_user_of_the_next_run(counting: Machine) -> None:
 
 
 def hold(machine: Machine) -> None:
-    """What the socket starts is there from the first event on."""
+    """The service of the socket is active from the first event on."""
     flows(machine, 0, 10)
     until(lambda: ended(machine), 60)
     until(lambda: machine.show("conntrack-events-hold.service", "ActiveState") == "active")
 
 
-def test_what_is_under_way_when_the_timer_stops_has_not_failed(counting: Machine) -> None:
+def test_a_run_that_is_stopped_with_the_timer_has_not_failed(counting: Machine) -> None:
     slow = "[Service]\nExecStart=\nExecStart=/bin/sleep 600\n"
     units = (WRITER, "conntrack-events-hold.service")
 
@@ -592,7 +592,7 @@ def test_what_is_under_way_when_the_timer_stops_has_not_failed(counting: Machine
     assert counting.systemctl("--failed", "--no-legend") == ""
 
 
-def test_the_socket_is_there_as_long_as_the_timer(counting: Machine) -> None:
+def test_the_socket_is_active_as_long_as_the_timer(counting: Machine) -> None:
     machine = counting
     for command in ("restart", "stop"):
         hold(machine)
@@ -619,8 +619,8 @@ def test_the_socket_is_there_as_long_as_the_timer(counting: Machine) -> None:
     assert not machine.systemctl("--failed", "--no-legend")
 
 
-def test_the_socket_holds_whatever_is_started_in_haste(counting: Machine) -> None:
-    """Too many starts are a failure by default, which ends the sockets of a service."""
+def test_frequent_starts_do_not_fail_the_socket(counting: Machine) -> None:
+    """By default, the start limit fails a service and its sockets."""
     machine = counting
     hold(machine)
     machine.run("sh", "-ec", f"for i in 1 2 3 4 5 6 7 8; do systemctl start {WRITER}; done")
@@ -630,7 +630,7 @@ def test_the_socket_holds_whatever_is_started_in_haste(counting: Machine) -> Non
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_without_the_socket_of_events(counting: Machine, *, masked: bool) -> None:
-    """An administrator does not want it, or the kernel does not give it."""
+    """It is masked, or cannot be opened."""
     machine = counting
     machine.systemctl("stop", TIMER)
     for unit in (WRITER_EVENTS, EXPORTER_EVENTS):
@@ -656,7 +656,7 @@ def test_without_the_socket_of_events(counting: Machine, *, masked: bool) -> Non
     assert len(listeners(machine)) == 1
 
 
-def test_the_exporter_misses_nothing_while_it_restarts(machine: Machine) -> None:
+def test_the_exporter_loses_no_event_while_it_restarts(machine: Machine) -> None:
     need("conntrack")
     machine.write("/etc/default/conntrack-exporter", 'ARGS="--collector.interval=1"\n')
     machine.systemctl("start", SOCKET)
@@ -752,7 +752,7 @@ UNSHARE = [
 ]
 
 
-def test_cron_runs_it_and_skips_a_run_while_another_goes_on(venv: Path) -> None:
+def test_cron_skips_a_run_while_another_is_running(venv: Path) -> None:
     need("cron", "faketime", "flock", "logger", "setpriv", root=True)
     page = (ROOT / "docs" / "write.md").read_text()
     block = re.search(r"^## cron\n.*?^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
@@ -803,7 +803,7 @@ def test_cron_runs_it_and_skips_a_run_while_another_goes_on(venv: Path) -> None:
 
 @pytest.fixture
 def blue(machine: Machine) -> list[str]:
-    """What runs a program of the host in /run/netns/blue of the container, which tracks."""
+    """Return the prefix that runs a program of the host in /run/netns/blue of the container."""
     need("conntrack", "ip")
     machine.run("mkdir", "-p", "/run/netns")
     machine.run("touch", "/run/netns/blue")
@@ -832,7 +832,7 @@ table inet t {
 
 
 def connections_end(inside: list[str]) -> list[float]:
-    """3,000 connections that end. Their number, and the kernel's packets and bytes."""
+    """Create 3,000 connections that end. Return their number, and packets and bytes by nftables."""
     check(*inside, sys.executable, str(ROOT / "tests/traffic.py"), "1", "1500", "1500")
 
     def ended() -> bool:
@@ -847,7 +847,7 @@ def connections_end(inside: list[str]) -> list[float]:
 
 
 def carried(text: str, netns: str) -> list[float]:
-    """What the counters say of a namespace: connections, and the same four."""
+    """Return the counters of a namespace: connections, and the same four."""
     names = ("connections", "sent_packets", "sent_bytes", "reply_packets", "reply_bytes")
     return [
         sum(
@@ -862,7 +862,7 @@ def carried(text: str, netns: str) -> list[float]:
     ]
 
 
-def test_the_timer_reads_another_namespace_without_the_right_to_enter_it(
+def test_the_timer_reads_another_namespace_without_the_capability_to_enter_it(
     machine: Machine, blue: list[str]
 ) -> None:
     unit = "conntrack-events@blue.socket"
@@ -888,7 +888,7 @@ def test_the_timer_reads_another_namespace_without_the_right_to_enter_it(
     until(lambda: machine.show(unit, "ActiveState") == "inactive")
 
 
-def test_the_exporter_reads_another_namespace_without_the_right_to_enter_it(
+def test_the_exporter_reads_another_namespace_without_the_capability_to_enter_it(
     machine: Machine, blue: list[str]
 ) -> None:
     unit = "conntrack-exporter-events@blue.socket"
@@ -902,10 +902,10 @@ def test_the_exporter_reads_another_namespace_without_the_right_to_enter_it(
     until(lambda: carried(machine.get(METRICS), "blue") == expected, 30)
 
 
-def test_the_timer_may_be_given_the_right_to_enter_namespaces(
+def test_the_timer_can_be_given_the_capability_to_enter_namespaces(
     machine: Machine, blue: list[str]
 ) -> None:
-    """As the page says."""
+    """As documented."""
     text = (ROOT / "docs" / "netns.md").read_text()
     (right,) = re.findall(r"^```\n(\[Service\]\n[^`]*CAP_SYS_ADMIN[^`]*)```", text, re.MULTILINE)
     check(*blue, "ping", "-q", "-c", "1", "127.0.0.1")

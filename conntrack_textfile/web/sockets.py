@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from conntrack_textfile.errors import ListenError
 
@@ -18,30 +18,51 @@ BACKLOG = 4096
 
 
 def listen(address: Address) -> socket.socket:
-    """Return a socket that listens on an address. Raises ListenError.
-
-    An empty host means all addresses, IPv4 and IPv6. A host name means its first
-    address, IPv4 before IPv6, as in Go's net.Listen().
-    """
+    """Return a listening socket for an address. Raises ListenError."""
+    sock = bind(address)
     try:
-        if not address.host:
-            if socket.has_dualstack_ipv6():
-                return socket.create_server(
-                    ("", address.port),
-                    family=socket.AF_INET6,
-                    backlog=BACKLOG,
-                    dualstack_ipv6=True,
-                )
-            return socket.create_server(("", address.port), backlog=BACKLOG)
-        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-        family, _, _, _, sockaddr = min(found, key=lambda info: info[0] != socket.AF_INET)
-        return socket.create_server(sockaddr, family=family, backlog=BACKLOG)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise _refused(address, error) from error
+    return sock
+
+
+def bind(address: Address) -> socket.socket:
+    """Return a socket that is bound to an address and does not listen. Raises ListenError.
+
+    No host means all addresses, IPv4 and IPv6. Of the addresses of a host name the first
+    is used, IPv4 before IPv6, as by exporters written in Go.
+    """
+    family: int = socket.AF_INET
+    where: tuple[Any, ...] = ("", address.port)
+    try:
+        if address.host:
+            found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+            family, _, _, _, where = min(found, key=lambda info: info[0] != socket.AF_INET)
+        elif socket.has_dualstack_ipv6():
+            family = socket.AF_INET6
+        sock = socket.socket(family, socket.SOCK_STREAM)
     except socket.gaierror as error:
         raise ListenError(f"cannot listen on {address}: {error.strerror}") from error
     except UnicodeError:
         raise ListenError(f"cannot listen on {address}: not a host name") from None
     except OSError as error:
-        raise ListenError(f"cannot listen on {address}: {os.strerror(error.errno or 0)}") from error
+        raise _refused(address, error) from error
+    try:
+        # After a restart the old connections are still in TIME_WAIT.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, bool(address.host))
+        sock.bind(where)
+    except OSError as error:
+        sock.close()
+        raise _refused(address, error) from error
+    return sock
+
+
+def _refused(address: Address, error: OSError) -> ListenError:
+    return ListenError(f"cannot listen on {address}: {os.strerror(error.errno or 0)}")
 
 
 def is_loopback(listener: socket.socket) -> bool:
