@@ -81,7 +81,7 @@ include packaging/install.mk packaging/dist.mk
 		--constraint packaging/constraints.txt docopt-ng prometheus-client tenacity >&2
 	@touch $@
 
-.venv/.ready: pyproject.toml conntrack_textfile/kernel/_speedups.pyx
+.venv/.ready: pyproject.toml $(wildcard conntrack_textfile/kernel/*.p[yx][xi])
 	@# What it says goes to standard error, since standard output is that of what is run.
 	@echo "make: installing the tools of development into .venv, once" >&2
 	@$(PYTHON) -m venv .venv
