@@ -233,12 +233,21 @@ cdef class _Column:
             yield int_of(self.groups.total(i), self.field)
 
 
+cdef struct Addition:
+    uint8_t group[MAX_GROUP]
+    uint64_t hashed
+    uint64_t connections
+    uint64_t counters[4]
+
+
 @cython.final
 cdef class Grouping:
     """The twin of grouping.Grouping."""
 
     cdef Plan plan
     cdef Groups groups
+    cdef Addition batch[BATCH]              # to the sums of groups
+    cdef int batch_size
     cdef uint64_t filtered
     cdef uint64_t malformed
     cdef uint64_t uncounted
@@ -282,11 +291,32 @@ cdef class Grouping:
     ) except -1 nogil:
         """Add counters to a group and to the protocols of an entry."""
         cdef int v6 = entry.l3 == 6
-        add_counters(
-            <Total *>(self.groups.table.add(group) + self.plan.group_size), connections, counters
-        )
+        cdef Addition *addition = &self.batch[self.batch_size]
+        memcpy(addition.group, group, self.plan.group_size)
+        memcpy(addition.counters, counters, sizeof(addition.counters))
+        addition.connections = connections
+        addition.hashed = self.groups.table.hash(group)
+        self.groups.table.prefetch(addition.hashed)
+        self.batch_size += 1
+        if self.batch_size == BATCH:
+            self.add_batch()
         add_counters(&self.totals[v6][entry.l4], connections, counters)
         self.has_entries[v6][entry.l4] = self.has_sums[v6][entry.l4] = True
+        return 0
+
+    cdef int add_batch(self) except -1 nogil:
+        cdef const Addition *addition
+        cdef uint8_t *row
+        cdef int i
+        for i in range(self.batch_size):
+            self.groups.table.prefetch_row(self.batch[i].hashed)
+        for i in range(self.batch_size):
+            addition = &self.batch[i]
+            row = self.groups.table.add_hashed(addition.group, addition.hashed)
+            add_counters(
+                <Total *>(row + self.plan.group_size), addition.connections, addition.counters
+            )
+        self.batch_size = 0
         return 0
 
     cdef int add_malformed(self, const void *data, size_t size) except -1 nogil:
@@ -303,6 +333,7 @@ cdef class Grouping:
 
     cdef tally(self):
         cdef int v6, l4, i
+        self.add_batch()
         self.finished = True
         totals, states, flags = {}, {}, {}
         for v6 in range(2):

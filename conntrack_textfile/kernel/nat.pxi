@@ -1,7 +1,6 @@
 """nat.py in C: translated entries and the source ports that they take."""
 
 cdef enum:
-    BATCH = 16
     KEY_SIZE = 24
 # Indexes of Translations.connections, in the order of the names.
 cdef enum:
@@ -92,8 +91,6 @@ cdef class Translations:
         row = <EgressRow *>self.egress.add(<uint8_t *>&key)
         row.connections += 1
         if with_ports[entry.l4] or id_of[entry.l4]:
-            # In a large table the time is that of cache misses. So destinations are
-            # prefetched, and counted in batches.
             destination = &self.batch[self.batch_size]
             memcpy(destination.address, entry.reply_src, 16)
             put(destination.port, 2, entry.reply_sport)
@@ -110,6 +107,8 @@ cdef class Translations:
     cdef int count_batch(self) except -1 nogil:
         cdef int i
         cdef uint8_t *row
+        for i in range(self.batch_size):
+            self.destinations.prefetch_row(self.hashes[i])
         for i in range(self.batch_size):
             row = self.destinations.add_hashed(<uint8_t *>&self.batch[i], self.hashes[i])
             (<DestinationRow *>row).ports += 1
