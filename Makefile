@@ -80,7 +80,7 @@ include packaging/install.mk packaging/dist.mk
 		--constraint packaging/constraints.txt docopt-ng prometheus-client tenacity >&2
 	@touch $@
 
-.venv/.ready: pyproject.toml conntrack_textfile/kernel/_speedups.pyx
+.venv/.ready: pyproject.toml $(wildcard conntrack_textfile/kernel/*.p[yx][xi])
 	@# Messages go to standard error: standard output is that of the program.
 	@echo "make: installing the development tools into .venv, once" >&2
 	@$(PYTHON) -m venv .venv

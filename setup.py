@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: how the build goes without a C compiler, and that it says so."""
+"""The build of the compiled engine, which is optional: without a C compiler it reports why."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from setuptools.command.build_ext import build_ext
 
 
 def lacking() -> str:
-    """What is missing to compile, for people."""
+    """Return what the compilation lacks, as a message."""
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[0]
     if shutil.which(compiler) is None:
         return f"there is no C compiler ({compiler})"
@@ -24,12 +24,12 @@ def lacking() -> str:
 
 
 class BuildEngine(build_ext):
-    """Builds the compiled engine anew or not at all, and says which."""
+    """Compiles the engine from its sources, or leaves it out; reports which."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Compile, or say why the installation is a pure one."""
-        # The extension is optional: a build that fails goes on, and would ship what
-        # an earlier one left. Nor is C code of an earlier .pyx of any use.
+        """Compile, or report why this build has the pure engine alone."""
+        # The extension is optional: if it fails, the build goes on and would ship the
+        # extension of an earlier one. Nor must C code of earlier sources be compiled.
         self.force = True
         source = os.path.join(*ext.name.split("."))
         name = self.get_ext_filename(ext.name)

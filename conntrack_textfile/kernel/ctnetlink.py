@@ -1,10 +1,10 @@
 """The binary grammar of a ctnetlink dump.
 
 A datagram holds whole messages; a message holds a header, the header of
-nfnetlink, and attributes, of which some hold attributes. What is not known is
-passed over; a known attribute of the wrong size makes its entry malformed.
-Where an attribute comes twice, the last one counts, as for the kernel. Names
-and numbers are in uapi.py.
+nfnetlink, and attributes, some of them nested. Unknown attributes are ignored; a
+known attribute of the wrong size makes its entry malformed. If an attribute is
+repeated, the last one counts, as in nla_parse() of the kernel. Names and numbers
+are in uapi.py. ctnetlink.pxi is the same in C.
 """
 
 from __future__ import annotations
@@ -39,30 +39,30 @@ _CTA_IP = {
     int(AF_INET6): (uapi.CTA_IP_V6_SRC, uapi.CTA_IP_V6_DST, 16),
 }
 
-# What stands in place of ports.
+# The attribute in place of ports.
 _IDS = {uapi.IPPROTO_ICMP: "CTA_PROTO_ICMP_ID", uapi.IPPROTO_ICMPV6: "CTA_PROTO_ICMPV6_ID"}
 
 _Attributes = dict[int, bytes]
 
 
 class Decoder:
-    """Sums the entries of one dump: feed() it datagrams, then finish() it."""
+    """Sum the entries of one dump: feed() datagrams, then finish()."""
 
     def __init__(self, plan: Plan, observe: Observe | None = None) -> None:
         self._grouping = Grouping(plan)
         self._observe = observe
 
     def feed(self, datagram: bytes | memoryview) -> bool:
-        """Take in the entries of a datagram; whether the dump ends with it.
+        """Add the entries of a datagram. Return whether it ends the dump.
 
-        Raises OSError where the kernel says that the dump failed, InterruptedError
-        where it says that it is not to be relied on.
+        Raises OSError if the dump failed, InterruptedError if it is inconsistent
+        (NLM_F_DUMP_INTR, NLMSG_OVERRUN).
         """
         data = bytes(datagram)
         start = 0
         while start < len(data):
             length = _message_length(data, start)
-            if length is None:  # and where the next message begins is unknown
+            if length is None:  # nor is the start of the next message known
                 self._grouping.add_malformed(data[start:])
                 return False
             _, kind, flags, _, _ = _NLMSGHDR.unpack_from(data, start)
@@ -89,12 +89,12 @@ class Decoder:
             self._observe(message, entry, group)
 
     def finish(self) -> Tally:
-        """The tally of all that was fed."""
+        """Return the tally."""
         return self._grouping.tally()
 
 
 def parse(message: bytes) -> Entry:
-    """Read one message with its header. Raises ValueError where it is not what the kernel sends."""
+    """Parse one message with its header. Raises ValueError if the kernel would not send it."""
     length = _message_length(message)
     if length is None or length < uapi.NLMSG_HDRLEN + uapi.NFGENMSG_SIZE:
         raise ValueError("a message whose length does not add up")
@@ -110,7 +110,7 @@ def parse(message: bytes) -> Entry:
     l4 = _number(protocol, "CTA_PROTO_NUM", 1)
     sport, dport = _ports(protocol, l4)
     reply_sport, reply_dport = _ports(_nested(reply, "CTA_TUPLE_PROTO"), l4)
-    if l4 in uapi.ID_OF:  # replies have the id of what they answer
+    if l4 in uapi.ID_OF:  # an echo reply has the id of its request
         reply_sport, reply_dport = reply_dport, reply_sport
     zone = _optional(entry, "CTA_ZONE", 2)
     if uapi.CTA_TIMESTAMP in entry:
@@ -140,7 +140,7 @@ def parse(message: bytes) -> Entry:
 
 
 def identity_parts(message: bytes) -> list[bytes]:
-    """What tells a connection from all others: the payloads of four attributes.
+    """Return what identifies a connection: the payloads of four attributes.
 
     The original tuple, the zone, CTA_ID (a hash of 32 bits, not unique over time)
     and, where nf_conntrack_timestamp is on, the start of the connection. The
@@ -158,7 +158,7 @@ def identity_parts(message: bytes) -> list[bytes]:
 
 
 def messages(datagram: bytes) -> Iterator[tuple[int, bytes]]:
-    """The whole messages of a datagram, with their types."""
+    """Iterate over the types and messages of a datagram, up to one that is cut off."""
     start = 0
     while (length := _message_length(datagram, start)) is not None:
         _, kind, _, _, _ = _NLMSGHDR.unpack_from(datagram, start)
@@ -167,7 +167,7 @@ def messages(datagram: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _message_length(data: bytes, start: int = 0) -> int | None:
-    """What the header says, None where that cannot be."""
+    """Return the length in the header, or None if it cannot be right."""
     left = len(data) - start
     if left < uapi.NLMSG_HDRLEN:
         return None
@@ -176,7 +176,7 @@ def _message_length(data: bytes, start: int = 0) -> int | None:
 
 
 def _raise_error(payload: bytes) -> None:
-    """Raise the error that a control message begins with, if it is one."""
+    """Raise OSError if a control message has an error number."""
     number = -_ERRNO.unpack_from(payload)[0] if len(payload) >= _ERRNO.size else 0
     if number:
         if not 0 < number <= uapi.MAX_ERRNO:
@@ -194,23 +194,23 @@ def _addresses(tuple_: _Attributes, family: int) -> tuple[bytes, bytes]:
 
 
 def _ports(protocol: _Attributes, l4: int) -> tuple[int, int]:
-    """The ports of the source and the destination; of ICMP its id and 0."""
+    """Return the source and destination ports; of ICMP its id and 0."""
     if l4 in WITH_PORTS:
         return (
             _optional(protocol, "CTA_PROTO_SRC_PORT", 2),
             _optional(protocol, "CTA_PROTO_DST_PORT", 2),
         )
-    # GRE sends the keys of the tunnel in place of ports.
+    # GRE sends its keys in the attributes of ports.
     return _optional(protocol, _IDS[l4], 2) if l4 in _IDS else 0, 0
 
 
 def _zone(tuple_: _Attributes, both: int) -> int:
-    """The zone of one direction, where it is not that of both."""
+    """Return the zone of one direction. both: the zone of an entry with the same in both."""
     return _number(tuple_, "CTA_TUPLE_ZONE", 2) if uapi.CTA_TUPLE_ZONE in tuple_ else both
 
 
 def _pair(entry: _Attributes, name: str) -> tuple[int, int] | None:
-    """Packets and bytes, or None where the entry has no accounting."""
+    """Return packets and bytes, or None if the entry has no accounting."""
     if getattr(uapi, name) not in entry:
         return None
     counters = _nested(entry, name)
@@ -218,7 +218,7 @@ def _pair(entry: _Attributes, name: str) -> tuple[int, int] | None:
 
 
 def _state(entry: _Attributes, l4: int) -> str:
-    """The state of an entry, "" where it has none: the kernel sends none of what is offloaded."""
+    """Return the state of an entry; "" if it has none, as an offloaded one."""
     if uapi.CTA_PROTOINFO not in entry or l4 not in STATES:
         return ""
     info = _nested(entry, "CTA_PROTOINFO")
@@ -230,12 +230,12 @@ def _state(entry: _Attributes, l4: int) -> str:
 
 
 def _flags(entry: _Attributes) -> tuple[bool, str]:
-    """Whether it is unreplied, and the other flag."""
+    """Return whether the entry is unreplied, and its other flag."""
     if uapi.CTA_STATUS not in entry:
         return False, ""
     status = _number(entry, "CTA_STATUS", 4)
     flag = ""
-    # In this order, since the proc file says no more of an entry than the first.
+    # In this order: the proc file has only the first of these flags.
     if status & uapi.IPS_HW_OFFLOAD:
         flag = "hw_offload"
     elif status & uapi.IPS_OFFLOAD:
@@ -246,7 +246,7 @@ def _flags(entry: _Attributes) -> tuple[bool, str]:
 
 
 def _attributes(data: bytes) -> _Attributes:
-    """Type to payload. Raises ValueError where the lengths do not add up."""
+    """Return the payloads by type. Raises ValueError if the lengths do not add up."""
     found: _Attributes = {}
     start = 0
     while start < len(data):

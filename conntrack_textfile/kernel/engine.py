@@ -1,4 +1,4 @@
-"""The engines: what turns bytes into a tally by a plan, and the choice of one."""
+"""The choice of the engine, which turns bytes into a tally by a plan."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _SLOW_SECONDS = 2
 
 
 class Engine(NamedTuple):
-    """Decoders for one plan. All engines give the same for the same bytes."""
+    """The decoders of one plan. Both engines have the same results for the same bytes."""
 
     name: str
     text: Callable[[], TextDecoder]
@@ -61,7 +61,7 @@ class Engine(NamedTuple):
 
 
 def slowness(engine: Engine, entries: int | None) -> str:
-    """A warning where an engine takes seconds for a table of so many entries, else ""."""
+    """Return a warning if an engine takes seconds for a table of that size, else ""."""
     seconds = (entries or 0) * _PURE_MICROSECONDS / 1e6
     if engine.name == "compiled" or seconds < _SLOW_SECONDS:
         return ""
@@ -72,7 +72,7 @@ def slowness(engine: Engine, entries: int | None) -> str:
 
 
 def make(plan: Plan) -> Engine:
-    """The compiled engine where it was built, else the pure one.
+    """Return the compiled engine if it was built, else the pure one.
 
     The environment variable CONNTRACK_TEXTFILE_ENGINE, "pure" or "compiled",
     forces one. Raises EngineError.

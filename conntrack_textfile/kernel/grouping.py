@@ -1,8 +1,7 @@
-"""The pure engine after its grammars: entries to groups, by a plan.
+"""Entries summed by group: what the pure engine does with what it has parsed.
 
-The key of a group is a string of bytes, the values of its labels one after the
-other in the order of the labels, so that groups are compared and sorted as bytes,
-and zeros up to a multiple of 8 bytes:
+The key of a group has the values of its labels, in the order of the labels, padded
+with zeros to a multiple of 8 bytes. Keys sort by label values:
 
     src, dst, egress, backend  17 bytes: 0 for none, or 1 and an IPv4 address, 2 and an
                                IPv6 address, 3 and the index of a network's or host's name
@@ -12,7 +11,7 @@ and zeros up to a multiple of 8 bytes:
     dport                      3 bytes: 65536 is "other"
     zone, mark                 2 and 4 bytes
 
-_speedups.pyx does the same in C.
+grouping.pxi and plan.pxi are the same in C.
 """
 
 from __future__ import annotations
@@ -39,13 +38,14 @@ if TYPE_CHECKING:
 
 _OTHER_PORT = 65536
 _IPV4, _IPV6, _NAMED = 1, 2, 3
+_VERSION = {4: bytes([_IPV4]), 16: bytes([_IPV6])}  # by size of the address
 _MAX_CACHED = 1 << 16  # entries
 
 
 class Entry(NamedTuple):
     """One tracked connection."""
 
-    # What filters and groups look at:
+    # What filters and groups depend on:
     l3: int  # 4 or 6
     l4: int
     src: bytes  # of the original tuple, packed
@@ -61,7 +61,7 @@ class Entry(NamedTuple):
     unreplied: bool
     flag: str  # of FLAGS; "" where it has none
 
-    # What else tells whether it is translated. The source port of ICMP is its id.
+    # With these, whether it is translated. The source port of ICMP is its id.
     sport: int
     reply_sport: int
     reply_dport: int
@@ -69,7 +69,7 @@ class Entry(NamedTuple):
 
 
 class _Field(NamedTuple):
-    """How a label's value stands in the bytes of a group."""
+    """The encoding of a label's value in the key of a group."""
 
     size: int
     encode: Callable[[Entry], bytes]
@@ -78,11 +78,12 @@ class _Field(NamedTuple):
 
 
 class Grouping:
-    """Sums entries by group. The twin of _speedups.Grouping."""
+    """Sums by group and by protocol."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._fields = _fields(plan)
+        self._encoders = [field.encode for field in self._fields]
         self._sums: dict[bytes, list[int]] = {}
         self._cache: dict[tuple[object, ...], bytes | None] = {}
         self._protocols: dict[tuple[int, int], list[int]] = {}
@@ -95,21 +96,19 @@ class Grouping:
         self._nat = Translations() if plan.nat else None
 
     def add(self, entry: Entry) -> bytes | None:
-        """Count an entry. Gives its group, None where it is filtered out."""
+        """Count an entry. Return its group, or None if the filters remove it."""
         group = self.group_of(entry)
         if group is None:
             self._filtered += 1
         else:
             self.add_sums(group, entry, (1, *(entry.counters or (0, 0, 0, 0))))
         self._uncounted += entry.counters is None
-        for counts, name in (
-            (self._states, entry.state),
-            (self._flags, "unreplied" if entry.unreplied else ""),
-            (self._flags, entry.flag),
-        ):
-            if name:
-                at = entry.l3, entry.l4, name
-                counts[at] = counts.get(at, 0) + 1
+        if entry.state:
+            _count(self._states, (entry.l3, entry.l4, entry.state))
+        if entry.unreplied:
+            _count(self._flags, (entry.l3, entry.l4, "unreplied"))
+        if entry.flag:
+            _count(self._flags, (entry.l3, entry.l4, entry.flag))
         if self._nat is not None:
             self._nat.add(
                 entry.l3,
@@ -121,18 +120,18 @@ class Grouping:
         return group
 
     def group_of(self, entry: Entry) -> bytes | None:
-        """The group of an entry, None where it is filtered out."""
-        looked_at = entry[:9]
+        """Return the group of an entry, or None if the filters remove it."""
+        relevant = entry[:9]
         try:
-            return self._cache[looked_at]
+            return self._cache[relevant]
         except KeyError:
             pass
         group = None
         if _passes(self._plan, entry):
-            group = _padded([field.encode(entry) for field in self._fields])
+            group = _padded([encode(entry) for encode in self._encoders])
         if len(self._cache) >= _MAX_CACHED:
             self._cache.clear()
-        self._cache[looked_at] = group
+        self._cache[relevant] = group
         return group
 
     def add_sums(self, group: bytes, entry: Entry, row: Sequence[int]) -> None:
@@ -141,13 +140,13 @@ class Grouping:
         add(self._protocols, (entry.l3, entry.l4), row)
 
     def add_malformed(self, data: bytes) -> None:
-        """Count what is no entry."""
+        """Count a malformed entry."""
         if not self._malformed:
             self._first_malformed = data[: MAX_LINE + 1]
         self._malformed += 1
 
     def tally(self) -> Tally:
-        """The sums of all that was added."""
+        """Return the tally."""
         return Tally(
             _Groups(self._fields, self._sums),
             {
@@ -215,7 +214,7 @@ def _connections(sums: list[int]) -> int:
 
 
 def key_parser(plan: Plan) -> Callable[[Group], bytes | None]:
-    """What gives the key of the group that has some labels, None where a plan has none such."""
+    """Return a function from label values to the key of a group; None if the plan has none."""
     fields = _fields(plan)
 
     def key_of(labels: Group) -> bytes | None:
@@ -225,6 +224,10 @@ def key_parser(plan: Plan) -> Callable[[Group], bytes | None]:
             return None
 
     return key_of
+
+
+def _count(counts: dict[tuple[int, int, str], int], at: tuple[int, int, str]) -> None:
+    counts[at] = counts.get(at, 0) + 1
 
 
 def _padded(values: Iterable[bytes]) -> bytes:
@@ -240,12 +243,12 @@ def _named(counts: dict[tuple[int, int, str], int]) -> Counts:
 
 
 def _egress(entry: Entry) -> bytes:
-    """The address that the source was translated to: replies go there."""
+    """Return the address that the source is translated to: replies go there."""
     return b"" if entry.reply_dst == entry.src else entry.reply_dst
 
 
 def _backend(entry: Entry) -> bytes:
-    """The address that the destination was translated to: replies come from there."""
+    """Return the address that the destination is translated to: replies come from there."""
     return b"" if entry.reply_src == entry.dst else entry.reply_src
 
 
@@ -256,7 +259,7 @@ def _passes(plan: Plan, entry: Entry) -> bool:
 
 
 def _matches(rule: Filter, entry: Entry) -> bool:
-    """Whether an entry meets all conditions."""
+    """Return whether an entry meets all conditions."""
     return (
         (rule.l3protocol is None or rule.l3protocol == entry.l3)
         and (rule.l4protocol is None or rule.l4protocol == entry.l4)
@@ -271,7 +274,7 @@ def _matches(rule: Filter, entry: Entry) -> bool:
 
 
 def _fields(plan: Plan) -> list[_Field]:
-    """The fields of the labels that are kept."""
+    """Return the fields of the plan's labels."""
     service_names = plan.service_names
     service_indexes = {name: index for index, name in enumerate(service_names)}
 
@@ -300,24 +303,25 @@ def _fields(plan: Plan) -> list[_Field]:
 
 
 def _name(size: int, value: Callable[[Entry], int], names: dict[int, str]) -> _Field:
-    """A number that has a name."""
+    """Return the field of a number that is shown by its name."""
+    codes = {number: number.to_bytes(size, "big") for number in names}
     numbers = {name: number for number, name in names.items()}
 
     def parse(text: str) -> bytes:
-        if text not in numbers:  # also a number: it may be the name of a service no more
+        if text not in numbers:
             raise ValueError("no such name")
-        return numbers[text].to_bytes(size, "big")
+        return codes[numbers[text]]
 
     return _Field(
         size,
-        lambda entry: value(entry).to_bytes(size, "big"),
+        lambda entry: codes[value(entry)],
         lambda data: names[int.from_bytes(data, "big")],
         parse,
     )
 
 
 def _number(size: int, value: Callable[[Entry], int], names: dict[int, str]) -> _Field:
-    """A number, of which some have names."""
+    """Return the field of a number; some numbers have names."""
     numbers = {name: number for number, name in names.items()}
 
     def decode(data: bytes) -> str:
@@ -349,12 +353,12 @@ def _address(
     def encode(packed: bytes) -> bytes:
         if not packed:
             return bytes(17)
-        name = _name_of(plan, packed, whole=is_whole(packed))
+        whole = is_whole(packed)
+        name = _name_of(plan, packed, whole=whole) if names else None
         if name is not None:
             return keys[name]
-        v6 = len(packed) == 16
-        kept = networks.masked(packed, prefix[v6])
-        return bytes([_IPV6 if v6 else _IPV4]) + kept.ljust(16, b"\0")
+        kept = packed if whole else networks.masked(packed, prefix[len(packed) == 16])
+        return _VERSION[len(packed)] + kept.ljust(16, b"\0")
 
     def decode(data: bytes) -> str:
         return _address_text(data, names, prefix)
@@ -363,7 +367,7 @@ def _address(
         if text in keys or not text:
             return keys.get(text, bytes(17))
         packed = networks.parse(text).packed
-        key = bytes([_IPV6 if len(packed) == 16 else _IPV4]) + packed.ljust(16, b"\0")
+        key = _VERSION[len(packed)] + packed.ljust(16, b"\0")
         if decode(key) != text:
             raise ValueError("a prefix of another length")
         if is_whole(packed) and encode(packed) != key:
@@ -374,7 +378,7 @@ def _address(
 
 
 def _name_of(plan: Plan, packed: bytes, *, whole: bool) -> str | None:
-    """The name of an address: of the host where it is kept whole, else of its network."""
+    """Return the name of the host, if the label has whole addresses, else of its network."""
     name = plan.hosts.get(packed) if whole else None
     return networks.name(plan.networks, packed) if name is None else name
 

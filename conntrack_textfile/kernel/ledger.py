@@ -1,23 +1,24 @@
 """The ledger: the counters of each connection as last seen, and the traffic since then.
 
 Gauges of live connections fall when connections end. So traffic is counted by
-connection: of each observation, in a dump of the table or in the DESTROY event
-that the kernel sends with the final counters, what is more than was last seen.
+connection: each observation, in a dump of the table or in the DESTROY event with
+the final counters, adds its difference to the last one.
 
-- A connection that was not seen before counts from 0, or from what it has while
-  the baseline is taken: what was there at the start is no traffic.
-- Where a counter is below what was last seen, somebody has zeroed them
-  (conntrack -L -z): the connection counts from 0.
-- After its DESTROY a connection is remembered for some seconds. The same event
-  once more is a duplicate: where another listener in reliable mode stalls, the
-  kernel sends an event again until that takes it, to all of them. Of some it does so
-  only when the stall ends, but there is always one that comes again and again: while
-  duplicates come, nothing is forgotten. And a dump may still show it, or a new one
-  with the same identity, which counts when it is seen next.
-- A connection that is neither in a dump nor in an event has ended unseen. It is
-  kept some minutes, as its event may come late.
+- A new connection counts from 0; while the baseline is taken, from its counters:
+  those include traffic from before the start.
+- If a counter is below its last value, the counters were zeroed (conntrack -L -z):
+  the connection counts from 0.
+- After its DESTROY event a connection is remembered for some seconds. The same event
+  again is a duplicate: while another listener in reliable mode (NETLINK_BROADCAST_ERROR)
+  has a full receive buffer, the kernel repeats events, to all listeners. Some are repeated
+  only when the buffer has room, but at least one is repeated all the time: while
+  duplicates arrive, nothing is forgotten.
+- A dump may still show an ended connection, or a new one with the same identity. It is
+  skipped, and a new one counts from 0 in the next dump.
+- A connection that is in neither a dump nor an event has ended unseen. It is
+  kept for some minutes, since its event may be late.
 
-_speedups.pyx does the same in C. Both write and read the same saved state.
+ledger.pxi is the same in C, with the same format of the saved state.
 """
 
 from __future__ import annotations
@@ -40,22 +41,22 @@ if TYPE_CHECKING:
     from conntrack_textfile.plan import Plan
     from conntrack_textfile.tally import Tally
 
-# How long ended connections are remembered: between this and twice this.
+# Ended connections are remembered for this time to twice this time,
 REMEMBER_SECONDS = 5
-# Of these, at most so many and again as many, however long duplicates come.
+# and at most twice this number of them while duplicates arrive.
 MAX_REMEMBERED = 1 << 19
-# How long the event of a connection that is gone from the table may take.
+# How late the event of a connection may be that is no longer in the table.
 ABSENT_SECONDS = 300
 
 SECRET_SIZE = 32
 _WORD = (1 << 64) - 1
-HEADER = struct.Struct(f"<{SECRET_SIZE}sQQ")  # and how many are live, and ended
+HEADER = struct.Struct(f"<{SECRET_SIZE}sQQ")  # secret, number of live and of ended connections
 CONNECTION = struct.Struct("<16s4QI")  # identity, counters, absent since or ended at
 
-# Events in one call of drain(): who sends faster than they are read must not stop a reading.
+# The most events in one call of drain(): they may arrive faster than they are read.
 MAX_DRAINED = 1 << 19
 
-# The numbers of a ledger, each only grows.
+# The counters of a ledger.
 STATISTICS = ("received", "duplicate", "zeroed", "ended_unseen", "ended_uncounted", "malformed")
 
 
@@ -64,19 +65,19 @@ class _Connection:
 
     def __init__(self, counters: Sequence[int], dump: int, absent: int = 0) -> None:
         self.counters = counters
-        self.dump = dump  # the last that it was in
-        self.absent = absent  # since when it is in none, in seconds; 0 while it is
+        self.dump = dump  # the last that showed it
+        self.absent = absent  # seconds: since when no dump shows it; 0 while one does
 
 
 class Ledger:
-    """Turns observations of connections into traffic. The twin of _speedups.Ledger."""
+    """Turns observations of connections into traffic."""
 
     def __init__(self, plan: Plan, saved: bytes = b"") -> None:
-        """Begin with nothing, or with what save() gave. Raises ValueError where it is not that."""
+        """Start empty or with the result of save(). Raises ValueError if its format is wrong."""
         self._plan = plan
         self._traffic = Grouping(plan)
         self._connections: dict[bytes, _Connection] = {}
-        # Counters and time of the ended ones, by when they ended: of late and before that.
+        # Counters and time of ended connections: recent ones, and those before.
         self._ended: list[dict[bytes, tuple[tuple[int, ...], int]]] = [{}, {}]
         self._ended_since = 0
         self._ended_last = 0
@@ -86,7 +87,7 @@ class Ledger:
         self._dump_since = 0
         self._in_dump = False
         self.baseline = False
-        self.duplicates = True  # may come; else one that looks like one is of a new connection
+        self.duplicates = True  # whether the kernel can repeat events (see above)
         self.statistics = dict.fromkeys(STATISTICS, 0)
         self._secret = os.urandom(SECRET_SIZE)
         if saved:
@@ -97,20 +98,20 @@ class Ledger:
         return len(self._connections)
 
     def begin_dump(self) -> None:
-        """A dump begins, or begins again."""
+        """Begin a dump, also one that is repeated."""
         self._dump += 1
         self._dump_since = self._now
         self._in_dump = True
 
     def abandon_dump(self) -> None:
-        """A dump was not read to its end."""
+        """Note that a dump was not read to its end."""
         self._in_dump = False
 
     def end_dump(self, now: int, *, events: bool) -> None:
-        """A dump was read to its end, and all events of connections that ended meanwhile.
+        """Note that a dump, and all events sent meanwhile, were read to their end.
 
-        A dump can miss a connection, as when the hash of the table is resized: so it
-        takes two in a row, or where events are sent the time for a late one.
+        A dump can miss a connection, for example while the hash table is resized. So a
+        connection is removed when two dumps in a row miss it, or with events after ABSENT_SECONDS.
         """
         self._in_dump = False
         for identity, connection in list(self._connections.items()):
@@ -123,12 +124,12 @@ class Ledger:
                 self.statistics["ended_unseen"] += 1
 
     def observe(self, message: bytes, entry: Entry, group: bytes) -> None:
-        """An entry in a dump."""
+        """Take an entry of a dump."""
         identity = self._identity(message)
         for ended in self._ended:
-            # An entry leaves the table only after its event was sent.
+            # The kernel sends the event before it removes the entry from the table.
             if identity in ended and ended[identity][1] + REMEMBER_SECONDS >= self._dump_since:
-                return  # stale, or made anew: then it counts from 0 next time
+                return  # stale, or a new connection: that counts from 0 in the next dump
         counters = entry.counters or (0, 0, 0, 0)
         connection = self._connections.get(identity)
         if connection is None:
@@ -141,7 +142,7 @@ class Ledger:
             connection.dump = self._dump
 
     def destroy(self, datagram: bytes, now: int) -> None:
-        """A datagram of DESTROY events."""
+        """Take a datagram of DESTROY events."""
         self._forget(now)
         for kind, message in messages(datagram):
             if kind != uapi.IPCTNL_MSG_CT_DELETE:
@@ -157,7 +158,7 @@ class Ledger:
                 self._end(self._identity(message), entry, group)
 
     def drain(self, descriptor: int, now: int) -> None:
-        """Read the events that wait on a socket. Raises OSError, not for lost events."""
+        """Read the events that a socket has received. Raises OSError, but not for lost events."""
         self._forget(now)
         with socket.socket(fileno=os.dup(descriptor)) as sock:
             for _ in range(MAX_DRAINED):
@@ -167,9 +168,10 @@ class Ledger:
                 self.destroy(datagram, now)
 
     def remember(self, datagram: bytes | memoryview, now: int) -> bool:
-        """A datagram of the kernel's dying list: their events may come again. If it is the last.
+        """Take a datagram of a dump of the dying list. Return whether it ends the dump.
 
-        Those that are on it during the baseline ended before: their events are no traffic.
+        Events of connections on that list may be repeated. Those on it during the
+        baseline ended before the start: their events are not traffic.
         """
         for kind, message in messages(bytes(datagram)):
             if kind in (uapi.NLMSG_DONE, uapi.NLMSG_ERROR):
@@ -188,13 +190,13 @@ class Ledger:
         return False
 
     def traffic(self) -> Tally:
-        """The traffic since the last call. Its connections are those first seen since."""
+        """Return the traffic since the last call. Its connections are those first seen since."""
         tally = self._traffic.tally()
         self._traffic = Grouping(self._plan)
         return tally
 
     def save(self) -> bytes:
-        """All that is to be known after a restart, but for the statistics."""
+        """Return what a restart needs: all but the statistics."""
         late, before = self._ended
         if not self._is_repeated():
             before = {}
@@ -253,9 +255,9 @@ class Ledger:
             self._traffic.add_sums(group, entry, (0, *row))
 
     def _forget(self, now: int) -> None:
-        """Forget ended connections, not while a dump may still show them."""
+        """Forget ended connections, except while a dump may still show them."""
         self._now = now
-        if not self._ended_since:  # what was saved may be repeated by what waits
+        if not self._ended_since:  # events that are queued may repeat those in the saved state
             self._ended_since = now
         if self._in_dump or now - self._ended_since < REMEMBER_SECONDS:
             return
@@ -266,14 +268,14 @@ class Ledger:
         self._ended_since = now
 
     def _is_repeated(self) -> bool:
-        """Whether duplicates came of late."""
+        """Return whether duplicates arrived recently."""
         return self._duplicate_at > 0 and self._now - self._duplicate_at <= REMEMBER_SECONDS
 
     def _identity(self, message: bytes) -> bytes:
-        """A keyed hash of 128 bits of what tells a connection from all others.
+        """Return a keyed hash of 128 bits of what identifies a connection.
 
-        It stands for some hundred bytes in memory, and needs a key that nobody else
-        knows: whoever could make two connections collide would falsify the sums.
+        It replaces some hundred bytes of memory. The key is secret, since two connections
+        with the same hash would falsify the sums.
         """
         data = b"".join([bytes([len(part) & 255]) + part for part in identity_parts(message)])
         size = len(data)
@@ -285,7 +287,7 @@ class Ledger:
 
 
 def _receive(sock: socket.socket) -> bytes | None:
-    """An event that waits, empty where some were lost; None where there is none."""
+    """Return the next event: empty if events were lost, None if there is none."""
     try:
         datagram, sender = sock.recvfrom(1 << 16, socket.MSG_DONTWAIT)
     except BlockingIOError:
@@ -293,8 +295,8 @@ def _receive(sock: socket.socket) -> bytes | None:
     except OSError as error:
         if error.errno != errno.ENOBUFS:
             raise
-        return b""  # the socket counts what was lost; others wait
-    return datagram if sender[0] == 0 else b""  # only the kernel has port 0
+        return b""  # the socket counts the lost ones; others are queued
+    return datagram if sender[0] == 0 else b""  # the kernel has port 0
 
 
 def _mix(a: int, b: int) -> int:

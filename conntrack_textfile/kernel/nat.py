@@ -1,12 +1,12 @@
-"""The pure engine's count of translated entries, by comparing the two tuples of each.
+"""Translated entries (SNAT, DNAT) and the source ports that they use.
 
-What is not translated has a reply tuple that is the original one turned round. The
-kernel keeps reply tuples unique in the zone of their direction: each entry whose
-source is translated holds one port of its egress address towards what it goes to.
-So the number of these entries is the number of ports. Where two zones hold
-the same they are two supplies of ports, and the fuller one counts.
+The reply tuple of an entry without translation is the original tuple reversed. The
+kernel keeps reply tuples unique in the zone of their direction: each entry with SNAT
+uses one port of its egress address towards its destination. So the number of
+these entries is the number of ports in use. Each zone has ports of its own: of
+the same destination in several zones, the largest number counts.
 
-_speedups.pyx does the same in C.
+nat.pxi is the same in C.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Tuple = tuple[bytes, int, bytes, int]  # source, its port, destination, its port
 
 
 class _Egress(NamedTuple):
-    """An address that sources are translated to, with a protocol."""
+    """An address that sources are translated to, and a protocol."""
 
     l3: int
     address: bytes
@@ -43,7 +43,7 @@ class Translations:
         self._ports: dict[_Egress, dict[tuple[bytes, int, int], int]] = {}
 
     def add(self, l3: int, l4: int, original: Tuple, reply: Tuple, zone: int) -> None:
-        """Count an entry, if it is translated. The zone is that of replies."""
+        """Count an entry if it is translated. zone: that of the reply direction."""
         snat = reply[2:] != original[:2]
         dnat = reply[:2] != original[2:]
         if not snat and not dnat:

@@ -10,7 +10,7 @@ net/netfilter/nf_conntrack_standalone.c):
 
 A line is split at its two " src=": the first half holds the original tuple,
 the second the reply. Only the first four columns have fixed places; all else
-is found by its name, but for the state, which is the last column before the
+is found by its name, except the state, which is the last column before the
 original tuple. [UNREPLIED] ends the first half, and of the second half the
 first column in brackets is the flag. Columns are separated by spaces and lines
 by newlines; no other byte separates anything. Numbers are ASCII digits.
@@ -33,25 +33,27 @@ if TYPE_CHECKING:
 _HEAD = re.compile(rb"(?:ipv(4) +2|ipv(6) +10) +[^ ]+ +([0-9]{1,3})(?: |\Z)")
 _FLAGS = {b"ASSURED]": "assured", b"OFFLOAD]": "offload", b"HW_OFFLOAD]": "hw_offload"}
 _NAMES = {number: {name.encode(): name for name in names} for number, names in STATES.items()}
-# What the port of the source is called in either tuple. The id of ICMP stands for it.
+# ICMP has an id in place of ports.
 _SOURCE = [b" id=" if l4 in ID_OF else b" sport=" for l4 in range(256)]
 _REPLY_DESTINATION = [b" id=" if l4 in ID_OF else b" dport=" for l4 in range(256)]
 _COUNTERS = re.compile(rb"([0-9]{1,20}) bytes=([0-9]{1,20})(?: |\Z)")
+_MAX_COUNTER = (1 << 64) - 1
+_DIGITS = {255: 3, 65535: 5, 0xFFFFFFFF: 10}  # of a maximum
 
 
 class Decoder:
-    """Sums the entries of one reading: feed() it blocks, then finish() it.
+    """Sum the entries of one read of the file: feed() blocks, then finish().
 
-    Lines may be cut between blocks anywhere. The result does not depend on where.
+    A block may end anywhere in a line.
     """
 
     def __init__(self, plan: Plan) -> None:
         self._grouping = Grouping(plan)
         self._tail = b""
-        self._skipping = False  # inside a line that is already too long
+        self._skipping = False  # the rest of a line longer than MAX_LINE
 
     def feed(self, block: bytes | memoryview) -> None:
-        """Take in the lines that end in this block of the file, and keep the rest for the next."""
+        """Add the lines that end in this block; keep the rest for the next one."""
         lines = (self._tail + bytes(block)).split(b"\n")
         self._tail = lines.pop()
         if self._skipping and lines:
@@ -66,7 +68,7 @@ class Decoder:
             self._skipping = True
 
     def finish(self) -> Tally:
-        """The tally of all that was fed. A last line needs no newline."""
+        """Return the tally. The last line needs no newline."""
         self._add([self._tail])
         self._tail = b""
         return self._grouping.tally()
@@ -81,7 +83,7 @@ class Decoder:
 
 
 def parse(line: bytes) -> Entry:
-    """Read one line. Raises ValueError with the reason where it is not what the kernel writes."""
+    """Parse one line. Raises ValueError with the reason if the kernel would not write it."""
     if len(line) > MAX_LINE:
         raise ValueError(f"a line longer than {MAX_LINE} bytes")
     head, _, first = line.partition(b" src=")
@@ -118,30 +120,31 @@ def parse(line: bytes) -> Entry:
         _, zoned, zone = rest.partition(b" zone=")
         if not replied_zone:
             replied_zone, reply_zone = zoned, zone
-    flag, _, _ = second.partition(b" [")[2].partition(b" ")
+    flag = second.partition(b" [")[2].partition(b" ")[0]
+    # Without keywords, which take twice the time for a tuple of this size.
     return Entry(
-        l3=l3,
-        l4=l4,
-        src=_packed(l3, src),
-        dst=_packed(l3, dst.partition(b" ")[0]),
-        dport=_short(dport, "dport") if ported else 0,
-        reply_src=_packed(l3, reply_src),
-        reply_dst=_packed(l3, rest.partition(b" ")[0]),
-        zone=_short(zone, "zone") if zoned else 0,
-        mark=_number(mark.partition(b" ")[0], 0xFFFFFFFF, "mark") if marked else 0,
-        counters=counters,
-        state=_state(head, columns.end(), _NAMES[l4]) if l4 in _NAMES else "",
-        unreplied=first.endswith(b" [UNREPLIED]"),
-        flag=_FLAGS.get(flag, ""),
-        sport=_short(sport, "sport or id") if sported else 0,
-        reply_sport=_short(reply_sport, "sport") if reply_sported else 0,
-        reply_dport=_short(reply_dport, "dport or id") if reply_ported else 0,
-        reply_zone=_short(reply_zone, "zone") if replied_zone else 0,
+        l3,
+        l4,
+        _packed(l3, src),
+        _packed(l3, dst.partition(b" ")[0]),
+        _number(dport, 65535, "dport") if ported else 0,
+        _packed(l3, reply_src),
+        _packed(l3, rest.partition(b" ")[0]),
+        _number(zone, 65535, "zone") if zoned else 0,
+        _number(mark, 0xFFFFFFFF, "mark") if marked else 0,
+        counters,
+        _state(head, columns.end(), _NAMES[l4]) if l4 in _NAMES else "",
+        first.endswith(b" [UNREPLIED]"),
+        _FLAGS.get(flag, ""),
+        _number(sport, 65535, "sport or id") if sported else 0,
+        _number(reply_sport, 65535, "sport") if reply_sported else 0,
+        _number(reply_dport, 65535, "dport or id") if reply_ported else 0,
+        _number(reply_zone, 65535, "zone") if replied_zone else 0,
     )
 
 
 def _state(head: bytes, fourth: int, names: dict[bytes, str]) -> str:
-    """The state that stands last before the original tuple, after the fourth column and timeout."""
+    """Return the state: the last column before the original tuple, after the fourth."""
     start = head.rfind(b" ") + 1
     state = head[start:]
     if start < fourth or not state or state[:1].isdigit():
@@ -150,23 +153,24 @@ def _state(head: bytes, fourth: int, names: dict[bytes, str]) -> str:
 
 
 def _pair(text: bytes) -> tuple[int, int]:
-    """The packets and bytes that a text begins with. The kernel's counters have 64 bits."""
+    """Return packets and bytes from the start of a text. The kernel's counters have 64 bits."""
     match = _COUNTERS.match(text)
-    if match is None or (int(match[1]) | int(match[2])) >> 64:
-        raise ValueError("its packets= and bytes= are not two numbers of 64 bits")
-    return int(match[1]), int(match[2])
+    if match is not None:
+        packets, octets = int(match[1]), int(match[2])
+        if packets <= _MAX_COUNTER and octets <= _MAX_COUNTER:
+            return packets, octets
+    raise ValueError("its packets= and bytes= are not two numbers of 64 bits")
 
 
-def _short(text: bytes, what: str) -> int:
-    """The number of 16 bits that a text begins with."""
-    return _number(text.partition(b" ")[0], 65535, what)
-
-
-def _number(digits: bytes, most: int, what: str) -> int:
-    # int() alone would take signs, underscores and other digits.
-    if not digits.isdigit() or len(digits) > len(str(most)) or int(digits) > most:
-        raise ValueError(f"its {what} is not a number up to {most}")
-    return int(digits)
+def _number(text: bytes, maximum: int, what: str) -> int:
+    """Return the number at the start of a text, up to a space."""
+    digits = text.partition(b" ")[0]
+    # int() alone accepts signs and underscores.
+    if digits.isdigit() and len(digits) <= _DIGITS[maximum]:
+        number = int(digits)
+        if number <= maximum:
+            return number
+    raise ValueError(f"its {what} is not a number up to {maximum}")
 
 
 @functools.lru_cache(1 << 12)

@@ -77,10 +77,10 @@ CTA_STATS_GLOBAL_MAX_ENTRIES = 2
 CTA_PROTOINFO_TCP = 1
 CTA_PROTOINFO_DCCP = 2
 CTA_PROTOINFO_SCTP = 3
-CTA_PROTOINFO_STATE = 1  # CTA_PROTOINFO_TCP_STATE and its like
+CTA_PROTOINFO_STATE = 1  # CTA_PROTOINFO_{TCP,DCCP,SCTP}_STATE
 
-# enum ctattr_stats_cpu, of struct ip_conntrack_stat: numbers of 32 bits. Those that
-# are not here the kernel no longer counts.
+# enum ctattr_stats_cpu, of struct ip_conntrack_stat: numbers of 32 bits. The kernel no
+# longer counts the others.
 CTA_STATS = {
     "found": 2,
     "invalid": 4,
@@ -108,7 +108,7 @@ IPPROTO_ICMPV6 = 58
 IPPROTO_SCTP = 132
 IPPROTO_UDPLITE = 136
 
-# Where the id of an entry stands that has one in place of ports.
+# The attribute of the id, of protocols with an id in place of ports.
 ID_OF = {IPPROTO_ICMP: CTA_PROTO_ICMP_ID, IPPROTO_ICMPV6: CTA_PROTO_ICMPV6_ID}
 
 # Protocols whose entries have a state, and the names of these in the order of
@@ -128,7 +128,7 @@ STATES = {
         *("SHUTDOWN_RECD", "SHUTDOWN_ACK_SENT", "HEARTBEAT_SENT", "HEARTBEAT_ACKED"),
     ),
 }
-UNKNOWN_STATE = "unknown"  # of a kernel to come
+UNKNOWN_STATE = "unknown"  # a state of a newer kernel
 
 PROTOINFO_OF = {
     IPPROTO_TCP: CTA_PROTOINFO_TCP,
@@ -136,10 +136,10 @@ PROTOINFO_OF = {
     IPPROTO_SCTP: CTA_PROTOINFO_SCTP,
 }
 
-# What an entry can be besides. The last three exclude one another, as where the
-# kernel prints them: of an entry that is offloaded it does not say more.
+# Flags of an entry. Of the last three it has at most one, as in the proc file: an
+# offloaded entry is not shown as assured.
 FLAGS = ("unreplied", "assured", "offload", "hw_offload")
 
-# No line of the proc file comes near this: the longest part of one is a security
-# context. It bounds what is kept of a line that does not end.
+# Bytes. The lines of the kernel are much shorter: the longest part is a security context.
+# It bounds the memory for an incomplete line.
 MAX_LINE = 16384
