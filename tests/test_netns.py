@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from tests.conftest import need
 from tests.netns import check
 from tests.program import Serving, run, serving
 from tests.test_traffic import RULES
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -127,15 +127,6 @@ def of(found: Samples, name: str, netns: str) -> dict[tuple[str, ...], float]:
         for (family, labels), number in found.items()
         if family == name and labels[:1] == (("netns", netns),)
     }
-
-
-def until(probe: Callable[[], Any], seconds: float = 60) -> Any:
-    """The first true answer of a probe."""
-    end = time.monotonic() + seconds
-    while not (found := probe()):
-        assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(0.1)
-    return found
 
 
 @contextlib.contextmanager

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.booted import ROOT, Machine, booted, check, install, tree, until
+from tests.booted import ROOT, Machine, booted, check, install, tree
 from tests.certificates import authority, certificate
 from tests.conftest import need
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,7 +117,7 @@ def test_the_shipped_timer_fires_every_minute(machine: Machine) -> None:
     machine.run("rm", "/etc/systemd/system/conntrack-textfile.timer.d/often.conf")
     machine.systemctl("daemon-reload")
     machine.systemctl("enable", "--now", "conntrack-textfile.timer")
-    elapse = until(lambda: machine.show("conntrack-textfile.timer", "NextElapseUSecRealtime"), 30)
+    elapse = until(lambda: machine.show("conntrack-textfile.timer", "NextElapseUSecRealtime"))
     assert re.search(r":\d\d:00 ", elapse), elapse
 
 
@@ -293,7 +294,7 @@ def test_the_watchdog_is_fed_and_ends_an_exporter_that_hangs(machine: Machine) -
     assert machine.show(EXPORTER, "MainPID") == pid
     assert machine.show(EXPORTER, "NRestarts") == "0"
     machine.systemctl("kill", "--kill-whom=main", "--signal=STOP", EXPORTER)
-    until(lambda: machine.show(EXPORTER, "NRestarts") == "1", 30)
+    until(lambda: machine.show(EXPORTER, "NRestarts") == "1")
     until(lambda: machine.get(METRICS))
     assert "Watchdog timeout" in machine.journal(EXPORTER)
 
@@ -535,7 +536,7 @@ def test_events_wait_from_one_run_of_the_timer_to_the_next(counting: Machine) ->
     (inode,) = listeners(machine)
     used = ticks(machine)
     flows(machine, 0, 20_000)
-    until(lambda: ended(machine), 60)
+    until(lambda: ended(machine))
     time.sleep(2)  # readable all the time
     assert ticks(machine) - used < 100
     assert machine.show(WRITER_EVENTS, "SubState") == "running"
@@ -546,7 +547,7 @@ def test_events_wait_from_one_run_of_the_timer_to_the_next(counting: Machine) ->
     assert counted(written(machine)) == [20_000, *truth(machine)]
 
     flows(machine, 20_000, 20_100)
-    until(lambda: ended(machine), 60)
+    until(lambda: ended(machine))
     text = written(machine)
     assert counted(text) == [20_100, *truth(machine)]
     assert value(text, "conntrack_events_listening") == 1
@@ -557,7 +558,7 @@ def test_events_wait_from_one_run_of_the_timer_to_the_next(counting: Machine) ->
 def test_the_state_goes_to_the_user_of_the_next_run(counting: Machine) -> None:
     machine = counting
     flows(machine, 0, 100)
-    until(lambda: ended(machine), 60)
+    until(lambda: ended(machine))
     written(machine)
     directory = "/run/private/conntrack-textfile"
     files = (directory, f"{directory}/state", f"{directory}/state.lock")
@@ -570,7 +571,7 @@ def test_the_state_goes_to_the_user_of_the_next_run(counting: Machine) -> None:
 def hold(machine: Machine) -> None:
     """What the socket starts is there from the first event on."""
     flows(machine, 0, 10)
-    until(lambda: ended(machine), 60)
+    until(lambda: ended(machine))
     until(lambda: machine.show("conntrack-events-hold.service", "ActiveState") == "active")
 
 
@@ -671,18 +672,18 @@ def test_the_exporter_misses_nothing_while_it_restarts(machine: Machine) -> None
             assert not done.done()
             time.sleep(0.5)
         done.result()
-    until(lambda: ended(machine), 60)
+    until(lambda: ended(machine))
     expected = [2000, *truth(machine)]
-    text = until(lambda: counted(text := machine.get(METRICS, 10)) == expected and text, 30)
+    text = until(lambda: counted(text := machine.get(METRICS, 10)) == expected and text)
     assert value(text, "conntrack_runs_interrupted_total") == 0
     assert listeners(machine) == [inode]
 
     # What it had read and not saved is lost when it is killed: that is counted.
     machine.systemctl("kill", "--kill-whom=main", "--signal=KILL", EXPORTER)
     flows(machine, 2000, 2100)
-    until(lambda: ended(machine), 60)
+    until(lambda: ended(machine))
     expected = [2100, *truth(machine)]
-    text = until(lambda: counted(text := machine.get(METRICS, 20)) == expected and text, 30)
+    text = until(lambda: counted(text := machine.get(METRICS, 20)) == expected and text)
     assert value(text, "conntrack_runs_interrupted_total") == 1
     assert listeners(machine) == [inode]
 
@@ -696,9 +697,9 @@ def test_two_services_do_not_take_events_from_each_other(counting: Machine) -> N
     machine.systemctl("start", EXPORTER)
     until(lambda: machine.get(METRICS))
     flows(machine, 0, 1000)
-    until(lambda: ended(machine), 60)
+    until(lambda: ended(machine))
     expected = [1000, *truth(machine)]
-    until(lambda: counted(machine.get(METRICS)) == expected, 30)
+    until(lambda: counted(machine.get(METRICS)) == expected)
     written(machine)
     assert counted(written(machine)) == expected
 
@@ -839,7 +840,7 @@ def connections_end(inside: list[str]) -> list[float]:
         check(*inside, "conntrack", "-L")  # has the kernel remove what has expired
         return check(*inside, "conntrack", "-C").strip() == "0"
 
-    until(ended, 60)
+    until(ended)
     text = check(*inside, "nft", "list", "counters")
     found = dict(re.findall(r"counter (\w+) {\s+(packets \d+ bytes \d+)", text))
     numbers = [float(n) for name in ("sent", "reply") for n in re.findall(r"\d+", found[name])]
@@ -899,7 +900,7 @@ def test_the_exporter_reads_another_namespace_without_the_right_to_enter_it(
     until(lambda: 'conntrack_snapshot_success{netns="blue"} 1' in machine.get(METRICS))
     expected = connections_end(blue)
     machine.systemctl("restart", EXPORTER)
-    until(lambda: carried(machine.get(METRICS), "blue") == expected, 30)
+    until(lambda: carried(machine.get(METRICS), "blue") == expected)
 
 
 def test_the_timer_may_be_given_the_right_to_enter_namespaces(

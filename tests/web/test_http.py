@@ -20,9 +20,10 @@ from conntrack_textfile.web import http as transport
 from conntrack_textfile.web import sockets
 from conntrack_textfile.web.body import EMPTY, Body
 from conntrack_textfile.web.config import watch
-from conntrack_textfile.web.limiter import REASONS, Connection, Limiter
+from conntrack_textfile.web.limiter import KEPT, REASONS, Connection, Limiter
 from tests.certificates import TLS, write
 from tests.program import Serving, serving
+from tests.waiting import until
 from tests.web.serving import SAMPLE, application, get, listening
 
 if TYPE_CHECKING:
@@ -74,11 +75,11 @@ def test_a_client_that_is_slow_or_silent_is_dropped(monkeypatch: pytest.MonkeyPa
         with silent, dripping:
             started = time.monotonic()
             with contextlib.suppress(OSError):
-                while time.monotonic() - started < 5:
+                while time.monotonic() - started < 20:
                     dripping.sendall(b"G")
                     time.sleep(0.1)
-            assert time.monotonic() - started < 3
-            silent.settimeout(5)
+            assert time.monotonic() - started < 15  # less than the usual REQUEST_SECONDS, and some
+            silent.settimeout(20)
             assert silent.recv(1) == b""
 
 
@@ -95,7 +96,7 @@ def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(made, "_done", watched)
     with listening(made) as port, socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-        assert done.wait(10)
+        assert done.wait(50)  # less than the usual RESPONSE_SECONDS
 
 
 def test_silent_connections_make_room_for_new_ones() -> None:
@@ -109,12 +110,14 @@ def test_silent_connections_make_room_for_new_ones() -> None:
 
 
 def test_a_kept_connection_goes_first() -> None:
+    limiter = Limiter(2)
     page = application(lambda: (b"", EMPTY))
-    with listening(page, Limiter(2)) as port, contextlib.ExitStack() as stack:
+    with listening(page, limiter) as port, contextlib.ExitStack() as stack:
         silent, kept = [stack.enter_context(connected(port)) for _ in range(2)]
         kept.sendall(GET)
         assert kept.recv(100).startswith(b"HTTP/1.1 200 OK")
-        time.sleep(0.2)  # it is kept a moment after its answer
+        # It is kept a moment after its answer.
+        until(lambda: KEPT in {connection.state for connection in list(limiter._held)})
         newer = stack.enter_context(connected(port))
         assert dropped(kept)
         for client in (silent, newer):
@@ -171,8 +174,8 @@ def test_slow_readers_hold_two_versions_of_the_page() -> None:
             readers.append(reader)
         for old in readers[:2]:
             assert dropped(old)
-        held = [body for body in bodies if sys.getrefcount(body) > 3]
-        assert held == bodies[2:]
+        # A thread lets go of its body a moment after its connection is closed.
+        until(lambda: [body for body in bodies if sys.getrefcount(body) > 3] == bodies[2:])
         assert refusals(page)["outdated"] == 2
         for new in readers[2:]:
             assert len(rest(new)) > 32 << 20
@@ -198,7 +201,7 @@ def test_scrapes_succeed_among_600_clients_that_say_nothing() -> None:
         crowd.start()
         try:
             silent = 0.0
-            end = time.monotonic() + 30
+            end = time.monotonic() + 120
             while silent < 600:
                 assert time.monotonic() < end
                 status, text, _ = get(f"{program.url}/metrics")
@@ -401,4 +404,4 @@ def test_slow_clients_do_not_keep_a_scrape_away() -> None:
             stack.enter_context(socket.create_connection(("127.0.0.1", program.port)))
         started = time.monotonic()
         assert get(f"{program.url}/metrics")[0] == 200
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 9  # the slow ones have REQUEST_SECONDS
