@@ -471,9 +471,16 @@ runs = [run()]
 inside = [["ip", "netns", "exec", name] for name in names]
 made = [subprocess.Popen([*of, python, flows, "1", "500", "500"]) for of in inside]
 assert [process.wait() for process in made] == [0] * len(names)
-time.sleep(2.5)
-for of in inside:  # a dump has the kernel remove what has expired
-    subprocess.run([*of, "conntrack", "-L"], check=True, capture_output=True)
+for of in inside:
+    end = time.monotonic() + 60
+    while True:
+        # A dump has the kernel remove what has expired.
+        subprocess.run([*of, "conntrack", "-L"], check=True, capture_output=True)
+        left = subprocess.run([*of, "conntrack", "-C"], check=True, capture_output=True)
+        if int(left.stdout) == 0:
+            break
+        assert time.monotonic() < end, left
+        time.sleep(0.1)
 runs += [run(), run()]
 print(json.dumps(runs))
 """
