@@ -208,11 +208,14 @@ def test_40_scrapes_at_once_with_one_password(made: Path, place: Path) -> None:
         assert set(statuses) == {200}
 
 
-# Closed loops of requests, each with a password that nobody had before.
+# 200 clients, each of which sends the next password when the one before was answered.
+# It prints a line when each of them has sent one.
 GUESSERS = """
 import base64, http.client, random, sys, threading
 port, source = int(sys.argv[1]), sys.argv[2]
+sent = threading.Semaphore(0)
 def guess():
+    waits = True
     while True:
         try:
             client = http.client.HTTPConnection(
@@ -220,12 +223,18 @@ def guess():
             )
             credentials = base64.b64encode(f"alice:{random.random()}".encode()).decode()
             client.request("GET", "/metrics", headers={"Authorization": "Basic " + credentials})
+            if waits:
+                sent.release()
+                waits = False
             client.getresponse().read()
             client.close()
         except OSError:
             pass
 for _ in range(200):
     threading.Thread(target=guess, daemon=True).start()
+for _ in range(200):
+    sent.acquire()
+print(flush=True)
 sys.stdin.read()
 """
 
@@ -233,9 +242,10 @@ sys.stdin.read()
 @contextlib.contextmanager
 def guessers(program: Serving, source: str) -> Iterator[None]:
     argv = [sys.executable, "-c", GUESSERS, str(program.port), source]
-    process = subprocess.Popen(argv, stdin=subprocess.PIPE)
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
-        time.sleep(3)  # until all of them are at it
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
         yield
     finally:
         process.kill()

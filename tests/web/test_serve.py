@@ -7,6 +7,7 @@ import gzip
 import http.client
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -19,6 +20,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.bench import make_table
+from tests.builders import proc_root
 from tests.conftest import DATA
 from tests.program import COMMAND, Serving, serving
 from tests.waiting import until
@@ -92,24 +94,29 @@ def test_a_fifo_in_place_of_the_table_is_an_error_until_it_is_gone(tmp_path: Pat
 
 @pytest.mark.parametrize("engine", ["compiled", "pure"])
 def test_without_memory_it_answers_and_ends(tmp_path: Path, engine: str) -> None:
-    table = tmp_path / "net" / "nf_conntrack"
-    table.parent.mkdir()
-    make_table(table, 100_000, 100_000)
+    proc_root(tmp_path)
     with serving(
         f"--path.procfs={tmp_path}",
-        "--collector.interval=2",
-        prefix=("env", f"CONNTRACK_TEXTFILE_ENGINE={engine}", "prlimit", f"--as={70 << 20}"),
+        "--collector.interval=0.5",
+        prefix=("env", f"CONNTRACK_TEXTFILE_ENGINE={engine}"),
     ) as program:
+        assert b"conntrack_snapshot_success 1\n" in get(f"{program.url}/metrics")[1]
+        # What it takes without a table depends on Python and on libc.
+        status = Path(f"/proc/{program.process.pid}/status").read_text()
+        data = int(re.findall(r"^VmData:\s+(\d+) kB$", status, re.MULTILINE)[0]) << 10
+        resource.prlimit(program.process.pid, resource.RLIMIT_DATA, (data + (16 << 20),) * 2)
+        make_table(tmp_path / "new", 100_000, 100_000)
+        (tmp_path / "new").rename(tmp_path / "net" / "nf_conntrack")
         program.wait_for_log("there is not enough memory to read the table; trying again")
         answered = 0
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while answered < 10:
             assert time.monotonic() < end
             with contextlib.suppress(OSError, http.client.HTTPException):  # at the very limit
-                status, body, _ = get(f"{program.url}/metrics")
-                answered += status == 200 and b"conntrack_snapshot_success 0\n" in body
+                code, body, _ = get(f"{program.url}/metrics")
+                answered += code == 200 and b"conntrack_snapshot_success 0\n" in body
         program.process.send_signal(signal.SIGTERM)
-        assert program.process.wait(10) == 0
+        assert program.process.wait(20) == 0
 
 
 def test_a_hangup_reads_the_web_config_again(tmp_path: Path) -> None:
