@@ -258,8 +258,11 @@ def fresh() -> str:
             text: str = answer.read().decode()
         found = Metrics(text)
         name = "snapshot_timestamp_seconds"
-        if ("conntrack_" + name, "") in found.samples and (
-            found[name] - found["snapshot_duration_seconds"] > now
+        if (
+            ("conntrack_" + name, "") in found.samples
+            and found[name] - found["snapshot_duration_seconds"] > now
+            # Else it is stale, after three intervals: a busy machine can be that late.
+            and found["snapshot_success"] == 1
         ):
             return text
         assert time.monotonic() < end, text[:4000]

@@ -86,10 +86,11 @@ def test_a_fifo_in_place_of_the_table_is_an_error_until_it_is_gone(tmp_path: Pat
     os.mkfifo(table)
     with serving(f"--path.procfs={tmp_path}", "--collector.interval=0.2") as program:
         program.wait_for_log("nf_conntrack: it is not a regular file")
-        table.unlink()
-        shutil.copy(DATA / "kernel-6.18" / "net" / "nf_conntrack", table)
+        shutil.copy(DATA / "kernel-6.18" / "net" / "nf_conntrack", tmp_path)
+        (tmp_path / "nf_conntrack").rename(table)
         program.wait_for_log("works again")
-        assert b"conntrack_total_connections 91\n" in get(f"{program.url}/metrics")[1]
+        # After three intervals a snapshot is stale: a busy machine can be that late.
+        until(lambda: b"conntrack_total_connections 91\n" in get(f"{program.url}/metrics")[1])
 
 
 @pytest.mark.parametrize("engine", ["compiled", "pure"])
@@ -179,7 +180,7 @@ def test_names_of_hosts_are_read_again(tmp_path: Path) -> None:
         assert b"laptop" not in get(f"{program.url}/metrics")[1]
         leases.unlink()
         program.wait_for_log("cannot read .*; going on with what was read before")
-        assert b'{src="desktop"}' in get(f"{program.url}/metrics")[1]
+        wait_for(b'{src="desktop"}')
         leases.write_text("0 02:00:00:00:00:01 10.77.1.2 * *\n")
         program.process.send_signal(signal.SIGHUP)
         wait_for(b'{src="10.77.1.2"}')
@@ -228,7 +229,12 @@ def test_scrapes_during_refreshes_see_one_whole_snapshot(tmp_path: Path) -> None
         new.rename(table)
 
     def scrape(url: str) -> int:
-        text = gzip.decompress(get(f"{url}/metrics", **{"Accept-Encoding": "gzip"})[1]).decode()
+        def fresh() -> str:  # without connections where the snapshot is stale
+            packed = get(f"{url}/metrics", **{"Accept-Encoding": "gzip"})[1]
+            text = gzip.decompress(packed).decode()
+            return text if "conntrack_snapshot_success 1\n" in text else ""
+
+        text = until(fresh)
         packets = re.findall(r'^conntrack_sent_packets{.*dport="(\d+)"} (\d+)$', text, re.MULTILINE)
         total = re.search(r"^conntrack_total_sent_packets (\d+)$", text, re.MULTILINE)
         assert total
@@ -243,11 +249,9 @@ def test_scrapes_during_refreshes_see_one_whole_snapshot(tmp_path: Path) -> None
         serving(f"--path.procfs={tmp_path}", "--collector.interval=0.3") as program,
         ThreadPoolExecutor(4) as pool,
     ):
-        seen = set()
-        for n in range(2, 12):
+        for n in range(2, 7):
             fill(n)
-            seen |= set(pool.map(scrape, [program.url] * 40))
-        assert len(seen) > 2
+            until(lambda: n in set(pool.map(scrape, [program.url] * 20)))  # noqa: B023
 
 
 def test_a_table_that_goes_and_comes_back(tmp_path: Path) -> None:
