@@ -120,7 +120,8 @@ class Refresher:
         """Take one snapshot, show it, and say how many seconds to wait for the next."""
         started = self._due = time.monotonic()
         try:
-            with mmap.mmap(-1, _RESERVE):  # malloc() would keep it
+            # malloc() would keep it. Private, so that it counts in RLIMIT_DATA too.
+            with mmap.mmap(-1, _RESERVE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS):
                 self._publish(self._take())
         # Whatever it was: a thread that dies would leave the numbers frozen.
         except Exception as error:  # noqa: BLE001

@@ -98,7 +98,7 @@ def test_without_memory_it_answers_and_ends(tmp_path: Path, engine: str) -> None
     proc_root(tmp_path)
     with serving(
         f"--path.procfs={tmp_path}",
-        "--collector.interval=0.5",
+        "--collector.interval=2",
         prefix=("env", f"CONNTRACK_TEXTFILE_ENGINE={engine}"),
     ) as program:
         assert b"conntrack_snapshot_success 1\n" in get(f"{program.url}/metrics")[1]

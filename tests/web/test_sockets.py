@@ -60,7 +60,7 @@ def test_a_socket_of_systemd_is_served() -> None:
     try:
         assert process.stdout is not None
         port = process.stdout.readline().strip()
-        answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20).read()
+        answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60).read()
         assert b"conntrack_total_connections 91\n" in answer
     finally:
         process.terminate()
