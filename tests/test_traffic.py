@@ -298,7 +298,7 @@ def one_shot(
 
 @pytest.mark.parametrize("mode", MODES)
 def test_many_short_connections_count_to_the_byte(mode: str, table: Table, tmp_path: Path) -> None:
-    tcp, udp, turns = 10_000, 15_000, 2
+    tcp, udp, turns = 6_000, 9_000, 2
     each_second = ["--collector.interval=1"] if mode == "serve" else []
     with counting(mode, table, tmp_path, *each_second) as found:
         for turn in range(turns):
@@ -478,7 +478,7 @@ def test_the_table_is_flushed_in_the_middle_of_a_dump(
     table.sysctl(udp_timeout=600, udp_timeout_stream=600)
     with counting(mode, table, tmp_path) as found:
         for turn in range(3):
-            table.make(turn, 0, 30_000)
+            table.make(turn, 0, 20_000)
             found.read()
             flushing = threading.Timer(0.15 * turn, table.run, ("conntrack", "-F"))
             flushing.start()
@@ -486,7 +486,7 @@ def test_the_table_is_flushed_in_the_middle_of_a_dump(
                 found.read()
             flushing.join()
             found.until(lambda now: not now["tracked_connections"])
-        last = found.until_equal(90_000)
+        last = found.until_equal(60_000)
     assert last["events_lost_total"] == 0
 
 
