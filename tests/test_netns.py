@@ -549,7 +549,9 @@ def test_two_hundred_namespaces(host: Host, record_property: Callable[[str, obje
     script = f"""
         for name in {" ".join(busy)}; do
             ip -n $name link set lo up
-            ip netns exec $name sh -c 'printf %s "$1" | nft -f - && ping -q -c 1 127.0.0.1' sh "$1"
+            ip netns exec $name sh -euc 'printf %s "$1" | nft -f -
+                sysctl -qw net.netfilter.nf_conntrack_icmp_timeout=600
+                ping -q -c 1 127.0.0.1' sh "$1"
         done
     """
     check(*host.prefix, "sh", "-euc", script, "sh", RULES)
