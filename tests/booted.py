@@ -1,31 +1,33 @@
-"""A systemd that was really booted: Debian in a container of systemd-nspawn.
+"""Debian with systemd as its first process, booted by systemd-nspawn(1).
 
-It has a network namespace, a conntrack table and a copy of the tree of its own, and either
-our units as an administrator installs them, and node_exporter; or none of it, and packages
-that apt can install without a network.
+A machine has its own network namespace, and so its own conntrack table. What it writes to
+its root file system is on a tmpfs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import secrets
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "build" / "booted"
 PACKAGES = "systemd-sysv,dbus,python3,prometheus-node-exporter"
 OPT = "/opt/conntrack-textfile"
 BUILDERS = "build-essential,debhelper,dh-python,python3-dev,python3-venv"
+NO_DOCUMENTATION = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "locale")]
 FETCHED = "prometheus-node-exporter python3-bcrypt python3-yaml kmod"
 
 
@@ -36,7 +38,7 @@ def check(
     cwd: str | None = None,
     env: dict[str, str] | None = None,
 ) -> str:
-    """Run a program that must succeed; its standard output."""
+    """Run a program that must succeed; return its standard output."""
     done = subprocess.run(
         argv,
         input=text,
@@ -53,63 +55,43 @@ def check(
 
 
 def suite() -> str:
-    """The Debian of this machine: its Python is that of the tree, so what pip builds here fits."""
+    """Return the release of this machine: what pip builds here fits the Python of that tree."""
     release = Path("/etc/os-release").read_text()
     return str(re.findall(r"^VERSION_CODENAME=(\w+)$", release, re.MULTILINE)[0])
 
 
-def tree() -> Path:
-    """A root file system that can boot, made once. Nothing in it is ever changed."""
+def _debian(name: str, release: str, packages: str, *options: str) -> Path:
+    """Return a root file system of Debian. It is made once and never changed.
+
+    name: of its directory in CACHE. packages: what mmdebstrap(1) installs beside dpkg.
+    """
     CACHE.mkdir(parents=True, exist_ok=True)
-    made = CACHE / suite()
+    made = CACHE / name
     if not made.exists():
         with tempfile.TemporaryDirectory(dir=CACHE) as directory:
             root = Path(directory) / "root"
-            check(
-                *("mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES}"),
-                *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "locale")),
-                *(suite(), root),
-                seconds=600,
-            )
+            argv = ("--quiet", "--variant=minbase", f"--include={packages}", *options)
+            check("mmdebstrap", *argv, release, root, seconds=600)
             root.chmod(0o755)
             root.rename(made)
     return made
+
+
+def tree() -> Path:
+    """Return a Debian that can boot, with node_exporter."""
+    return _debian(suite(), suite(), PACKAGES, *NO_DOCUMENTATION)
 
 
 def fresh(release: str) -> Path:
-    """A Debian as it is before anything of ours, with what our package would have it fetch."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    made = CACHE / f"fresh-{release}"
-    if not made.exists():
-        fetch = "apt-get install --quiet --quiet --download-only --yes"
-        with tempfile.TemporaryDirectory(dir=CACHE) as directory:
-            root = Path(directory) / "root"
-            check(
-                *("mmdebstrap", "--quiet", "--variant=minbase", "--include=systemd-sysv,dbus"),
-                *("--skip=cleanup/apt", f'--customize-hook=chroot "$1" {fetch} {FETCHED}'),
-                *(release, root),
-                seconds=600,
-            )
-            root.chmod(0o755)
-            root.rename(made)
-    return made
+    """Return a Debian that can boot, with the dependencies of our package in apt's cache."""
+    fetch = "apt-get install --quiet --quiet --download-only --yes"
+    hook = f'--customize-hook=chroot "$1" {fetch} {FETCHED}'
+    return _debian(f"fresh-{release}", release, "systemd-sysv,dbus", "--skip=cleanup/apt", hook)
 
 
 def builder(release: str) -> Path:
-    """A Debian with what builds our package, and nothing else."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    made = CACHE / f"builder-{release}"
-    if not made.exists():
-        with tempfile.TemporaryDirectory(dir=CACHE) as directory:
-            root = Path(directory) / "root"
-            check(
-                *("mmdebstrap", "--quiet", "--variant=minbase", f"--include={BUILDERS}"),
-                *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "locale")),
-                *(release, root),
-                seconds=600,
-            )
-            root.rename(made)
-    return made
+    """Return a Debian with the build dependencies of our package."""
+    return _debian(f"builder-{release}", release, BUILDERS, *NO_DOCUMENTATION)
 
 
 def install(venv: Path) -> None:
@@ -123,14 +105,15 @@ def install(venv: Path) -> None:
         for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, copy)
         check("/usr/bin/python3", "-m", "venv", venv)
-        check(venv / "bin/pip", "install", "--quiet", f"{copy}[web]", seconds=600)
+        quick = {**os.environ, "CFLAGS": "-O0 -g0"}  # to compile
+        check(venv / "bin/pip", "install", "--quiet", f"{copy}[web]", seconds=600, env=quick)
     # A virtual environment may be moved, but for the first line of its scripts.
     script = venv / "bin/conntrack-textfile"
     script.write_text(re.sub(r"\A#!.*", f"#!{OPT}/bin/python3", script.read_text()))
 
 
 def shipped(root: Path) -> None:
-    """Put our files where an administrator may, and enable nothing."""
+    """Copy our units and settings to where an administrator installs them; enable nothing."""
     root.chmod(0o755)
     for name in ("systemd/system", "default", "tmpfiles.d", "sysctl.d", "modules-load.d"):
         (root / "etc" / name).mkdir(parents=True)  # what Debian has
@@ -143,16 +126,16 @@ def shipped(root: Path) -> None:
     (root / "usr/local/bin").mkdir(parents=True)
     (root / "usr/local/bin/conntrack-textfile").symlink_to(f"{OPT}/bin/conntrack-textfile")
     (root / OPT[1:]).mkdir(parents=True)
-    # A second of the timer is enough for a test.
+    # A test need not wait for the next minute.
     dropin = root / "etc/systemd/system/conntrack-textfile.timer.d/often.conf"
     dropin.parent.mkdir()
     dropin.write_text("[Timer]\nOnCalendar=\nOnCalendar=*:*:0/3\nAccuracySec=1ms\n")
 
 
-# Keeps a container until standard input ends, which it does however the caller
-# ends; then ends every process of it by its cgroup. (To kill nspawn would leave
-# the container running.) All mounts are of a namespace that is gone with this;
-# the container's writes and nspawn's own files go to its tmpfs.
+# Runs a container until end of file on standard input, which comes however the caller
+# ends, then kills its cgroup: to kill systemd-nspawn alone would leave the container
+# running. The mounts are in a mount namespace of this shell; what the container and
+# systemd-nspawn write is on its tmpfs.
 KEEP = """
 tree=$1 files=$2 cgroup=/sys/fs/cgroup/$3; shift 3
 mount -t tmpfs -o mode=755 tmpfs /run
@@ -176,7 +159,7 @@ kill $! 2>/dev/null || true
 
 
 class Machine:
-    """A booted container, seen from the host."""
+    """A booted container, as the host sees it."""
 
     def __init__(self, leader: int) -> None:
         self.leader = leader
@@ -184,11 +167,11 @@ class Machine:
         self._net = ["nsenter", f"--target={leader}", "-n"]
 
     def run(self, *argv: str, text: str | None = None, seconds: float = 60) -> str:
-        """Run a program of the container in it."""
+        """Run a program of the container in it; return its standard output."""
         return check(*self._all, *argv, text=text, seconds=seconds, cwd="/")
 
     def fails(self, *argv: str) -> str:
-        """Run a program that must fail; what it said."""
+        """Run a program that must fail; return its output."""
         done = subprocess.run(
             [*self._all, *argv], capture_output=True, text=True, timeout=60, check=False, cwd="/"
         )
@@ -196,11 +179,11 @@ class Machine:
         return done.stdout + done.stderr
 
     def net(self, *argv: str, text: str | None = None) -> str:
-        """Run a program of the host in the container's network namespace."""
+        """Run a program of the host in the container's network namespace; return its output."""
         return check(*self._net, *argv, text=text)
 
-    def get(self, url: str, seconds: float = 5) -> str:
-        """The answer to a GET, from the container's own loopback."""
+    def get(self, url: str, seconds: float = 30) -> str:
+        """Return the body of a GET that is sent in the container's network namespace."""
         code = (
             "import sys, urllib.request as u;"
             "sys.stdout.write(u.urlopen(sys.argv[1], timeout=float(sys.argv[2])).read().decode())"
@@ -217,12 +200,12 @@ class Machine:
         self.run("sh", "-c", 'mkdir -p "$(dirname "$1")" && cat >"$1"', "sh", path, text=text)
 
     def dropin(self, unit: str, text: str) -> None:
-        """Set the drop-in of the test; an empty text removes it."""
+        """Write the drop-in of the test, and reload systemd."""
         self.write(f"/run/systemd/system/{unit}.d/test.conf", text)
         self.systemctl("daemon-reload")
 
     def state(self, *argv: str) -> str:
-        """What systemd says of itself; nothing while it does not listen."""
+        """Return the state of systemd as `systemctl is-system-running`; "" before it listens."""
         argv = (*self._all, "systemctl", "is-system-running", *argv)
         done = subprocess.run(
             argv, capture_output=True, text=True, timeout=60, check=False, cwd="/"
@@ -230,17 +213,19 @@ class Machine:
         return done.stdout.strip()
 
     def journal(self, unit: str) -> str:
+        """Return the messages of a unit, with what journald has not yet read of its output."""
+        self.run("journalctl", "--sync")
         return self.run("journalctl", "--no-pager", "--output=cat", f"--unit={unit}")
 
     def status(self, pid: str) -> dict[str, str]:
-        """/proc/PID/status of a process, by its number in the container."""
+        """Return /proc/PID/status of a process, by its PID in the container."""
         text = self.run("cat", f"/proc/{pid}/status")
         return dict(re.findall(r"^(\w+):\s*(.*)$", text, re.MULTILINE))
 
 
 @contextlib.contextmanager
 def booted(root: Path, venv: Path) -> Iterator[Machine]:
-    """A container with our files, gone afterwards whatever happened."""
+    """Boot a container with our units and, at /opt, a virtual environment."""
     with tempfile.TemporaryDirectory() as files:
         shipped(Path(files))
         with boot(root, Path(files), f"--bind-ro={venv}:{OPT}") as machine:
@@ -249,7 +234,11 @@ def booted(root: Path, venv: Path) -> Iterator[Machine]:
 
 @contextlib.contextmanager
 def boot(root: Path, files: Path, *options: str) -> Iterator[Machine]:
-    """A container of a tree and some files, with more options of systemd-nspawn."""
+    """Boot a container; end it afterwards.
+
+    root: its root file system, which stays as it is. files: copied over that.
+    options: of systemd-nspawn(1).
+    """
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
             ["unshare", "-m", "--propagation=private", "sh", "-euc", KEEP, "sh",
@@ -259,7 +248,7 @@ def boot(root: Path, files: Path, *options: str) -> Iterator[Machine]:
         try:
             try:
                 machine = Machine(until(lambda: _leader(process.pid)))
-                until(lambda: machine.state("--wait") in ("running", "degraded"), 30)
+                until(lambda: machine.state("--wait") in ("running", "degraded"))
             except AssertionError as error:
                 log.seek(0)
                 raise AssertionError(f"{error}; nspawn said:\n{log.read()}") from None
@@ -270,7 +259,7 @@ def boot(root: Path, files: Path, *options: str) -> Iterator[Machine]:
 
 
 def _leader(pid: int) -> int:
-    """The first process of the container: the descendant that is number 1 to itself."""
+    """Return the first process of the container: the descendant whose own PID is 1; else 0."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         numbers = re.search(r"^NSpid:(.*)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
         if numbers and numbers[1].split()[1:] == ["1"]:
@@ -278,17 +267,3 @@ def _leader(pid: int) -> int:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         return next(filter(None, map(_leader, map(int, children))), 0)
     return 0
-
-
-def until(probe: Callable[[], Any], seconds: float = 10) -> Any:
-    """The first true answer of a probe. An AssertionError of it counts as not yet."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            if found := probe():
-                return found
-            why = "never true"
-        except AssertionError as error:
-            why = str(error)
-        assert time.monotonic() < end, f"not within {seconds} s: {why}"
-        time.sleep(0.05)

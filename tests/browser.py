@@ -47,7 +47,7 @@ class Browser:
         return self._call(method, self._session, **parameters)
 
     def open(self, url: str, *, width: int = 1200, dark: bool = False, **headers: str) -> None:
-        """Load a page to its end."""
+        """Load a page; return after its load event."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -64,13 +64,13 @@ class Browser:
             self._next()
 
     def evaluate(self, expression: str) -> Any:
-        """What an expression is worth on the page."""
+        """Return the value of a JavaScript expression in the page."""
         found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
     def complaints(self) -> list[str]:
-        """What the browser's console says: refusals by the Content-Security-Policy and the like."""
+        """Return the messages of the console, such as violations of the Content-Security-Policy."""
         self.evaluate("0")
         return [
             event["params"]["entry"]["text"]
@@ -79,7 +79,7 @@ class Browser:
         ]
 
     def screenshot(self) -> bytes:
-        """The whole page as PNG."""
+        """Return the whole page as PNG."""
         shot = self.call("Page.captureScreenshot", captureBeyondViewport=True)
         return base64.b64decode(shot["data"])
 
@@ -108,7 +108,7 @@ class Browser:
 
 
 def _pipe() -> tuple[int, int]:
-    """A pipe of which neither end is 3 or 4."""
+    """Return a pipe; neither end is descriptor 3 or 4, which bash is to set."""
     ends = os.pipe()
     moved = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
     for end in ends:
@@ -118,7 +118,7 @@ def _pipe() -> tuple[int, int]:
 
 @contextlib.contextmanager
 def browsing() -> Iterator[Browser]:
-    """A browser with a profile of its own. It reads what we say on 3 and answers on 4."""
+    """Run Chromium with a new profile. It reads requests from descriptor 3 and writes to 4."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         their_in, our_out = _pipe()
         our_in, their_out = _pipe()

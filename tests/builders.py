@@ -1,4 +1,4 @@
-"""What several tests are built on: lines of a table, proc roots, aggregates and snapshots."""
+"""Builders of test data: lines of a table, proc roots, aggregates and snapshots."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STATES = {6: "ESTABLISHED ", 132: "ESTABLISHED "}
 
 
 class Flow(NamedTuple):
-    """What connections between the same two have in common."""
+    """The key of connections."""
 
     src: str
     dst: str
@@ -37,9 +37,9 @@ class Flow(NamedTuple):
 
 
 def table(flows: Mapping[Flow, Sequence[int]]) -> bytes:
-    """The text of net/nf_conntrack with connections that add up to these sums.
+    """Return the text of net/nf_conntrack for the five sums of each flow.
 
-    The first connection of each flow has all of the packets and bytes.
+    The first connection of a flow has all of its packets and bytes.
     """
     lines = [
         _line(flow, counters if n == 0 else (0, 0, 0, 0))
@@ -65,21 +65,21 @@ def _line(flow: Flow, counters: Sequence[int]) -> str:
 
 
 def folded(text: bytes, plan: Plan, limit: Limit | None = None) -> Aggregate:
-    """What an engine and the limit make of a text."""
+    """Return the aggregate of a text of net/nf_conntrack."""
     decoder = make(plan).text()
     decoder.feed(text)
     return aggregate.fold(decoder.finish(), plan.labels, limit or aggregate.Limit())
 
 
 def series(live: Aggregate) -> Series:
-    """The series by the values of their labels."""
+    """Return the rows of an aggregate by their label values."""
     rows = list(zip(live.groups, zip(*live.columns, strict=True), strict=True))
     assert len(dict(rows)) == len(rows) == len(live.groups)  # else Prometheus refuses them
     return dict(rows)
 
 
 def aggregated(rows: Series, *labels: str) -> Aggregate:
-    """An aggregate with these series, and nothing besides."""
+    """Return an aggregate of these series, without NAT, states and flags."""
     columns = tuple([row[field] for row in rows.values()] for field in range(5))
     return aggregate.Aggregate(
         labels=labels,
@@ -98,7 +98,7 @@ def aggregated(rows: Series, *labels: str) -> Aggregate:
 
 
 def counted(rows: Series, *labels: str) -> Traffic:
-    """Counters with these series, all of them TCP."""
+    """Return counters of these series, all of TCP over IPv4."""
     columns = tuple([row[field] for row in rows.values()] for field in range(5))
     protocols = Rows([("ipv4", "tcp")], tuple([sum(column)] for column in columns))
     return Traffic(
@@ -118,7 +118,7 @@ CONNTRACK = Conntrack(entries=50, entries_limit=200, buckets=64, accounting=True
 
 
 def taken(live: Aggregate | None) -> Snapshot:
-    """A good snapshot."""
+    """Return a successful snapshot."""
     return Snapshot(
         success=True,
         source="procfs",
@@ -131,7 +131,10 @@ def taken(live: Aggregate | None) -> Snapshot:
 
 
 def watched(live: Series, traffic: Series | None, *labels: str, seconds: float = 2.0) -> Snapshot:
-    """A snapshot for a view: what is live, and what was carried in so many seconds, if known."""
+    """Return a snapshot for top.
+
+    traffic: of the last seconds; None in the first snapshot.
+    """
     nothing = (0,) * len(Sums._fields)
     carried = traffic or {}
     rows = [
@@ -157,7 +160,7 @@ def watched(live: Series, traffic: Series | None, *labels: str, seconds: float =
 
 
 def proc_root(where: Path, text: bytes = b"", **settings: int) -> Path:
-    """A proc root with a table, by default an empty one, and settings such as nf_conntrack_acct."""
+    """Make a proc root with a connection table and settings such as nf_conntrack_acct."""
     (where / "net").mkdir()
     (where / "net" / "nf_conntrack").write_bytes(text)
     directory = where / "sys" / "net" / "netfilter"

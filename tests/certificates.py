@@ -1,4 +1,4 @@
-"""Web config files of the tests' own: certificates made by openssl(1), a password."""
+"""Certificates made by openssl(1), and web config files that name them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import bcrypt
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Quick to check, as tests check many.
+# Of the lowest cost: tests check many.
 HASH = bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()
 TLS = "tls_server_config:\n  cert_file: server.crt\n  key_file: server.key\n"
 
@@ -23,18 +23,18 @@ def _openssl(directory: Path, *args: str) -> None:
 
 
 def authority(directory: Path, name: str = "ca") -> None:
-    """Make name.crt and name.key, which sign others."""
+    """Make the certificate and key of an authority: name.crt and name.key."""
     files = ["-keyout", f"{name}.key", "-out", f"{name}.crt"]
     usage = ["-addext", "keyUsage=critical,keyCertSign", "-subj", f"/CN={name}"]
     _openssl(directory, "req", "-x509", *_KEY, *files, "-days", "2", *usage)
 
 
 def certificate(directory: Path, name: str, by: str = "ca", *, rsa: bool = False) -> None:
-    """Make name.crt and name.key, for localhost and signed by an authority."""
+    """Make name.crt and name.key for localhost, signed by an authority."""
     files = ["-keyout", f"{name}.key", "-out", f"{name}.csr"]
     key = ["-newkey", "rsa:2048", "-nodes"] if rsa else _KEY
     _openssl(directory, "req", *key, *files, "-subj", f"/CN={name}")
-    # All that strict clients ask for.
+    # The extensions that strict clients require.
     (directory / "ext").write_text(
         "subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n"
         "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
@@ -44,12 +44,12 @@ def certificate(directory: Path, name: str, by: str = "ca", *, rsa: bool = False
 
 
 def write(place: Path, text: str) -> str:
-    """Write a web config file; its path."""
+    """Write a web config file; return its path."""
     file = place / "web.yml"
     file.write_text(text)
     return str(file)
 
 
 def basic(name: str, password: str) -> str:
-    """The value of an Authorization header."""
+    """Return the value of an Authorization header (RFC 7617)."""
     return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()

@@ -1,4 +1,4 @@
-"""What all tests share: the captures, the command, and the rule about skips."""
+"""Fixtures and hooks of all tests."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from tests.certificates import authority, certificate
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-hypothesis.settings.register_profile("unhurried", deadline=None)  # on a busy machine
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("unhurried")
 
 DATA = Path(__file__).parent / "data"
 
 
 def need(*programs: str, root: bool = False) -> None:
-    """Skip the calling test, with a reason, where this machine lacks what it needs."""
+    """Skip the calling test where a program, or root, is missing."""
     if root and os.geteuid() != 0:
         pytest.skip("needs root")
     for program in programs:
@@ -40,7 +43,7 @@ def pytest_runtest_makereport(
     item: pytest.Item,  # noqa: ARG001  # named by pytest
     call: pytest.CallInfo[None],  # noqa: ARG001
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Turn a skip into a failure where everything that tests need is installed."""
+    """Fail a skipped test where CONNTRACK_TEXTFILE_NO_SKIPS is set: all is installed there."""
     report = yield
     if report.skipped and os.environ.get("CONNTRACK_TEXTFILE_NO_SKIPS"):
         report.outcome = "failed"
@@ -50,13 +53,13 @@ def pytest_runtest_makereport(
 
 @pytest.fixture(params=["kernel-6.18", "kernel-6.18-defaults"])
 def capture(request: pytest.FixtureRequest) -> Path:
-    """Each proc root that holds a capture of a real table."""
+    """A proc root with a capture of a real table."""
     return DATA / str(request.param)
 
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with certificates of one authority and of another."""
+    """A directory with certificates and keys of two authorities."""
     need("openssl")
     directory = tmp_path_factory.mktemp("certificates")
     for name in ("ca", "other"):
@@ -69,7 +72,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(made: Path, tmp_path: Path) -> Path:
-    """A directory with the files of a server, to be changed."""
+    """A directory with a copy of the server's files, for the test to change."""
     for name in ("ca.crt", "server.crt", "server.key", "second.crt", "second.key", "client.key"):
         shutil.copy(made / name, tmp_path)
     return tmp_path

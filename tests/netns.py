@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_EXPIRING = ("icmp", "icmpv6", "udp", "generic")
+_EXPIRING = (
+    *("generic_timeout", "icmp_timeout", "icmpv6_timeout", "udp_timeout", "udp_timeout_stream"),
+    *(f"tcp_timeout_{state}" for state in ("close", "fin_wait", "last_ack", "time_wait")),
+)
 
 RULES = """
 table inet t {
@@ -96,7 +99,7 @@ def network(*, accounting: bool = True) -> Iterator[Network]:
         sysctl(router, net__ipv4__ip_forward=1, net__netfilter__nf_conntrack_acct=int(accounting))
         sysctl(router, net__ipv6__conf__all__forwarding=1)
         # Longer than any test: no entry may expire while it runs.
-        timeouts = {f"net__netfilter__nf_conntrack_{name}_timeout": 600 for name in _EXPIRING}
+        timeouts = {f"net__netfilter__nf_conntrack_{name}": 600 for name in _EXPIRING}
         sysctl(router, **timeouts)
         wait_for_answer(client, "10.77.2.2")
         wait_for_answer(client, "fd77:2::2")

@@ -1,7 +1,7 @@
-"""Plans for tests, in the terms of users, and what each expects: the engine in slow motion.
+"""Drafts of plans, for tests of the engines, with an independent computation of their sums.
 
-A draft is turned into a plan by the parsers of the package, and into sums by
-the ipaddress module and dictionaries, entry by entry.
+A draft becomes a plan by the parsers of the package. Its sums are computed entry by entry
+with the ipaddress module and dictionaries.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CONDITIONS = {row.name: row.filter for row in labels.ROWS if row.filter}
 
 
 class Draft(NamedTuple):
-    """What a user asks for."""
+    """The options of a plan, as a user writes them."""
 
     labels: tuple[str, ...] = labels.LABELS
     src_prefix: tuple[int, int] = (32, 128)
@@ -63,7 +63,7 @@ class Draft(NamedTuple):
         )
 
     def sums(self, entries: Iterable[Entry]) -> tuple[dict[tuple[str, ...], list[int]], int]:
-        """The five sums by group, and how many entries are filtered out."""
+        """Return the five sums by group, and the number of entries that filters exclude."""
         found: dict[tuple[str, ...], list[int]] = {}
         filtered = 0
         for entry in entries:
@@ -131,7 +131,7 @@ def _meets(entry: Entry, rule: Rule) -> bool:
 
 
 def _is(entry: Entry, name: str, wanted: str) -> bool:
-    """Whether an entry meets a condition."""
+    """Return whether an entry meets a condition of a filter."""
     if name in ("src", "dst", "egress", "backend"):
         address: Address | None = getattr(entry, name)
         return address is not None and address in ipaddress.ip_network(wanted)
@@ -154,7 +154,7 @@ _ALL_ADDRESSES = st.sampled_from([*ADDRESSES["ipv4"], *ADDRESSES["ipv6"]])
 
 @st.composite
 def cidrs(draw: st.DrawFn) -> Network:
-    """Networks that hold some address of the tables: they are nested in each other."""
+    """Networks that contain an address of the tables, so that they are nested."""
     address = ipaddress.ip_address(draw(_ALL_ADDRESSES))
     length = draw(
         st.sampled_from((0, 1, 7, 8, 9, 16, 24, 31, 32, 33, 63, 64, 127, 128))
@@ -215,11 +215,11 @@ DRAFTS: st.SearchStrategy[Draft] = st.builds(
     exclude=_FILTERS,
 )
 
-# From simple to nasty, for the fuzzer.
+# Fixed drafts for the fuzzer, from simple to nasty.
 
 
 def _nested() -> tuple[tuple[Network, str], ...]:
-    """Every second length of prefix over two addresses."""
+    """Return networks of every second prefix length that contain one of two addresses."""
     found: list[tuple[Network, str]] = []
     for address in ("10.77.1.2", "fd77:1::2"):
         whole = ipaddress.ip_address(address)
@@ -231,7 +231,7 @@ def _nested() -> tuple[tuple[Network, str], ...]:
 
 
 def _hosts() -> tuple[tuple[Address, str], ...]:
-    """Names for every second address, some for two of them."""
+    """Return names for every second address; some name two addresses."""
     every = [*ADDRESSES["ipv4"][::2], *ADDRESSES["ipv6"][::2]]
     return tuple((ipaddress.ip_address(one), f"h{n % 7}") for n, one in enumerate(every))
 

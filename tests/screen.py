@@ -1,4 +1,4 @@
-"""A program on a terminal of its own: a pseudoterminal that tests type into and look at."""
+"""A program on a pseudoterminal, which a test types into and reads."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ import struct
 import subprocess
 import termios
 import threading
-import time
 from typing import TYPE_CHECKING, Any
+
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-SECONDS = 60  # that something may take on a busy machine
-
-# A shell with job control that leaves the mode of the terminal alone. It says how the
-# program ended or that it was stopped (by SIGTSTP 148, by
-# SIGSTOP 147), and then waits for Enter to continue it.
+# A shell with job control that does not change the mode of the terminal. It prints the exit
+# status of the program, or 148 and 147 when SIGTSTP or SIGSTOP stopped it; then it waits
+# for Enter to continue the program.
 SHELL = """
 set -m
 sh -c 'echo "pid=$$"; exec "$@"' sh "$@"
@@ -48,12 +47,12 @@ class Screen:
 
     @property
     def text(self) -> str:
-        """All that was written."""
+        """All output so far."""
         return self._bytes.decode(errors="replace")
 
     @property
     def frames(self) -> list[list[str]]:
-        """The lines of each frame, from home to where the rest is cleared, that is whole."""
+        """The lines of each complete frame: from cursor home to the clearing of the rest."""
         found = re.findall(r"\x1b\[H(.*?)\x1b\[J", self.text, re.DOTALL)
         return [one.replace("\x1b[K", "").split("\r\n") for one in found]
 
@@ -64,57 +63,56 @@ class Screen:
         fcntl.ioctl(self.leader, termios.TIOCSWINSZ, struct.pack("=4H", lines, columns, 0, 0))
 
     def mode(self) -> list[Any]:
-        """How the terminal treats keys."""
+        """Return the mode of the terminal (termios(3))."""
         return list(termios.tcgetattr(self.leader))
 
     def wait_for(self, what: Callable[[list[str]], object]) -> list[str]:
-        """The first frame from now on, or the last there is, of which something is true."""
+        """Return the first frame that meets a condition: the current one or a later one."""
         seen = max(0, len(self.frames) - 1)
-        end = time.monotonic() + SECONDS
-        while time.monotonic() < end:
-            for frame in self.frames[seen:]:
-                if what(frame):
-                    return frame
-            time.sleep(0.02)
-        raise AssertionError(f"not seen in {SECONDS} s, at last:\n" + self.text[-2000:])
+
+        def found() -> list[str] | None:
+            return next((frame for frame in self.frames[seen:] if what(frame)), None)
+
+        try:
+            frame: list[str] = until(found)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the screen:\n{self.text[-2000:]}") from None
+        return frame
 
     def wait_for_frames(self, number: int) -> None:
-        """Until there are so many."""
-        end = time.monotonic() + SECONDS
-        while len(self.frames) < number:
-            assert time.monotonic() < end, f"not {number} frames in {SECONDS} s"
-            time.sleep(0.02)
+        """Wait for n frames since the start."""
+        until(lambda: len(self.frames) >= number)
 
     def pid(self) -> int:
-        """The process of the program."""
+        """Return the PID of the program."""
         at = self.wait_for_text("pid=")
         self.wait_for_text("\n", at)
         return int(self.text[at:].split()[0])
 
     def wait_for_status(self, after: int = 0) -> int:
-        """The exit status, as the shell has it."""
+        """Return the next status that the shell prints."""
         at = self.wait_for_text("status=", after)
         self.wait_for_text("\n", at)
         return int(self.text[at:].split()[0])
 
     def wait_for_text(self, text: str, after: int = 0) -> int:
-        """Where a text ends that was written after a place."""
-        end = time.monotonic() + SECONDS
-        while time.monotonic() < end:
+        """Wait for a text after a position of the output; return the position of its end."""
+
+        def end() -> int:
             at = self.text.find(text, after)
-            if at >= 0:
-                return at + len(text)
-            time.sleep(0.02)
-        raise AssertionError(f"no {text!r} in {self.text[after:][-2000:]!r}")
+            assert at >= 0, f"no {text!r} in {self.text[after:][-2000:]!r}"
+            return at + len(text)
+
+        return int(until(end))
 
     def close(self) -> None:
-        """Hang up, on the program and on its shell."""
+        """Close the terminal: SIGHUP for the program and its shell."""
         self._closed = True
         self._thread.join()
         os.close(self.leader)
 
     def _collect(self) -> None:
-        with contextlib.suppress(OSError):  # when nobody has the other end
+        with contextlib.suppress(OSError):  # EIO: no process has the other end
             while not self._closed:
                 if select.select([self.leader], [], [], 0.05)[0]:
                     self._bytes += os.read(self.leader, 65536)
@@ -124,7 +122,7 @@ class Screen:
 def screen(
     argv: Sequence[str], size: tuple[int, int] = (80, 24), **environ: str
 ) -> Iterator[Screen]:
-    """Run a program on a terminal of so many columns and lines."""
+    """Run a program on a terminal; size is columns and lines."""
     leader, follower = pty.openpty()
     shown = Screen(leader)
     shown.resize(*size)

@@ -59,7 +59,7 @@ TCP = (
 
 
 def attribute(kind: int, payload: bytes, *, nested: bool = False) -> bytes:
-    """A netlink attribute, padded; NLA_F_NESTED says that it holds others."""
+    """Return a netlink attribute, padded; NLA_F_NESTED in its type if it contains others."""
     padding = bytes(-len(payload) % 4)
     return struct.pack("=HH", 4 + len(payload), kind | nested << 15) + payload + padding
 
@@ -69,12 +69,12 @@ def nest(kind: int, *attributes: bytes) -> bytes:
 
 
 def control(kind: int, flags: int = 2, payload: bytes = b"") -> bytes:
-    """A netlink message with a header and a payload."""
+    """Return a netlink message: struct nlmsghdr and a payload."""
     return struct.pack("=IHHII", 16 + len(payload), kind, flags, 1, 0) + payload
 
 
 def message(family: int, *attributes: bytes) -> bytes:
-    """IPCTNL_MSG_CT_NEW, as it stands in a dump."""
+    """Return an IPCTNL_MSG_CT_NEW of a dump."""
     return control(0x100, 2, struct.pack("=BBH", family, 0, 0) + b"".join(attributes))
 
 
@@ -111,7 +111,7 @@ _FLAGS = {"": 0, "assured": 1 << 2, "offload": 1 << 14, "hw_offload": 1 << 15}
 
 
 class Made(NamedTuple):
-    """An entry as the proc file has it, as ctnetlink sends it, and what it says."""
+    """An entry: its line of the proc file, its ctnetlink message, and its decoded values."""
 
     line: bytes
     message: bytes
@@ -119,7 +119,7 @@ class Made(NamedTuple):
 
 
 def made(rand: Random) -> Made:
-    """Make up an entry."""
+    """Return a random entry."""
     l3 = rand.choice(("ipv4", "ipv4", "ipv6"))
     kernel_name, l4, name = rand.choice(PROTOCOLS)
     src, dst = (ipaddress.ip_address(rand.choice(ADDRESSES[l3])) for _ in range(2))
@@ -285,7 +285,7 @@ ODD_ADDRESSES = [
 
 
 def damaged(data: bytes, rand: Random) -> bytes:
-    """A line with some bytes put in, taken out or changed."""
+    """Return a line with bytes inserted, deleted or changed."""
     for _ in range(rand.choice((0, 1, 1, 2, 4))):
         at = rand.randrange(len(data) + 1)
         if rand.randrange(3) == 0:  # at the end of a value, or in the place of one
@@ -299,7 +299,7 @@ def damaged(data: bytes, rand: Random) -> bytes:
 
 
 def damaged_text(rand: Random) -> bytes:
-    """Lines of the captures and made up, most of them damaged."""
+    """Return lines of the captures and random ones, most of them damaged."""
     return b"".join(
         damaged(rand.choice(LINES) if rand.randrange(2) else made(rand).line, rand)
         for _ in range(rand.randrange(1, 8))
@@ -336,7 +336,7 @@ def damaged_message(rand: Random) -> bytes:
 
 
 def damaged_datagrams(rand: Random) -> list[bytes]:
-    """Datagrams of messages of the captures and made up, most of them damaged."""
+    """Return datagrams with messages of the captures and random ones, most of them damaged."""
     return [
         b"".join(damaged_message(rand) for _ in range(rand.randrange(1, 5)))
         for _ in range(rand.randrange(1, 4))
@@ -344,7 +344,7 @@ def damaged_datagrams(rand: Random) -> list[bytes]:
 
 
 def cut(data: bytes, rand: Random) -> list[bytes]:
-    """The same in blocks."""
+    """Return a text cut into blocks at random."""
     blocks = []
     while data:
         size = rand.choice((1, 2, 7, 50, rand.randrange(1, len(data) + 1)))
@@ -354,7 +354,7 @@ def cut(data: bytes, rand: Random) -> list[bytes]:
 
 
 class Dump:
-    """A netlink socket that gives what the test says: data, or also flags and the sender."""
+    """A netlink socket with prepared answers: data, or data with msg_flags and the sender."""
 
     def __init__(self, *answers: bytes | OSError | tuple[bytes, int, tuple[int, int]]) -> None:
         self.answers = list(answers)
@@ -380,7 +380,7 @@ class Dump:
 def outcome(
     decoder: Decoder, blocks: Iterable[bytes], limit: int = 0, by: str = "bytes"
 ) -> list[object]:
-    """All that a decoder makes of blocks, in order, or the error and where it came."""
+    """Return the results of feed(), then the tally and its groups or the error."""
     seen: list[object] = []
     for block in blocks:
         try:
@@ -400,12 +400,12 @@ def outcome(
 
 
 def beside_groups(tally: Tally) -> list[object]:
-    """All of a tally but its groups, to be compared."""
+    """Return the fields of a tally except its groups."""
     return [*tally[1:-1], tally.nat and tally.nat.nat(0, 10)]
 
 
 def sums(tally: Tally) -> dict[tuple[str, ...], list[int]]:
-    """The sums by group. What is not taken is freed: a tally can be asked once."""
+    """Return the sums by group. It can be called once: it frees the groups of the tally."""
     rows = tally.groups.rows(0, "bytes")
     columns = zip(*rows.columns, strict=True)
     return {group: list(row) for group, row in zip(rows.groups, columns, strict=True)}

@@ -510,13 +510,13 @@ def test_a_systemctl_that_hangs_or_fails_is_a_warning(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(check, "_SYSTEMD", str(tmp_path))
-    monkeypatch.setattr(check, "_SYSTEMCTL_SECONDS", 0.2)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     program = tmp_path / "systemctl"
-    for script, said in (
-        ("exec sleep 60", "TimeoutExpired"),
-        ("echo no bus >&2; exit 1", "no bus"),
+    for script, seconds, said in (
+        ("exec sleep 600", 0.2, "TimeoutExpired"),
+        ("echo no bus >&2; exit 1", 60.0, "no bus"),
     ):
+        monkeypatch.setattr(check, "_SYSTEMCTL_SECONDS", seconds)
         program.write_text(f"#!/bin/sh\n{script}\n")
         program.chmod(0o755)
         level, text = one(f"--path.procfs={root}", name="systemd")

@@ -268,6 +268,18 @@ def test_a_working_directory_that_was_removed(
     assert done.stderr.count("\n") == bool(said)
 
 
+# As much as Python and the program take before the table is read, and 12 MiB.
+LITTLE_MEMORY = """
+import re, resource, sys
+from conntrack_textfile import cli, snapshot
+from conntrack_textfile.kernel import engine, netlink, procfs
+with open("/proc/self/status") as file:
+    data = int(re.search(r"VmData:\\s+(\\d+) kB", file.read())[1]) << 10
+resource.setrlimit(resource.RLIMIT_DATA, (data + (12 << 20),) * 2)
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.parametrize("engine", ["compiled", "pure"])
 def test_too_little_memory_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
@@ -285,7 +297,13 @@ def test_too_little_memory_is_one_line(
     file = tmp_path / "a.prom"
     file.write_text("old\n")
     given = ("write", f"--path.procfs={tmp_path}", "--limit.keys=0", str(file))
-    done = shell('ulimit -d 24000; "$@"', *given)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", LITTLE_MEMORY, *given],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 1
     assert "out of memory" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -2,70 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import socket
 import subprocess
-import time
 import urllib.parse
 import urllib.request
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests import conntrack_l
 from tests.conftest import DATA, need
-from tests.program import run, serving
+from tests.program import listen_address, run, running, serving
+from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
-
-T = TypeVar("T")
 
 CAPTURE = DATA / "kernel-6.18"
 SAMPLE = f"--path.procfs={CAPTURE}"
 FIELDS = ["connections", "sent_packets", "sent_bytes", "reply_packets", "reply_bytes"]
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
 def fetch(url: str) -> str:
     with urllib.request.urlopen(url, timeout=10) as answer:
         text: str = answer.read().decode()
         return text
-
-
-def eventually(get: Callable[[], T]) -> T:
-    """What get() gives once it works: servers take a while to start."""
-    end = time.monotonic() + 30
-    while True:
-        try:
-            return get()
-        except (OSError, AssertionError):  # noqa: PERF203
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.1)
-
-
-@contextlib.contextmanager
-def running(*argv: str) -> Iterator[None]:
-    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise
 
 
 def samples(text: str) -> set[tuple[str, frozenset[tuple[str, str]], float]]:
@@ -80,15 +41,15 @@ def test_node_exporter_reads_the_file_whole(tmp_path: Path) -> None:
     need("prometheus-node-exporter")
     file = tmp_path / "conntrack.prom"
     assert run("write", SAMPLE, str(file)).returncode == 0
-    address = f"127.0.0.1:{free_port()}"
     with running(
         "prometheus-node-exporter",
-        f"--web.listen-address={address}",
+        "--web.listen-address=127.0.0.1:0",
         "--collector.disable-defaults",
         "--collector.textfile",
         f"--collector.textfile.directory={tmp_path}",
-    ):
-        text = eventually(lambda: fetch(f"http://{address}/metrics"))
+    ) as process:
+        address = listen_address(process)
+        text = until(lambda: fetch(f"http://{address}/metrics"))
     read = samples(text)
     assert ("node_textfile_scrape_error", frozenset(), 0.0) in read
     assert samples(file.read_text()) <= read
@@ -97,7 +58,7 @@ def test_node_exporter_reads_the_file_whole(tmp_path: Path) -> None:
 def test_prometheus_scrapes_and_answers_with_the_right_sums(tmp_path: Path) -> None:
     need("prometheus")
     expected = conntrack_l.read((CAPTURE / "conntrack-L.txt").read_text())
-    address = f"127.0.0.1:{free_port()}"
+    address = ""
 
     def query(expr: str) -> list[dict[str, Any]]:
         quoted = urllib.parse.quote(expr)
@@ -123,9 +84,10 @@ def test_prometheus_scrapes_and_answers_with_the_right_sums(tmp_path: Path) -> N
             "prometheus",
             f"--config.file={config}",
             f"--storage.tsdb.path={tmp_path / 'data'}",
-            f"--web.listen-address={address}",
-        ):
-            eventually(lambda: query("conntrack_snapshot_success"))
+            "--web.listen-address=127.0.0.1:0",
+        ) as process:
+            address = listen_address(process)
+            until(lambda: query("conntrack_snapshot_success"))
             assert value("up") == 1
             for field, total in zip(FIELDS, expected.totals, strict=True):
                 assert value(f"sum(conntrack_{field})") == total

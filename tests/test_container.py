@@ -7,7 +7,6 @@ hands to runc.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from conntrack_textfile import __version__
 from tests.booted import check
 from tests.conftest import need
 from tests.netns import inside, namespaces, sysctl
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -263,8 +263,7 @@ def test_the_hosts_table_is_seen_from_another_network_namespace(
     process = subprocess.Popen([*inside(net), *host])
     try:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        while not (first := children.read_text().strip()):
-            time.sleep(0.05)
+        first = until(lambda: children.read_text().strip())
         check("nsenter", "--target", first, "--pid", "mount", "-t", "proc", "proc", tmp_path)
         for options, wanted in (([ROOT_USER], "procfs"), ([SEARCH], "procfs"), ([ADMIN], "none")):
             given = ["--net=none", "-v", f"{tmp_path}:/host/proc:ro", *options]
@@ -284,10 +283,7 @@ def test_serve_answers_and_stops_at_once(engine: Engine, net: str) -> None:
         "import urllib.request as u, sys;"
         "sys.stdout.write(u.urlopen('http://127.0.0.1:9095/metrics', timeout=9).read().decode())"
     )
-    text, end = "", time.monotonic() + 30
-    while not text and time.monotonic() < end:
-        with contextlib.suppress(AssertionError):
-            text = check(*inside(net), sys.executable, "-c", get)
+    text = until(lambda: check(*inside(net), sys.executable, "-c", get))
     assert has_the_table(text)
     # With the host's network namespace all addresses would be those of the host.
     listening = check(*inside(net), "cat", "/proc/net/tcp", "/proc/net/tcp6")
@@ -295,4 +291,4 @@ def test_serve_answers_and_stops_at_once(engine: Engine, net: str) -> None:
     assert ports == ["0100007F"]
     before = time.monotonic()
     check(*engine.podman("stop", "--time", "20", net))
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 15  # else podman kills it, after 20

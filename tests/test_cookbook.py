@@ -17,7 +17,9 @@ import pytest
 
 from conntrack_textfile import families
 from tests.conftest import need
-from tests.test_prometheus import Api, eventually, free_port, running
+from tests.program import listen_address, running
+from tests.test_prometheus import Api
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -251,14 +253,13 @@ def day(end: int) -> str:
 def prometheus(tmp: Path) -> Iterator[Api]:
     """A Prometheus with what is in tmp/data."""
     (tmp / "prometheus.yml").write_text("{}")
-    address = f"127.0.0.1:{free_port()}"
     argv = [
         *("prometheus", f"--config.file={tmp}/prometheus.yml", "--log.level=warn"),
-        *(f"--storage.tsdb.path={tmp}/data", f"--web.listen-address={address}"),
+        *(f"--storage.tsdb.path={tmp}/data", "--web.listen-address=127.0.0.1:0"),
     ]
-    with running(tmp / "prometheus.log", *argv):
-        api = Api(address)
-        eventually(lambda: api.query("vector(1)"))
+    with running(*argv, log=tmp / "prometheus.log") as process:
+        api = Api(listen_address(process))
+        until(lambda: api.query("vector(1)"))
         yield api
 
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests import booted
-from tests.booted import Machine, boot, builder, check, fresh, suite, until
+from tests.booted import Machine, boot, builder, check, fresh, suite
 from tests.conftest import need
 from tests.test_systemd import traffic, udp_packets, value
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

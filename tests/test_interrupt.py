@@ -27,7 +27,7 @@ table inet t {
 """
 
 
-@pytest.mark.parametrize(("engine", "kills"), [("compiled", 300), ("pure", 100)])
+@pytest.mark.parametrize(("engine", "kills"), [("compiled", 200), ("pure", 80)])
 def test_no_value_falls_whenever_a_run_is_killed(
     tmp_path: Directory, engine: str, kills: int
 ) -> None:
@@ -54,6 +54,7 @@ def test_no_value_falls_whenever_a_run_is_killed(
         )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
+    # At a line, or in the shortest time that a run takes.
     assert found["killed"] > kills / 2
     # A run that was killed before its first event, or after its end, has lost nothing.
     assert found["killed"] / 10 < found["interrupted"] <= found["killed"]

@@ -21,6 +21,7 @@ from tests.conftest import DATA, need
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = f"--path.procfs={DATA / 'kernel-6.18'}"
+QUICK = {"CFLAGS": "-O0 -g0"}  # to compile
 NOT_OURS = shutil.ignore_patterns(".*", "build", "*.egg-info", "*.so", "*.c", "__pycache__")
 
 
@@ -39,7 +40,7 @@ def run_build(
     done = subprocess.run(
         [*before, sys.executable, "-c", code],
         cwd=checkout,
-        env={**os.environ, "CFLAGS": "-O0 -g0", **env},  # which is quick
+        env={**os.environ, **QUICK, **env},
         capture_output=True,
         text=True,
         check=False,
@@ -237,7 +238,9 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     where = tmp_path_factory.mktemp("build")
     source = shutil.copytree(ROOT, where / "checkout", ignore=NOT_OURS)
     argv = [sys.executable, "-m", "build", "--outdir", str(where / "dist"), str(source)]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        argv, env={**os.environ, **QUICK}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return sorted((where / "dist").iterdir(), key=lambda file: file.suffix)
 
@@ -254,7 +257,8 @@ def test_both_install_into_a_clean_environment(distributions: list[Path], tmp_pa
     for file in distributions:
         venv = tmp_path / file.suffix
         subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-        subprocess.run([venv / "bin/pip", "install", "--quiet", file], check=True)
+        quick = {**os.environ, **QUICK}
+        subprocess.run([venv / "bin/pip", "install", "--quiet", file], env=quick, check=True)
         prints_the_sample(venv / "bin" / "conntrack-textfile")
         assert (venv / "share/man/man1/conntrack-textfile.1").exists()
 

@@ -28,10 +28,11 @@ import pytest
 
 from tests.conftest import need
 from tests.netns import check, inside, namespaces, sysctl
-from tests.program import COMMAND
+from tests.program import COMMAND, listen_address, running
+from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parent.parent
 
@@ -230,25 +231,6 @@ def serving(texts: dict[str, str]) -> Iterator[int]:
         server.server_close()
 
 
-@contextlib.contextmanager
-def running(log: Path, *argv: str, fds: tuple[int, ...] = ()) -> Iterator[None]:
-    """A program that is stopped in the end."""
-    with log.open("w") as out:
-        process = subprocess.Popen(argv, stdout=out, stderr=out, pass_fds=fds)
-        try:
-            yield
-        finally:
-            process.terminate()
-            process.wait(20)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
 class Api:
     """The HTTP API of Prometheus."""
 
@@ -275,17 +257,6 @@ class Api:
         return [one["metric"] for one in data["result"]]
 
 
-def eventually(what: Callable[[], Any], seconds: float = 60) -> Any:
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return what()
-        except (OSError, AssertionError):  # noqa: PERF203  # not yet
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.5)
-
-
 @pytest.fixture(scope="module")
 def dashboard() -> Any:
     return json.loads((ROOT / "grafana" / "conntrack.json").read_text())
@@ -308,9 +279,9 @@ def tracked(tmp: Path) -> Iterator[tuple[str, int]]:
         argv = [*inside(namespace), sys.executable, "-c", HAND_OVER, str(listener.fileno())]
         argv += [*COMMAND, "serve", "--collector.interval=1", "--web.systemd-socket"]
         fds = (listener.fileno(),)
-        stack.enter_context(running(tmp / "serve.log", *argv, fds=fds))
+        stack.enter_context(running(*argv, log=tmp / "serve.log", fds=fds))
         traffic = [*inside(namespace), sys.executable, "-c", TRAFFIC]
-        stack.enter_context(running(tmp / "traffic.log", *traffic))
+        stack.enter_context(running(*traffic, log=tmp / "traffic.log"))
         yield namespace, listener.getsockname()[1]
 
 
@@ -331,14 +302,14 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         targets = pages(namespace, tmp, now)
         port = stack.enter_context(serving({name: page for name, (_, page) in targets.items()}))
         written = runs(namespace, 1 << 30, 1, tmp / "textfile")
-        stack.enter_context(running(tmp / "write.log", *written))
-        node = f"127.0.0.1:{free_port()}"
+        stack.enter_context(running(*written, log=tmp / "write.log"))
         argv = [
-            *("prometheus-node-exporter", f"--web.listen-address={node}"),
+            *("prometheus-node-exporter", "--web.listen-address=127.0.0.1:0"),
             *("--collector.disable-defaults", "--collector.textfile"),
             f"--collector.textfile.directory={tmp / 'textfile'}",
         ]
-        stack.enter_context(running(tmp / "node_exporter.log", *argv))
+        process = stack.enter_context(running(*argv, log=tmp / "node_exporter.log"))
+        node = listen_address(process)
         scrapes: dict[str, list[dict[str, Any]]] = {"conntrack": [], "node": []}
         for target, (job, _) in targets.items():
             labels = {"instance": target, "__metrics_path__": f"/{target}"}
@@ -354,15 +325,14 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
             ],
         }
         (tmp / "prometheus.yml").write_text(json.dumps(settings))  # JSON is YAML
-        address = f"127.0.0.1:{free_port()}"
         argv = [
             *("prometheus", f"--config.file={tmp}/prometheus.yml", "--log.level=warn"),
-            *(f"--storage.tsdb.path={tmp}/data", f"--web.listen-address={address}"),
+            *(f"--storage.tsdb.path={tmp}/data", "--web.listen-address=127.0.0.1:0"),
         ]
-        stack.enter_context(running(tmp / "prometheus.log", *argv))
-        made = Api(address)
+        process = stack.enter_context(running(*argv, log=tmp / "prometheus.log"))
+        made = Api(listen_address(process))
 
-        def scraped() -> None:
+        def scraped() -> bool:
             assert len(made.query("up == 1")) == len(targets) + 2
             for rule in rules(made):
                 assert rule["health"] != "unknown"
@@ -373,8 +343,9 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
             for name in ("connections", "sent_bytes", "reply_packets"):
                 rates = made.query(f"rate(conntrack_traffic_{name}_total[1m]) > 0")
                 assert {labels["instance"] for labels in rates} == {"serve", "textfile"}
+            return True
 
-        eventually(scraped)
+        until(scraped)
         yield made
         for name in ("write", "serve", "traffic"):  # serve says where it listens
             log = (tmp / f"{name}.log").read_text()
@@ -444,7 +415,7 @@ def test_every_alert_is_for_what_is_wrong_in_that_way_alone(api: Api) -> None:
         return found
 
     # An evaluation may be older than the scrape that it waits for.
-    for rule in eventually(alerts):
+    for rule in until(alerts):
         for one in rule["alerts"]:
             assert one["annotations"].keys() == {"summary", "description", "action"}
             told = " ".join(one["annotations"].values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import concurrent.futures
+import contextlib
 import os
 import re
 import subprocess
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.booted import ROOT, Machine, booted, check, install, tree, until
+from tests.booted import ROOT, Machine, booted, check, install, tree
 from tests.certificates import authority, certificate
 from tests.conftest import need
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,7 +117,7 @@ def test_the_shipped_timer_fires_every_minute(machine: Machine) -> None:
     machine.run("rm", "/etc/systemd/system/conntrack-textfile.timer.d/often.conf")
     machine.systemctl("daemon-reload")
     machine.systemctl("enable", "--now", "conntrack-textfile.timer")
-    elapse = until(lambda: machine.show("conntrack-textfile.timer", "NextElapseUSecRealtime"), 30)
+    elapse = until(lambda: machine.show("conntrack-textfile.timer", "NextElapseUSecRealtime"))
     assert re.search(r":\d\d:00 ", elapse), elapse
 
 
@@ -275,7 +276,7 @@ def test_the_exporter_stops_cleanly(machine: Machine) -> None:
     until(lambda: machine.get(METRICS))
     start = time.monotonic()
     machine.systemctl("stop", EXPORTER)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 15  # else systemd kills it, after 90
     shown = [machine.show(EXPORTER, name) for name in ("ActiveState", "Result", "ExecMainStatus")]
     assert shown == ["inactive", "success", "0"]
 
@@ -293,7 +294,7 @@ def test_the_watchdog_restarts_a_hung_exporter_only(machine: Machine) -> None:
     assert machine.show(EXPORTER, "MainPID") == pid
     assert machine.show(EXPORTER, "NRestarts") == "0"
     machine.systemctl("kill", "--kill-whom=main", "--signal=STOP", EXPORTER)
-    until(lambda: machine.show(EXPORTER, "NRestarts") == "1", 30)
+    until(lambda: machine.show(EXPORTER, "NRestarts") == "1")
     until(lambda: machine.get(METRICS))
     assert "Watchdog timeout" in machine.journal(EXPORTER)
 
@@ -374,7 +375,10 @@ def test_other_hosts_are_denied(machine: Machine) -> None:
             machine.dropin(unit, f"[{kind}]\n{anywhere}\n{allow}\n")
             machine.systemctl("restart", unit)
             until(lambda: machine.get(METRICS))
-            assert answers(machine, outside) == reached, (unit, allow)
+            if reached:
+                until(lambda: answers(machine, outside))
+            else:
+                assert not answers(machine, outside), unit
             machine.run("sh", "-c", f"systemctl stop {SOCKET} {EXPORTER}")
 
 
@@ -386,20 +390,20 @@ def test_the_socket_starts_the_service(machine: Machine) -> None:
     machine.systemctl("enable", "--now", SOCKET)
     assert machine.show(EXPORTER, "ActiveState") == "inactive"
     # The first scrape waits for the first snapshot.
-    assert udp_packets(machine.get(METRICS, 10), 4242) == 5
+    assert udp_packets(machine.get(METRICS), 4242) == 5
     assert machine.show(EXPORTER, "ActiveState") == "active"
     assert not answers(machine, alone)
     pid = machine.show(EXPORTER, "MainPID")
 
     # Nobody is turned away while it restarts: the socket stays.
     machine.systemctl("kill", "--kill-whom=main", "--signal=KILL", EXPORTER)
-    assert udp_packets(machine.get(METRICS, 15), 4242) == 5
+    assert udp_packets(machine.get(METRICS), 4242) == 5
     assert machine.show(EXPORTER, "MainPID") not in ("0", pid)
 
     machine.run("sh", "-c", f"systemctl stop {EXPORTER} 2>&1")
     assert machine.show(EXPORTER, "Result") == "success"
     assert machine.show(SOCKET, "ActiveState") == "active"
-    assert machine.get(METRICS, 10)  # it starts again
+    assert machine.get(METRICS)  # it starts again
 
     machine.systemctl("stop", SOCKET, EXPORTER)
     assert not answers(machine, METRICS)
@@ -424,13 +428,15 @@ def answers(machine: Machine, url: str) -> bool:
 
 
 FLOWS = """
-import socket, sys, time
+import itertools, select, socket, sys, time
 start, stop, pause = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 listener = socket.create_server(("127.0.0.1", 7001))
 server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 server.bind(("127.0.0.1", 7001))
-for i in range(start, stop):
-    time.sleep(pause)
+for i in itertools.count(start):
+    if i == stop or stop < 0 and select.select([sys.stdin], [], [], pause)[0]:
+        print(i - start)
+        break
     # Of TCP the kernel chooses a port above 32767, of UDP it might choose one again.
     if i % 4 == 0:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
@@ -470,9 +476,25 @@ def short_connections(machine: Machine) -> None:
     machine.net("nft", "-f", "-", text=TRUTH)
 
 
-def flows(machine: Machine, start: int, stop: int, pause: float = 0) -> None:
+def flows(machine: Machine, start: int, stop: int) -> None:
     """Create connections to port 7001, a quarter UDP, from different source ports."""
-    machine.net(sys.executable, "-c", FLOWS, str(start), str(stop), str(pause))
+    machine.net(sys.executable, "-c", FLOWS, str(start), str(stop), "0")
+
+
+@contextlib.contextmanager
+def flowing(machine: Machine, pause: float) -> Iterator[list[int]]:
+    """Create such connections until the end of the block, which then has their number."""
+    argv = ["nsenter", f"--target={machine.leader}", "-n", sys.executable, "-c", FLOWS]
+    argv += ["0", "-1", str(pause)]
+    made: list[int] = []
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield made
+            made.append(int(process.communicate("\n", timeout=60)[0]))
+        finally:
+            process.kill()
 
 
 def ended(machine: Machine) -> bool:
@@ -535,7 +557,7 @@ def test_events_are_buffered_between_two_runs_of_the_timer(counting: Machine) ->
     (inode,) = listeners(machine)
     used = ticks(machine)
     flows(machine, 0, 20_000)
-    until(lambda: ended(machine), 60)
+    until(lambda: ended(machine))
     time.sleep(2)  # readable all the time
     assert ticks(machine) - used < 100
     assert machine.show(WRITER_EVENTS, "SubState") == "running"
@@ -546,7 +568,7 @@ def test_events_are_buffered_between_two_runs_of_the_timer(counting: Machine) ->
     assert counted(written(machine)) == [20_000, *truth(machine)]
 
     flows(machine, 20_000, 20_100)
-    until(lambda: ended(machine), 60)
+    until(lambda: ended(machine))
     text = written(machine)
     assert counted(text) == [20_100, *truth(machine)]
     assert value(text, "conntrack_events_listening") == 1
@@ -557,7 +579,7 @@ def test_events_are_buffered_between_two_runs_of_the_timer(counting: Machine) ->
 def test_the_state_is_owned_by_the_user_of_the_next_run(counting: Machine) -> None:
     machine = counting
     flows(machine, 0, 100)
-    until(lambda: ended(machine), 60)
+    until(lambda: ended(machine))
     written(machine)
     directory = "/run/private/conntrack-textfile"
     files = (directory, f"{directory}/state", f"{directory}/state.lock")
@@ -570,7 +592,7 @@ def test_the_state_is_owned_by_the_user_of_the_next_run(counting: Machine) -> No
 def hold(machine: Machine) -> None:
     """The service of the socket is active from the first event on."""
     flows(machine, 0, 10)
-    until(lambda: ended(machine), 60)
+    until(lambda: ended(machine))
     until(lambda: machine.show("conntrack-events-hold.service", "ActiveState") == "active")
 
 
@@ -661,28 +683,27 @@ def test_the_exporter_loses_no_event_while_it_restarts(machine: Machine) -> None
     machine.write("/etc/default/conntrack-exporter", 'ARGS="--collector.interval=1"\n')
     machine.systemctl("start", SOCKET)
     short_connections(machine)
-    assert value(machine.get(METRICS, 10), "conntrack_events_listening") == 1  # both sockets
+    assert value(machine.get(METRICS), "conntrack_events_listening") == 1  # both sockets
     (inode,) = listeners(machine)
     # One connection ends every few milliseconds, also while it is stopped and started.
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        done = pool.submit(flows, machine, 0, 2000, 0.003)
+    with flowing(machine, 0.003) as made:
         for _ in range(3):  # systemd allows four in ten seconds
             machine.systemctl("restart", EXPORTER)
-            assert not done.done()
             time.sleep(0.5)
-        done.result()
-    until(lambda: ended(machine), 60)
-    expected = [2000, *truth(machine)]
-    text = until(lambda: counted(text := machine.get(METRICS, 10)) == expected and text, 30)
+    until(lambda: ended(machine))
+    (number,) = made
+    assert number > 100
+    expected = [number, *truth(machine)]
+    text = until(lambda: counted(text := machine.get(METRICS)) == expected and text)
     assert value(text, "conntrack_runs_interrupted_total") == 0
     assert listeners(machine) == [inode]
 
     # What it had read and not saved is lost when it is killed: that is counted.
     machine.systemctl("kill", "--kill-whom=main", "--signal=KILL", EXPORTER)
-    flows(machine, 2000, 2100)
-    until(lambda: ended(machine), 60)
-    expected = [2100, *truth(machine)]
-    text = until(lambda: counted(text := machine.get(METRICS, 20)) == expected and text, 30)
+    flows(machine, number, number + 100)
+    until(lambda: ended(machine))
+    expected = [number + 100, *truth(machine)]
+    text = until(lambda: counted(text := machine.get(METRICS)) == expected and text)
     assert value(text, "conntrack_runs_interrupted_total") == 1
     assert listeners(machine) == [inode]
 
@@ -696,9 +717,9 @@ def test_two_services_do_not_take_events_from_each_other(counting: Machine) -> N
     machine.systemctl("start", EXPORTER)
     until(lambda: machine.get(METRICS))
     flows(machine, 0, 1000)
-    until(lambda: ended(machine), 60)
+    until(lambda: ended(machine))
     expected = [1000, *truth(machine)]
-    until(lambda: counted(machine.get(METRICS)) == expected, 30)
+    until(lambda: counted(machine.get(METRICS)) == expected)
     written(machine)
     assert counted(written(machine)) == expected
 
@@ -728,9 +749,11 @@ chmod 666 /run/runs /run/status
 cd "$repository"
 eval "$commands"
 cp /etc/cron.d/conntrack-textfile /etc/cron.d/the-same-again
-# Both are first in the PATH of the cron file: a count of tries and of runs.
-printf '#!/bin/sh\\necho >>/run/tries\\nexec /usr/bin/flock "$@"\\n' >/usr/local/sbin/flock
-printf '#!/bin/sh\\necho >>/run/runs\\ncat /proc/self/status >/run/status\\nsleep 1
+# Both are first in the PATH of the cron file: a count of tries that have ended, and of runs.
+# The run that has the lock goes on until the other one has found it locked.
+printf '#!/bin/sh\\n/usr/bin/flock "$@"\\necho >>/run/tries\\n' >/usr/local/sbin/flock
+printf '#!/bin/sh\\necho >>/run/runs\\ncat /proc/self/status >/run/status
+until test -s /run/tries; do /bin/sleep 0.05; done
 exec /run/venv/bin/python3 -m conntrack_textfile "$@"\\n' >/usr/local/sbin/conntrack-textfile
 printf '#!/bin/sh\\nexec /usr/bin/logger --socket /run/log "$@"\\n' >/usr/local/sbin/logger
 : >/run/syslog
@@ -767,11 +790,11 @@ def test_cron_skips_a_run_while_another_is_running(venv: Path) -> None:
         root = Path(f"/proc/{pid}/root")
         file = root / STATE[1:] / "conntrack.prom"
         until(lambda: file.exists() or process.poll() is not None)
-        time.sleep(0.5)  # for a run that must not come
+        until(lambda: len((root / "run/tries").read_text()) == 2)
         assert udp_packets(file.read_text(), 4242) == 5
         # The clock of the run is the true one.
         taken = value(file.read_text(), "conntrack_snapshot_timestamp_seconds")
-        assert abs(taken - time.time()) < 10
+        assert abs(taken - time.time()) < 600
         assert file.stat().st_mode & 0o777 == 0o644
         names = sorted(p.name for p in file.parent.iterdir())
         assert names == ["conntrack.prom", "state", "state.lock"]
@@ -839,7 +862,7 @@ def connections_end(inside: list[str]) -> list[float]:
         check(*inside, "conntrack", "-L")  # has the kernel remove what has expired
         return check(*inside, "conntrack", "-C").strip() == "0"
 
-    until(ended, 60)
+    until(ended)
     text = check(*inside, "nft", "list", "counters")
     found = dict(re.findall(r"counter (\w+) {\s+(packets \d+ bytes \d+)", text))
     numbers = [float(n) for name in ("sent", "reply") for n in re.findall(r"\d+", found[name])]
@@ -899,7 +922,7 @@ def test_the_exporter_reads_another_namespace_without_the_capability_to_enter_it
     until(lambda: 'conntrack_snapshot_success{netns="blue"} 1' in machine.get(METRICS))
     expected = connections_end(blue)
     machine.systemctl("restart", EXPORTER)
-    until(lambda: carried(machine.get(METRICS), "blue") == expected, 30)
+    until(lambda: carried(machine.get(METRICS), "blue") == expected)
 
 
 def test_the_timer_can_be_given_the_capability_to_enter_namespaces(

@@ -18,7 +18,8 @@ from conntrack_textfile.top import LABEL_KEYS
 from tests.builders import Flow, proc_root, table
 from tests.conftest import DATA
 from tests.program import COMMAND
-from tests.screen import SECONDS, screen
+from tests.screen import screen
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -193,10 +194,7 @@ def test_it_can_be_ended_while_it_is_stopped() -> None:
         # As a shell's kill does. It must not ask for the terminal, which is the shell's.
         os.kill(pid, signal.SIGTERM)
         os.kill(pid, signal.SIGCONT)
-        end = time.monotonic() + SECONDS
-        while f"({pid}) Z" not in state(pid):
-            assert time.monotonic() < end, state(pid)
-            time.sleep(0.05)
+        until(lambda: f"({pid}) Z" in state(pid))
         assert shown.mode() == before
         assert ENTERED not in shown.text[at:]
 
@@ -230,10 +228,7 @@ def test_it_ends_when_its_terminal_is_gone() -> None:
     with screen(TOP) as shown:
         pid = shown.pid()
         shown.wait_for(lambda frame: "SOURCE" in head(frame))
-    end = time.monotonic() + SECONDS
-    while os.path.exists(f"/proc/{pid}"):
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    until(lambda: not os.path.exists(f"/proc/{pid}"))
 
 
 def test_without_a_terminal_for_keys_it_is_shown_all_the_same() -> None:

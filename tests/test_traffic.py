@@ -31,8 +31,9 @@ import conntrack_textfile
 from conntrack_textfile.kernel import events, uapi
 from tests.conftest import need
 from tests.netns import check, inside, namespaces, sysctl
-from tests.program import COMMAND, Serving, serving
-from tests.test_prometheus import Api, eventually, running
+from tests.program import COMMAND, Serving, running, serving
+from tests.test_prometheus import Api
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -257,8 +258,11 @@ def fresh() -> str:
             text: str = answer.read().decode()
         found = Metrics(text)
         name = "snapshot_timestamp_seconds"
-        if ("conntrack_" + name, "") in found.samples and (
-            found[name] - found["snapshot_duration_seconds"] > now
+        if (
+            ("conntrack_" + name, "") in found.samples
+            and found[name] - found["snapshot_duration_seconds"] > now
+            # Else it is stale, after three intervals: a busy machine can be that late.
+            and found["snapshot_success"] == 1
         ):
             return text
         assert time.monotonic() < end, text[:4000]
@@ -294,7 +298,7 @@ def one_shot(
 
 @pytest.mark.parametrize("mode", MODES)
 def test_many_short_connections_count_to_the_byte(mode: str, table: Table, tmp_path: Path) -> None:
-    tcp, udp, turns = 10_000, 15_000, 2
+    tcp, udp, turns = 6_000, 9_000, 2
     each_second = ["--collector.interval=1"] if mode == "serve" else []
     with counting(mode, table, tmp_path, *each_second) as found:
         for turn in range(turns):
@@ -353,10 +357,10 @@ def test_increases_in_prometheus_add_up_to_the_truth(table: Table, tmp_path: Pat
     with (
         # So a scrape, each second, misses no snapshot and no 0 of a new series.
         counting("serve", table, tmp_path, "--collector.interval=2") as found,
-        running(tmp_path / "prometheus.log", *argv),
+        running(*argv, log=tmp_path / "prometheus.log"),
     ):
         up = "conntrack_events_listening == 1"
-        eventually(lambda: _true(table.within(api.query, up)))
+        until(lambda: table.within(api.query, up))
         made = 0
         for turn in range(3):
             table.make(turn, 1000, 2000)
@@ -364,18 +368,15 @@ def test_increases_in_prometheus_add_up_to_the_truth(table: Table, tmp_path: Pat
             found.read()
         last = found.until_equal(made)
 
-        def all_scraped() -> None:
-            for family in ("traffic", "protocol_traffic"):
-                assert increases(family) == last.sums()
+        def all_scraped() -> bool:
+            return all(
+                increases(family) == last.sums() for family in ("traffic", "protocol_traffic")
+            )
 
-        eventually(all_scraped)
+        until(all_scraped)
         for function in ("rate", "increase"):
             expr = f"sum({function}(conntrack_traffic_sent_bytes_total[1m])) > 0"
             assert table.within(api.query, expr)
-
-
-def _true(value: object) -> None:
-    assert value
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -477,7 +478,7 @@ def test_the_table_is_flushed_in_the_middle_of_a_dump(
     table.sysctl(udp_timeout=600, udp_timeout_stream=600)
     with counting(mode, table, tmp_path) as found:
         for turn in range(3):
-            table.make(turn, 0, 30_000)
+            table.make(turn, 0, 20_000)
             found.read()
             flushing = threading.Timer(0.15 * turn, table.run, ("conntrack", "-F"))
             flushing.start()
@@ -485,7 +486,7 @@ def test_the_table_is_flushed_in_the_middle_of_a_dump(
                 found.read()
             flushing.join()
             found.until(lambda now: not now["tracked_connections"])
-        last = found.until_equal(90_000)
+        last = found.until_equal(60_000)
     assert last["events_lost_total"] == 0
 
 
@@ -685,11 +686,11 @@ def test_a_listener_that_stalls_from_before_the_start(
     with stalled(table) as sock, held(table, 1 << 25) as other:
         table.make(0, 0, made)
 
-        def gone() -> None:
+        def gone() -> bool:
             assert "udp" not in table.run("conntrack", "-L")
-            assert events.buffer(other).used >= made * 256  # their events were sent
+            return events.buffer(other).used >= made * 256  # their events were sent
 
-        eventually(gone)
+        until(gone)
         with counting(mode, table, tmp_path) as found:
             sock.close()
             found.until(lambda now: now["events_received_total"] >= made - 100)

@@ -89,9 +89,9 @@ def say(process: subprocess.Popen[str], line: str = "") -> None:
 
 
 @contextlib.contextmanager
-def talking(table: Table, seconds: float) -> Iterator[subprocess.Popen[str]]:
+def talking(table: Table) -> Iterator[subprocess.Popen[str]]:
     script = str(Path(talkers.__file__))
-    with running(table, sys.executable, script, str(IDLE), str(seconds)) as process:
+    with running(table, sys.executable, script, str(IDLE)) as process:
         assert int(said(process)) == IDLE
         yield process
 
@@ -103,7 +103,7 @@ def test_rates_are_exact_and_the_largest_are_seen_beyond_the_limit(
     """Ended connections too, and whatever the idle ones had before."""
     monkeypatch.setenv("CONNTRACK_TEXTFILE_ENGINE", engine)
     argv = [sys.executable, "-W", "error", "-c", PROGRAM, "--limit.keys=2"]
-    with talking(table, 5) as talk, running(table, *argv) as watch:
+    with talking(table) as talk, running(table, *argv) as watch:
 
         def take(what: str = "") -> list[Any]:
             say(watch, what)
@@ -124,6 +124,7 @@ def test_rates_are_exact_and_the_largest_are_seen_beyond_the_limit(
         for found, *_ in frames:
             # The scan sends less in a second than each of the idle ones had sent at once.
             assert found[:2] == [["127.0.0.2", "8001"], ["127.0.0.3", "8002"]]
+        say(talk)
         downloads, scans = map(int, said(talk).split())
         assert min(downloads, scans) > 4
         # What is under way is in a later one.
@@ -160,7 +161,7 @@ def test_the_view_shows_who_downloads_and_who_scans(table: Table) -> None:
     table.sysctl(tcp_timeout_time_wait=120)  # many that were there before
     top = [*inside(table.namespace), *COMMAND, "top", "--watch", "--aggregate.by=src"]
     top.append("--collector.interval=1")
-    with talking(table, 300) as talk:
+    with talking(table) as talk:
         say(talk)
         time.sleep(2)
         with screen(top, (80, 24)) as shown:

@@ -127,7 +127,8 @@ class Refresher:
         """Take a snapshot. Return the seconds to wait before the next."""
         started = self._due = time.monotonic()
         try:
-            with mmap.mmap(-1, _RESERVE_BYTES):
+            # malloc() would keep it. Private, so that it counts in RLIMIT_DATA, too.
+            with mmap.mmap(-1, _RESERVE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS):
                 self._publish(self._take())
         # Any error: without this thread the metrics would never change again.
         except Exception as error:  # noqa: BLE001

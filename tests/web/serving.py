@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import socket
+import threading
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, NamedTuple
@@ -42,7 +44,13 @@ def listening(application: Application, limiter: Limiter | None = None) -> Itera
         try:
             yield listener.getsockname()[1]
         finally:
-            running.shutdown()
+            # The loop looks twice a second whether it is to end, and after each connection.
+            ending = threading.Thread(target=running.shutdown)
+            ending.start()
+            while ending.is_alive():
+                with contextlib.suppress(OSError):
+                    socket.create_connection(listener.getsockname(), 1).close()
+                ending.join(0.01)
 
 
 class Fixed(NamedTuple):

@@ -6,7 +6,6 @@ import http.client
 import re
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from conntrack_textfile.web.application import _accepts_gzip
 from conntrack_textfile.web.body import EMPTY, Body
 from conntrack_textfile.web.config import watch
 from tests.certificates import write
+from tests.waiting import until
 from tests.web.serving import application, get, listening
 
 if TYPE_CHECKING:
@@ -101,15 +101,15 @@ def test_more_scrapes_than_allowed_are_503_and_counted() -> None:
 
     def slow() -> tuple[bytes, Body]:
         arrived.release()
-        go_on.wait(10)
+        go_on.wait(60)
         return b"", EMPTY
 
     with listening(application(slow, max_requests=2, exporter_metrics=1)) as port:
         url = f"http://127.0.0.1:{port}/metrics"
         with ThreadPoolExecutor(2) as pool:
             held = [pool.submit(get, url) for _ in range(2)]
-            assert arrived.acquire(timeout=10)
-            assert arrived.acquire(timeout=10)
+            assert arrived.acquire(timeout=60)
+            assert arrived.acquire(timeout=60)
             status, body, _ = get(url)
             assert status == 503
             assert b"--web.max-requests" in body
@@ -126,15 +126,19 @@ def test_an_error_is_status_500_and_releases_its_slot() -> None:
             raise outcome
         return b"", EMPTY
 
-    with listening(application(current, max_requests=1, exporter_metrics=1)) as port:
+    page = application(current, max_requests=1, exporter_metrics=1)
+    with listening(page) as port:
         url = f"http://127.0.0.1:{port}/metrics"
         assert get(url)[0] == 500
         assert get(url)[0] == 200
-        time.sleep(0.2)  # a scrape is counted after its response was sent
+        assert page._exporter_metrics
+        value = page._exporter_metrics.registry.get_sample_value
+        name = "promhttp_metric_handler_requests"
+        until(lambda: value(f"{name}_in_flight") == 0)  # counted after the response was sent
         text = get(url)[1].decode()
-        counts = re.findall(r'requests_total{code="(\d+)"} (\S+)', text)
+        counts = re.findall(rf'{name}_total{{code="(\d+)"}} (\S+)', text)
         assert dict(counts) == {"200": "1.0", "500": "1.0", "503": "0.0"}
-        assert "promhttp_metric_handler_requests_in_flight 1.0\n" in text
+        assert f"{name}_in_flight 1.0\n" in text
 
 
 def test_a_body_is_freed_without_garbage_collection() -> None:
@@ -147,9 +151,6 @@ def test_a_body_is_freed_without_garbage_collection() -> None:
         with listening(application(lambda: (b"", pages[0]))) as port:
             assert len(get(f"http://127.0.0.1:{port}/metrics")[1]) == 1000
             pages.clear()
-            end = time.monotonic() + 5
-            while sys.getrefcount(piece) != unreferenced:
-                assert time.monotonic() < end
-                time.sleep(0.01)
+            until(lambda: sys.getrefcount(piece) == unreferenced)
     finally:
         gc.enable()

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING
 import bcrypt
 import pytest
 
+from conntrack_textfile.web.http import REQUEST_SECONDS
 from tests.certificates import HASH, TLS, basic, write
 from tests.conftest import DATA, need
-from tests.program import Serving, serving
+from tests.program import Serving, listen_address, running, serving
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -172,21 +174,28 @@ def test_a_new_certificate_needs_no_restart(made: Path, place: Path) -> None:
         program.wait_for_log("must be a mapping; going on with what was read before")
 
 
-@pytest.mark.parametrize("greeting", [b"", b"\x16\x03\x01"])
-def test_200_slow_clients_do_not_delay_a_scrape(made: Path, place: Path, greeting: bytes) -> None:
+def test_400_slow_clients_do_not_delay_a_scrape(made: Path, place: Path) -> None:
+    """Half of them send nothing, and half begin a handshake."""
     with guarded(place, TLS) as program, contextlib.ExitStack() as stack:
         context = trusting(made)
         assert ask(program, context)[0] == 200
-        for _ in range(200):
-            slow = stack.enter_context(socket.create_connection(("localhost", program.port), 10))
-            slow.sendall(greeting)
+        silent, beginning = [
+            [
+                stack.enter_context(socket.create_connection(("localhost", program.port), 20))
+                for _ in range(200)
+            ]
+            for _ in range(2)
+        ]
+        for slow in beginning:
+            slow.sendall(b"\x16\x03\x01")
         started = time.monotonic()
         for _ in range(5):
             assert ask(program, context)[0] == 200
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < REQUEST_SECONDS - 1
         # They are disconnected in the end.
-        slow.settimeout(20)
-        assert slow.recv(1) == b""
+        for slow in (silent[-1], beginning[-1]):
+            slow.settimeout(60)
+            assert slow.recv(1) == b""
 
 
 def test_40_scrapes_at_once_with_one_password(made: Path, place: Path) -> None:
@@ -201,10 +210,13 @@ def test_40_scrapes_at_once_with_one_password(made: Path, place: Path) -> None:
 
 
 # A brute-force attack: 200 clients in a loop, each request with a new password.
+# It prints a line when each of them has sent one.
 ATTACKERS = """
 import base64, http.client, random, sys, threading
 port, source = int(sys.argv[1]), sys.argv[2]
+sent = threading.Semaphore(0)
 def guess():
+    waits = True
     while True:
         try:
             client = http.client.HTTPConnection(
@@ -212,12 +224,18 @@ def guess():
             )
             credentials = base64.b64encode(f"alice:{random.random()}".encode()).decode()
             client.request("GET", "/metrics", headers={"Authorization": "Basic " + credentials})
+            if waits:
+                sent.release()
+                waits = False
             client.getresponse().read()
             client.close()
         except OSError:
             pass
 for _ in range(200):
     threading.Thread(target=guess, daemon=True).start()
+for _ in range(200):
+    sent.acquire()
+print(flush=True)
 sys.stdin.read()
 """
 
@@ -225,9 +243,10 @@ sys.stdin.read()
 @contextlib.contextmanager
 def brute_force(program: Serving, source: str) -> Iterator[None]:
     argv = [sys.executable, "-c", ATTACKERS, str(program.port), source]
-    process = subprocess.Popen(argv, stdin=subprocess.PIPE)
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
-        time.sleep(3)  # until all of them run
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
         yield
     finally:
         process.kill()
@@ -243,13 +262,13 @@ def test_a_brute_force_attack_delays_neither_new_nor_cached_logins(tmp_path: Pat
     ):
         started = time.monotonic()
         assert ask(program, None, Authorization=right)[0] == 200
-        assert time.monotonic() - started < 4
+        assert time.monotonic() - started < 10
         seconds = []
         for _ in range(50):
             started = time.monotonic()
             assert ask(program, None, Authorization=right)[0] == 200
             seconds.append(time.monotonic() - started)
-        assert statistics.median(seconds) < 0.05
+        assert statistics.median(seconds) < 1  # a check for each guesser takes 10
 
 
 PROMETHEUS = """
@@ -287,26 +306,21 @@ def test_a_real_prometheus_by_password_and_by_certificate(made: Path, tmp_path: 
         two = stack.enter_context(guarded(places[1], verified))
         config = tmp_path / "prometheus.yml"
         config.write_text(PROMETHEUS.format(made=made, password=one.port, certificate=two.port))
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            address = f"127.0.0.1:{free.getsockname()[1]}"
         argv = [f"--config.file={config}", f"--storage.tsdb.path={tmp_path}/tsdb"]
-        process = subprocess.Popen(
-            ["prometheus", *argv, f"--web.listen-address={address}"], stderr=subprocess.DEVNULL
+        process = stack.enter_context(
+            running("prometheus", *argv, "--web.listen-address=127.0.0.1:0")
         )
-        stack.callback(process.wait)
-        stack.callback(process.kill)
-        up: dict[tuple[str, str], str] = {}
-        end = time.monotonic() + 60
-        while len(up) < 4 and time.monotonic() < end:
-            time.sleep(0.5)
-            with contextlib.suppress(OSError):
-                url = f"http://{address}/api/v1/query?query=up"
-                answer = json.load(urllib.request.urlopen(url, timeout=5))
-                up = {
-                    (result["metric"]["job"], result["metric"]["instance"]): result["value"][1]
-                    for result in answer["data"]["result"]
-                }
-        assert up == {
+        url = f"http://{listen_address(process)}/api/v1/query?query=up"
+
+        def up() -> dict[tuple[str, str], str]:
+            answer = json.load(urllib.request.urlopen(url, timeout=20))
+            found = {
+                (result["metric"]["job"], result["metric"]["instance"]): result["value"][1]
+                for result in answer["data"]["result"]
+            }
+            return found if len(found) == 4 else {}
+
+        assert until(up) == {
             ("password", f"127.0.0.1:{one.port}"): "1",
             ("certificate", f"127.0.0.1:{two.port}"): "1",
             ("stranger", f"127.0.0.1:{one.port}"): "0",

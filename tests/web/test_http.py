@@ -22,9 +22,10 @@ from conntrack_textfile.web import http as transport
 from conntrack_textfile.web import sockets
 from conntrack_textfile.web.body import EMPTY, Body
 from conntrack_textfile.web.config import watch
-from conntrack_textfile.web.limiter import REASONS, Connection, Limiter
+from conntrack_textfile.web.limiter import IDLE, REASONS, Connection, Limiter
 from tests.certificates import TLS, write
 from tests.program import Serving, serving
+from tests.waiting import until
 from tests.web.serving import SAMPLE, application, get, listening
 
 if TYPE_CHECKING:
@@ -76,11 +77,11 @@ def test_a_slow_or_silent_client_is_disconnected(monkeypatch: pytest.MonkeyPatch
         with silent, dripping:
             started = time.monotonic()
             with contextlib.suppress(OSError):
-                while time.monotonic() - started < 5:
+                while time.monotonic() - started < 20:
                     dripping.sendall(b"G")
                     time.sleep(0.1)
-            assert time.monotonic() - started < 3
-            silent.settimeout(5)
+            assert time.monotonic() - started < 15  # less than the usual REQUEST_SECONDS, and some
+            silent.settimeout(20)
             assert silent.recv(1) == b""
 
 
@@ -97,7 +98,7 @@ def test_a_client_that_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(made, "_done", watched)
     with listening(made) as port, socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-        assert done.wait(10)
+        assert done.wait(50)  # less than the usual RESPONSE_SECONDS
 
 
 def test_silent_connections_are_evicted_for_new_ones() -> None:
@@ -111,12 +112,14 @@ def test_silent_connections_are_evicted_for_new_ones() -> None:
 
 
 def test_an_idle_connection_is_evicted_first() -> None:
+    limiter = Limiter(2)
     page = application(lambda: (b"", EMPTY))
-    with listening(page, Limiter(2)) as port, contextlib.ExitStack() as stack:
+    with listening(page, limiter) as port, contextlib.ExitStack() as stack:
         silent, kept = [stack.enter_context(connected(port)) for _ in range(2)]
         kept.sendall(GET)
         assert kept.recv(100).startswith(b"HTTP/1.1 200 OK")
-        time.sleep(0.2)  # it is idle a moment after the response
+        # It is idle a moment after its response.
+        until(lambda: IDLE in {connection.state for connection in list(limiter._connections)})
         newer = stack.enter_context(connected(port))
         assert closed(kept)
         for client in (silent, newer):
@@ -173,8 +176,8 @@ def test_slow_readers_keep_two_bodies_in_memory() -> None:
             readers.append(reader)
         for old in readers[:2]:
             assert closed(old)
-        held = [body for body in bodies if sys.getrefcount(body) > 3]
-        assert held == bodies[2:]
+        # A thread lets go of its body a moment after its connection is closed.
+        until(lambda: [body for body in bodies if sys.getrefcount(body) > 3] == bodies[2:])
         assert refusals(page)["outdated"] == 2
         for new in readers[2:]:
             assert len(rest(new)) > 32 << 20
@@ -200,7 +203,7 @@ def test_scrapes_succeed_beside_600_silent_clients() -> None:
         crowd.start()
         try:
             silent = 0.0
-            end = time.monotonic() + 30
+            end = time.monotonic() + 120
             while silent < 600:
                 assert time.monotonic() < end
                 status, text, _ = get(f"{program.url}/metrics")
@@ -503,4 +506,4 @@ def test_200_silent_clients_do_not_delay_a_scrape() -> None:
             stack.enter_context(socket.create_connection(("127.0.0.1", program.port)))
         started = time.monotonic()
         assert get(f"{program.url}/metrics")[0] == 200
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 9  # the slow ones have REQUEST_SECONDS

@@ -23,6 +23,7 @@ from tests.browser import browsing
 from tests.builders import CONNTRACK, Flow, aggregated, counted, proc_root, table, taken
 from tests.conftest import DATA, need
 from tests.program import serving
+from tests.waiting import until
 from tests.web.serving import get, listening
 
 if TYPE_CHECKING:
@@ -603,13 +604,10 @@ def test_it_renews_itself_and_keeps_its_place(browser: Browser) -> None:
     with serving(sample, "--collector.interval=1") as program:
         get(f"{program.url}/metrics")
         browser.open(f"{program.url}/?by=live&sort=packets", width=400)
-        browser.evaluate("scrollTo(0, 700); window.first = true")
-        assert browser.evaluate("scrollY") == 700
-        end = time.monotonic() + 30
+        # It is renewed each second: at a place, and in one piece.
+        assert until(lambda: browser.evaluate("scrollTo(0, 700); window.first = scrollY")) == 700
         renewed = "!window.first && document.readyState == 'complete' && scrollY"
-        while browser.evaluate(renewed) != 700:
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        until(lambda: browser.evaluate(renewed) == 700)
         assert browser.evaluate("location.search") == "?by=live&sort=packets"
 
 
@@ -660,12 +658,12 @@ def test_a_browser_shows_what_is_wrong(browser: Browser, tmp_path: Path) -> None
     with serving(f"--path.procfs={root}", "--collector.interval=0.2") as program:
         browser.open(f"{program.url}/")
         alerts = "[...document.querySelectorAll('[role=alert]')].map(e => e.innerText).join()"
-        assert browser.evaluate(alerts).startswith("Accounting is off")
+        until(lambda: browser.evaluate(alerts).startswith("Accounting is off"))
         (tmp_path / "net" / "nf_conntrack").unlink()
         program.wait_for_log("there is no .*nf_conntrack")
         browser.open(f"{program.url}/")
-        assert "Stale: " in browser.evaluate(alerts)
-        assert f"there is no {tmp_path}/net/nf_conntrack" in browser.evaluate(alerts)
+        until(lambda: "Stale: " in browser.evaluate(alerts))
+        until(lambda: f"there is no {tmp_path}/net/nf_conntrack" in browser.evaluate(alerts))
         assert browser.complaints() == []
 
 

@@ -7,6 +7,7 @@ import gzip
 import http.client
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -19,8 +20,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.bench import make_table
+from tests.builders import proc_root
 from tests.conftest import DATA
 from tests.program import COMMAND, Serving, serving
+from tests.waiting import until
 from tests.web.serving import SAMPLE, get
 
 
@@ -31,12 +34,19 @@ def test_serve_responds_with_the_snapshot_and_its_own_metrics() -> None:
         families = {f.name: f for f in text_string_to_metric_families(body.decode())}
         assert families["conntrack_total_connections"].samples[0].value == 91
         assert {"process_open_fds", "python_info"} <= set(families)
-        time.sleep(0.2)  # it is counted after the response was sent
-        status, packed, headers = get(f"{program.url}/metrics", **{"Accept-Encoding": "gzip"})
-        assert headers["Content-Encoding"] == "gzip"
-        unpacked = gzip.decompress(packed).decode()
-        assert "conntrack_total_connections 91\n" in unpacked
-        assert 'promhttp_metric_handler_requests_total{code="200"} 1.0\n' in unpacked
+        scrapes = 1
+
+        def counted() -> str:
+            """A scrape is counted after its response was sent."""
+            nonlocal scrapes
+            _, packed, headers = get(f"{program.url}/metrics", **{"Accept-Encoding": "gzip"})
+            assert headers["Content-Encoding"] == "gzip"
+            unpacked = gzip.decompress(packed).decode()
+            wanted = f'promhttp_metric_handler_requests_total{{code="200"}} {scrapes}.0\n'
+            scrapes += 1
+            return unpacked if wanted in unpacked else ""
+
+        assert "conntrack_total_connections 91\n" in until(counted)
 
 
 def test_the_exporters_own_metrics_can_be_disabled() -> None:
@@ -47,14 +57,13 @@ def test_the_exporters_own_metrics_can_be_disabled() -> None:
 
 
 def stop(program: Serving, number: int) -> None:
-    started = time.monotonic()
+    """It takes some milliseconds; 5 seconds are for a busy machine."""
     program.process.send_signal(number)
     assert program.process.wait(5) == 0
-    assert time.monotonic() - started < 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_within_a_second(number: int) -> None:
+def test_a_signal_ends_it_at_once(number: int) -> None:
     with serving(SAMPLE) as program:
         stop(program, number)
         program.wait_for_log(f"stopped by {signal.Signals(number).name}")
@@ -67,9 +76,7 @@ def test_a_signal_ends_it_during_a_snapshot(tmp_path: Path) -> None:
     os.truncate(table, 1 << 40)  # sparse: many minutes of nothing but NUL
     with serving(f"--path.procfs={tmp_path}") as program:
         fds = Path(f"/proc/{program.process.pid}/fd")
-        end = time.monotonic() + 20
-        while str(table) not in map(os.readlink, fds.iterdir()):
-            assert time.monotonic() < end
+        until(lambda: str(table) in map(os.readlink, fds.iterdir()))
         stop(program, signal.SIGTERM)
 
 
@@ -79,32 +86,38 @@ def test_a_fifo_in_place_of_the_table_is_an_error(tmp_path: Path) -> None:
     os.mkfifo(table)
     with serving(f"--path.procfs={tmp_path}", "--collector.interval=0.2") as program:
         program.wait_for_log("nf_conntrack: it is not a regular file")
-        table.unlink()
-        shutil.copy(DATA / "kernel-6.18" / "net" / "nf_conntrack", table)
+        shutil.copy(DATA / "kernel-6.18" / "net" / "nf_conntrack", tmp_path)
+        (tmp_path / "nf_conntrack").rename(table)
         program.wait_for_log("works again")
-        assert b"conntrack_total_connections 91\n" in get(f"{program.url}/metrics")[1]
+        # After three intervals a snapshot is stale: a busy machine can be that late.
+        until(lambda: b"conntrack_total_connections 91\n" in get(f"{program.url}/metrics")[1])
 
 
 @pytest.mark.parametrize("engine", ["compiled", "pure"])
 def test_without_memory_it_responds_and_ends(tmp_path: Path, engine: str) -> None:
-    table = tmp_path / "net" / "nf_conntrack"
-    table.parent.mkdir()
-    make_table(table, 100_000, 100_000)
+    proc_root(tmp_path)
     with serving(
         f"--path.procfs={tmp_path}",
         "--collector.interval=2",
-        prefix=("env", f"CONNTRACK_TEXTFILE_ENGINE={engine}", "prlimit", f"--as={70 << 20}"),
+        prefix=("env", f"CONNTRACK_TEXTFILE_ENGINE={engine}"),
     ) as program:
+        assert b"conntrack_snapshot_success 1\n" in get(f"{program.url}/metrics")[1]
+        # What it takes without a table depends on Python and on libc.
+        status = Path(f"/proc/{program.process.pid}/status").read_text()
+        data = int(re.findall(r"^VmData:\s+(\d+) kB$", status, re.MULTILINE)[0]) << 10
+        resource.prlimit(program.process.pid, resource.RLIMIT_DATA, (data + (16 << 20),) * 2)
+        make_table(tmp_path / "new", 100_000, 100_000)
+        (tmp_path / "new").rename(tmp_path / "net" / "nf_conntrack")
         program.wait_for_log("there is not enough memory to read the table; trying again")
         answered = 0
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while answered < 10:
             assert time.monotonic() < end
             with contextlib.suppress(OSError, http.client.HTTPException):  # not enough for a thread
-                status, body, _ = get(f"{program.url}/metrics")
-                answered += status == 200 and b"conntrack_snapshot_success 0\n" in body
+                code, body, _ = get(f"{program.url}/metrics")
+                answered += code == 200 and b"conntrack_snapshot_success 0\n" in body
         program.process.send_signal(signal.SIGTERM)
-        assert program.process.wait(10) == 0
+        assert program.process.wait(20) == 0
 
 
 def test_sighup_reloads_the_web_config(tmp_path: Path) -> None:
@@ -133,9 +146,7 @@ def test_names_files_are_reloaded(tmp_path: Path) -> None:
     ) as program:
 
         def wait_for(label: bytes) -> None:
-            end = time.monotonic() + 20
-            while label not in get(f"{program.url}/metrics")[1]:
-                assert time.monotonic() < end, label
+            until(lambda: label in get(f"{program.url}/metrics")[1])
 
         wait_for(b'{src="lab",l7protocol="game"}')
         networks.write_text("10.77.0.0/16 office\n")  # without SIGHUP
@@ -160,9 +171,7 @@ def test_hosts_files_are_reloaded(tmp_path: Path) -> None:
     ) as program:
 
         def wait_for(text: bytes, path: str = "/metrics") -> None:
-            end = time.monotonic() + 20
-            while text not in get(f"{program.url}{path}")[1]:
-                assert time.monotonic() < end, text
+            until(lambda: text in get(f"{program.url}{path}")[1])
 
         wait_for(b'{src="laptop"}')
         wait_for(b"laptop", "/")
@@ -171,7 +180,7 @@ def test_hosts_files_are_reloaded(tmp_path: Path) -> None:
         assert b"laptop" not in get(f"{program.url}/metrics")[1]
         leases.unlink()
         program.wait_for_log("cannot read .*; going on with what was read before")
-        assert b'{src="desktop"}' in get(f"{program.url}/metrics")[1]
+        wait_for(b'{src="desktop"}')
         leases.write_text("0 02:00:00:00:00:01 10.77.1.2 * *\n")
         program.process.send_signal(signal.SIGHUP)
         wait_for(b'{src="10.77.1.2"}')
@@ -220,7 +229,12 @@ def test_scrapes_during_refreshes_see_one_whole_snapshot(tmp_path: Path) -> None
         new.rename(table)
 
     def scrape(url: str) -> int:
-        text = gzip.decompress(get(f"{url}/metrics", **{"Accept-Encoding": "gzip"})[1]).decode()
+        def fresh() -> str:  # without connections where the snapshot is stale
+            packed = get(f"{url}/metrics", **{"Accept-Encoding": "gzip"})[1]
+            text = gzip.decompress(packed).decode()
+            return text if "conntrack_snapshot_success 1\n" in text else ""
+
+        text = until(fresh)
         packets = re.findall(r'^conntrack_sent_packets{.*dport="(\d+)"} (\d+)$', text, re.MULTILINE)
         total = re.search(r"^conntrack_total_sent_packets (\d+)$", text, re.MULTILINE)
         assert total
@@ -235,11 +249,9 @@ def test_scrapes_during_refreshes_see_one_whole_snapshot(tmp_path: Path) -> None
         serving(f"--path.procfs={tmp_path}", "--collector.interval=0.3") as program,
         ThreadPoolExecutor(4) as pool,
     ):
-        seen = set()
-        for n in range(2, 12):
+        for n in range(2, 7):
             fill(n)
-            seen |= set(pool.map(scrape, [program.url] * 40))
-        assert len(seen) > 2
+            until(lambda: n in set(pool.map(scrape, [program.url] * 20)))  # noqa: B023
 
 
 def test_a_table_that_disappears_and_comes_back(tmp_path: Path) -> None:
@@ -248,22 +260,20 @@ def test_a_table_that_disappears_and_comes_back(tmp_path: Path) -> None:
     text = (DATA / "kernel-6.18" / "net" / "nf_conntrack").read_bytes()
     with serving(f"--path.procfs={tmp_path}", "--collector.interval=0.2") as program:
 
-        def until(part: bytes, *, there: bool = True) -> bytes:
-            end = time.monotonic() + 10
-            while time.monotonic() < end:
-                body = get(f"{program.url}/metrics")[1]
-                if (part in body) is there:
-                    return body
-                time.sleep(0.02)
-            raise AssertionError(body)
+        def serves(part: bytes, *, there: bool = True) -> bytes:
+            """The first page with a text, or without it."""
+            page: bytes = until(
+                lambda: (part in (body := get(f"{program.url}/metrics")[1])) is there and body
+            )
+            return page
 
-        assert b"conntrack_total" not in until(b"conntrack_snapshot_success 0\n")
+        assert b"conntrack_total" not in serves(b"conntrack_snapshot_success 0\n")
         table.write_bytes(text)
-        until(b"conntrack_total_connections 91\n")
+        serves(b"conntrack_total_connections 91\n")
         table.unlink()
-        until(b"conntrack_snapshot_success 0\n")
-        until(b"conntrack_total_connections", there=False)
+        serves(b"conntrack_snapshot_success 0\n")
+        serves(b"conntrack_total_connections", there=False)
         table.write_bytes(text)
-        until(b"conntrack_snapshot_success 1\n")
+        serves(b"conntrack_snapshot_success 1\n")
         assert program.log.count("level=error") == 2
         program.wait_for_log("works again")

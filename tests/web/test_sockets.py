@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import subprocess
 import sys
-import time
 import urllib.request
 from typing import TYPE_CHECKING
 
@@ -61,7 +60,7 @@ def test_socket_activation() -> None:
     try:
         assert process.stdout is not None
         port = process.stdout.readline().strip()
-        answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20).read()
+        answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60).read()
         assert b"conntrack_total_connections 91\n" in answer
     finally:
         process.terminate()
@@ -106,8 +105,7 @@ def test_addresses_are_logged_at_start(address: str, host: str, warned: bool) ->
         served.wait_for_log(line)
         if warned:
             served.wait_for_log(rf'level=warn msg="whoever reaches {host}:{served.port} sees who')
-        time.sleep(0.2)  # time for a wrong warning
-        assert ("whoever reaches" in served.log) == warned
+        assert ("whoever reaches" in served.stop()) == warned
 
 
 @pytest.mark.parametrize(
@@ -125,5 +123,4 @@ def test_no_warning_with_tls_or_passwords(place: Path, text: str, said: str) -> 
     config = f"--web.config.file={place}/web.yml"
     with serving(SAMPLE, config, "--web.listen-address=0.0.0.0:0") as served:
         served.wait_for_log(rf"listening on 0\.0\.0\.0:\d+, {said}")
-        time.sleep(0.2)
-        assert "whoever reaches" not in served.log
+        assert "whoever reaches" not in served.stop()
