@@ -403,6 +403,8 @@ class Finder:
             signal.raise_signal(signal.SIGINT)
 
 wanted = sys.argv.pop(1)
+# What a shell starts in the background inherits that it is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.meta_path.insert(0, Finder)
 __main__.run()
 """
