@@ -392,7 +392,9 @@ def test_each_network_namespace_has_its_fill() -> None:
     assert "netns entries limit used <b> 50 100 50.0% blue 90 1,000 9.0%" in words(text)
     assert "Fullest table 50.0%" in words(text)
     assert "Table 50 of" not in words(text)
-    assert "by usage" not in words(render(shown, after(shown), Query(matchers=(("netns", "blue"),))))
+    assert "by usage" not in words(
+        render(shown, after(shown), Query(matchers=(("netns", "blue"),)))
+    )
     assert "by usage" not in words(render(shown, after(shown), fresh=False))
     many = shown._replace(parts={f"n{n:02}": parts["blue"] for n in range(12)})
     assert "by usage, 10 of 12 " in words(render(many, after(many)))
