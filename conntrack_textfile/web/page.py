@@ -253,7 +253,7 @@ def _facts(snapshot: Snapshot, overview: Overview | None, clock: float) -> Eleme
         facts.append(("Snapshot", f"of {at}, {age:.0f} s ago, took {snapshot.duration:.2f} s"))
         facts.append(("Read by", snapshot.source))
     hints = {
-        "Keys": {"title": "groups of equal labels; folded: summed up as other by --limit.keys"},
+        "Keys": {"title": "combinations of label values; those beyond --limit.keys are folded"},
         "Uncounted": {"title": "connections without packet and byte counters"},
         "Sent": {"title": f"of live connections: {_SENT}"},
         "Reply": {"title": f"of live connections: {_REPLY}"},
