@@ -1,4 +1,4 @@
-# conntrack-textfile in a container. Needs the host's network namespace and
+# conntrack-textfile in a container, with the host's network namespace and
 # CAP_NET_ADMIN:
 #   docker build -t conntrack-textfile .
 #   docker run --net=host --cap-drop=ALL --cap-add=NET_ADMIN --read-only conntrack-textfile
@@ -15,8 +15,8 @@ COPY LICENSE README.md pyproject.toml setup.py ./
 COPY conntrack_textfile conntrack_textfile
 COPY man man
 COPY completion completion
-# The venv is without pip: that of another one fills it. A compiled engine that
-# fails to build is left out with a warning, which is not good enough here.
+# The venv has no pip: the pip of another venv installs into it. The compiled engine is
+# optional, and only a warning if its build fails: the last line makes that an error.
 RUN python3 -m venv /pip \
     && python3 -m venv --without-pip /opt/conntrack-textfile \
     && CFLAGS=-g0 /pip/bin/pip --python /opt/conntrack-textfile/bin/python \
@@ -29,9 +29,9 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/conntrack-textfile /opt/conntrack-textfile
 COPY --from=build /launch /usr/local/bin/conntrack-textfile
-# By number, so that Kubernetes can see that it is not root.
+# Numeric, as runAsNonRoot of Kubernetes requires.
 USER 65532:65532
 EXPOSE 9095
 ENTRYPOINT ["conntrack-textfile"]
-# For this host alone: with --net=host all addresses would be those of the host.
+# Loopback: with --net=host, all addresses would be those of the host.
 CMD ["serve", "--web.listen-address=127.0.0.1:9095"]

@@ -13,7 +13,7 @@ run: $(RUN)/.ready
 		echo "make: this is the live table" >&2; \
 	else \
 		cat $(RUN)/run.log >&2; \
-		echo "make: so this is the sample, tests/data/kernel-6.18" >&2; \
+		echo "make: this is the sample in tests/data/kernel-6.18" >&2; \
 		$(RUN)/bin/python -m conntrack_textfile write --path.procfs=tests/data/kernel-6.18; \
 	fi
 
@@ -29,16 +29,16 @@ format: .venv/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The figures of docs/figures.md: takes minutes; as root it fills a table of a million entries.
+# The figures of docs/figures.md. Takes minutes; as root it creates a million entries.
 bench: .venv/.ready
 	$(BIN)/python tests/bench.py
 
-# Both engines on mutated input, guided by coverage, for a minute.
+# Coverage-guided fuzzing of both engines, for a minute.
 fuzz: .venv/.ready
 	$(BIN)/pip install --quiet atheris
 	PYTHONPATH=$(CURDIR) $(BIN)/python tests/fuzz_engines.py --atheris -max_total_time=60 -max_len=2000 -print_final_stats=1
 
-# The compiled engine under AddressSanitizer, on captures and mutations of them.
+# The compiled engine under AddressSanitizer and UBSan, on captures and mutations of them.
 asan: .venv/.ready
 	rm -rf build/asan
 	CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g" \
@@ -48,7 +48,7 @@ asan: .venv/.ready
 		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH=build/asan:$(CURDIR) \
 		$(BIN)/python tests/fuzz_engines.py --seconds=20
 
-# Generated from the usage text and the families.
+# The manual page and the completion, from the usage text and the metric families.
 generated: man completion
 
 man: .venv/.ready
@@ -57,7 +57,7 @@ man: .venv/.ready
 completion: .venv/.ready
 	$(BIN)/python completion/make.py completion
 
-# The site of docs in build/site, with the tables updated from the code.
+# The documentation as a site in build/site, after an update of its tables from the code.
 docs: .venv/.ready
 	$(BIN)/python docs/tables.py
 	@# Suppresses an advertisement of mkdocs-material.

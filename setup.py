@@ -1,4 +1,4 @@
-"""The build of the compiled engine, which is optional: without a C compiler it reports why."""
+"""The build of the compiled engine, which is optional: reports why it is omitted."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 
-def lacking() -> str:
-    """Return what the compilation lacks, as a message."""
+def failure() -> str:
+    """Return why the compilation failed, as a message."""
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[0]
     if shutil.which(compiler) is None:
         return f"there is no C compiler ({compiler})"
@@ -24,17 +24,17 @@ def lacking() -> str:
 
 
 class BuildEngine(build_ext):
-    """Compiles the engine from its sources, or leaves it out; reports which."""
+    """Build the compiled engine, or report why it is omitted."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Compile, or report why this build has the pure engine alone."""
-        # The extension is optional: if it fails, the build goes on and would ship the
-        # extension of an earlier one. Nor must C code of earlier sources be compiled.
+        """Compile, or report why this build has only the pure engine."""
+        # The extension is optional: if it fails, the build continues, and must not contain
+        # the extension of an earlier build. Cython must not reuse the C code of one either.
         self.force = True
         source = os.path.join(*ext.name.split("."))
         name = self.get_ext_filename(ext.name)
         old = [self.get_ext_fullpath(ext.name), os.path.join(self.build_lib, name), f"{source}.c"]
-        if self.editable_mode:  # the tree is what is installed; else it is of another build
+        if self.editable_mode:  # otherwise the one in the tree is not of this build
             old.append(name)
         for left in old:
             if os.path.exists(left):
@@ -43,7 +43,7 @@ class BuildEngine(build_ext):
             super().build_extension(ext)
         except Exception:
             sys.stderr.write(
-                f"conntrack-textfile: {lacking()}: this build has the pure engine alone,"
+                f"conntrack-textfile: {failure()}: this build has only the pure engine,"
                 " which takes about thirty times the CPU\n"
             )
             raise

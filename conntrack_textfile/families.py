@@ -82,39 +82,39 @@ def _live(
 STATUS = (
     Family(
         "conntrack_textfile_build_info",
-        "Always 1; the labels say what made these numbers.",
+        "Always 1; labels for the version, the Python version, the engine and the source.",
         lambda s: [((__version__, _PYTHON, s.engine, s.source), 1)],
         labels=("version", "python", "engine", "source"),
         of_process=True,
     ),
     _value(
         "conntrack_snapshot_success",
-        "1 if the last reading of the table worked, 0 if it failed.",
+        "1 if the last snapshot succeeded, 0 if it failed.",
         lambda s: None if s.success is None else int(s.success),
     ),
     _value(
         "conntrack_snapshot_timestamp_seconds",
-        "Unix time of the last good reading of the table.",
+        "Unix time of the last successful snapshot.",
         lambda s: s.timestamp,
     ),
     _value(
         "conntrack_snapshot_duration_seconds",
-        "What the last good reading and counting of the table took.",
+        "Duration of the last successful snapshot.",
         lambda s: s.duration,
     ),
     _value(
         "conntrack_entries",
-        "Entries in the whole table, filters or not, by the kernel's count (nf_conntrack_count).",
+        "Entries in the whole table, before filters, from the kernel (nf_conntrack_count).",
         lambda s: s.conntrack.entries,
     ),
     _value(
         "conntrack_entries_limit",
-        "How many entries fit in the table (nf_conntrack_max).",
+        "Maximum number of entries in the table (nf_conntrack_max).",
         lambda s: s.conntrack.entries_limit,
     ),
     _value(
         "conntrack_buckets",
-        "Size of the hash of the table (nf_conntrack_buckets).",
+        "Buckets of the hash table (nf_conntrack_buckets).",
         lambda s: s.conntrack.buckets,
     ),
     _value(
@@ -133,33 +133,33 @@ GROUPS = (
     ),
     GroupFamily(
         "conntrack_sent_packets",
-        "Packets that live connections sent in their original direction.",
+        "Packets of live connections in the original direction.",
         1,
     ),
     GroupFamily(
         "conntrack_sent_bytes",
-        "Bytes that live connections sent in their original direction.",
+        "Bytes of live connections in the original direction.",
         2,
     ),
     GroupFamily(
         "conntrack_reply_packets",
-        "Packets that live connections sent in their reply direction.",
+        "Packets of live connections in the reply direction.",
         3,
     ),
     GroupFamily(
         "conntrack_reply_bytes",
-        "Bytes that live connections sent in their reply direction.",
+        "Bytes of live connections in the reply direction.",
         4,
     ),
 )
 
 # By group and by protocol, in the order of the fields of tally.Sums.
 _TRAFFIC = (
-    ("connections", "Connections first seen since the counters began."),
-    ("sent_packets", "Packets sent in the original direction, by ended connections too."),
-    ("sent_bytes", "Bytes sent in the original direction, by ended connections too."),
-    ("reply_packets", "Packets sent in the reply direction, by ended connections too."),
-    ("reply_bytes", "Bytes sent in the reply direction, by ended connections too."),
+    ("connections", "Connections first seen since the counters started."),
+    ("sent_packets", "Packets of live and ended connections in the original direction."),
+    ("sent_bytes", "Bytes of live and ended connections in the original direction."),
+    ("reply_packets", "Packets of live and ended connections in the reply direction."),
+    ("reply_bytes", "Bytes of live and ended connections in the reply direction."),
 )
 
 TRAFFIC_GROUPS = tuple(
@@ -196,42 +196,42 @@ TRAFFIC = (
     ),
     _traffic(
         "conntrack_counters_start_timestamp_seconds",
-        "Unix time at which the counters began at 0.",
+        "Unix time at which the counters started at 0.",
         lambda t: t.started,
         "gauge",
     ),
     _traffic(
         "conntrack_tracked_connections",
-        "Connections whose counters are remembered from one reading to the next.",
+        "Connections whose packets and bytes of the last dump are kept, to add the difference.",
         lambda t: t.tracked,
         "gauge",
     ),
     _traffic(
         "conntrack_events_listening",
-        "1 if the kernel sends events of ended connections, 0 if not: what a connection carried "
-        "after the last reading is then in no counter.",
+        "1 if the kernel sends events of ended connections, 0 if not: traffic of a connection "
+        "after the last dump is then in no counter.",
         lambda t: None if t.listening is None else int(t.listening),
         "gauge",
     ),
     _traffic(
         "conntrack_events_received_total",
-        "Events of ended connections that were read.",
+        "Events of ended connections that were received.",
         lambda t: t.totals["received"],
     ),
     _traffic(
         "conntrack_events_lost_total",
-        "Events of ended connections that did not fit into the buffer.",
+        "Events of ended connections that were lost because the receive buffer was full.",
         lambda t: t.totals["lost"],
     ),
     _traffic(
         "conntrack_events_duplicate_total",
-        "Events that the kernel sent twice; they were counted once.",
+        "Events that the kernel sent again; the connection is counted once.",
         lambda t: t.totals["duplicate"],
     ),
     _traffic(
         "conntrack_connections_ended_unseen_total",
-        "Connections that were gone from the table without an event; what they carried after "
-        "the last reading is in no counter.",
+        "Connections that left the table without an event; their traffic after the last dump is "
+        "in no counter.",
         lambda t: t.totals["ended_unseen"],
     ),
     _traffic(
@@ -241,28 +241,28 @@ TRAFFIC = (
     ),
     _traffic(
         "conntrack_connections_zeroed_total",
-        "Times that somebody else has zeroed the counters of a connection.",
+        "Times that another program zeroed the counters of a connection (conntrack -L -z).",
         lambda t: t.totals["zeroed"],
     ),
     _traffic(
         "conntrack_series_evicted_total",
-        "Keys that lost the series of their counters to others, or by an hour without traffic.",
+        "Keys whose counter series were evicted, for a larger key or after an hour of no traffic.",
         lambda t: t.totals["evicted"],
     ),
     _traffic(
         "conntrack_runs_interrupted_total",
-        "Runs that were killed or failed before they had saved and written what they had read.",
+        "Runs that were killed or failed after reading events and before saving them.",
         lambda t: t.totals["interrupted"],
     )._replace(of_process=True),
     _traffic(
         "conntrack_event_buffer_bytes",
-        "Size of the receive buffer of events.",
+        "Size of the receive buffer of the event socket.",
         lambda t: t.buffer.size if t.buffer else None,
         "gauge",
     ),
     _traffic(
         "conntrack_event_buffer_used_bytes",
-        "How much of the receive buffer of events is used.",
+        "Used part of the receive buffer of the event socket.",
         lambda t: t.buffer.used if t.buffer else None,
         "gauge",
     ),
@@ -285,27 +285,28 @@ def _nat(
 NAT = (
     _nat(
         "conntrack_nat_connections",
-        "Connections whose source (snat), destination (dnat) or both are translated, "
-        "in the whole table: filters leave them alone.",
+        "Connections whose source (snat), destination (dnat) or both are translated, in the whole "
+        "table, before filters.",
         ("l3protocol", "l4protocol", "nat"),
         lambda nat: nat.connections.items(),
     ),
     _nat(
         "conntrack_snat_connections",
-        "Connections by the address that their source is translated to, in the whole table.",
+        "Connections by the address that their source is translated to, in the whole table, before "
+        "filters.",
         ("address", "l4protocol"),
         lambda nat: [((row.address, row.l4protocol), row.connections) for row in nat.egress],
     ),
     _nat(
         "conntrack_snat_busiest_destination_ports",
-        "The most source ports that an address has in use towards one destination address and "
-        "port: of 64,512 by default. It is what runs out.",
+        "Source ports that an address uses towards its busiest destination address and port, of "
+        "64,512 by default.",
         ("address", "l4protocol"),
         lambda nat: [((row.address, row.l4protocol), row.ports) for row in nat.egress if row.ports],
     ),
     _nat(
         "conntrack_snat_destination_ports",
-        "Source ports that an address has in use towards its busiest destinations.",
+        "Source ports that an address uses towards each of its busiest destinations.",
         ("address", "l4protocol", "dst", "dport"),
         lambda nat: [
             ((row.address, row.l4protocol, dst, dport), ports)
@@ -319,8 +320,8 @@ NAT = (
 STATISTICS = (
     Family(
         "conntrack_stat_total",
-        "What the kernel counts of its work on the table since it was booted, over all CPUs "
-        "and modulo 2^32 (conntrack -S).",
+        "Statistics of the table by the kernel since boot, summed over all CPUs, modulo 2^32 "
+        "(conntrack -S).",
         lambda s: [((event,), count) for event, count in s.statistics.items()],
         labels=("event",),
         type="counter",
@@ -331,37 +332,36 @@ STATISTICS = (
 LIVE = (
     _live(
         "conntrack_malformed_entries",
-        "Entries that could not be read; they are in no other number.",
+        "Entries that could not be parsed; no other metric includes them.",
         lambda live: live.malformed,
     ),
     _live(
         "conntrack_uncounted_entries",
-        "Entries without packet and byte counters, made while accounting was off, "
-        "in the whole table.",
+        "Entries without packet and byte counters, created while accounting was disabled, in the "
+        "whole table.",
         lambda live: live.uncounted,
     ),
     Family(
         "conntrack_state_connections",
-        "Connections by the kernel's name of their state, in the whole table: "
-        "filters and limits leave them alone.",
+        "Connections by state, as named by the kernel, in the whole table, before filters.",
         lambda s: s.live.states.items() if s.live else (),
         labels=("l3protocol", "l4protocol", "state"),
     ),
     Family(
         "conntrack_flag_connections",
-        "Connections that are unreplied, assured, offload or hw_offload, in the whole table: "
-        "filters and limits leave them alone.",
+        "Connections that are unreplied, assured, offload or hw_offload, in the whole table, "
+        "before filters.",
         lambda s: s.live.flags.items() if s.live else (),
         labels=("l3protocol", "l4protocol", "flag"),
     ),
     _live(
         "conntrack_filtered_connections",
-        "Connections that filters took out; they are in no key and no total.",
+        "Connections removed by filters; they are in no key and no total.",
         lambda live: live.filtered,
     ),
     _live(
         "conntrack_aggregated_keys",
-        "Keys (combinations of the labels) that connections were summed up to.",
+        "Keys (combinations of label values) of the live connections.",
         lambda live: live.keys,
     ),
     _live(
@@ -371,14 +371,13 @@ LIVE = (
     ),
     _live(
         "conntrack_folded_keys",
-        "Keys beyond the limit, summed up as other.",
+        "Keys beyond the limit, folded into other.",
         lambda live: live.folded,
     ),
     *(
         _live(
             group.total,
-            (f"{group.help[:-1]} that filters left" if group.column == 0 else group.help[:-1])
-            + ", all keys together.",
+            f"{group.help[:-1]}, all keys together, after filters.",
             lambda live, column=group.column: live.totals[column],  # type: ignore[misc]
         )
         for group in GROUPS

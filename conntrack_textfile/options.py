@@ -144,7 +144,7 @@ _OPTIONS = """\
   --services.file=FILE             Names for ports, which override the built-in
                                    ones: in the format of /etc/services
   --limit.keys=N                   Maximum number of keys in each family; the
-                                   smaller ones are summed up as other; 0 for no
+                                   smaller ones are folded into other; 0 for no
                                    limit [default: 10000]
   --limit.by=MEASURE               Rank keys by bytes, packets or connections
                                    [default: bytes]

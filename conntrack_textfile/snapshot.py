@@ -19,7 +19,7 @@ _ACCOUNTING_OFF = (
     "net.netfilter.nf_conntrack_acct=1; only connections made after it is switched on are counted"
 )
 _FOLDED = (
-    "{} of {} keys are beyond --limit.keys and summed up as other: raise it, or make fewer keys "
+    "{} of {} keys are beyond --limit.keys and folded into other: raise it, or make fewer keys "
     "by --aggregate.by, prefixes, names or filters"
 )
 NO_COUNTERS = (

@@ -1,13 +1,13 @@
 /*
- * Starts conntrack-textfile with the capabilities that the container was given.
+ * Executes conntrack-textfile with the capabilities granted to the container.
  *
- * A user other than root gets what `docker run --cap-add` and Kubernetes add in
- * the bounding set alone, and execve(2) then leaves it nothing: so this program
- * has file capabilities. They are "=p", and it raises them itself: with "=ep" the
- * kernel does not start it where one of them was not given, even for --help.
- * They are not Python's, so that they are for this command alone. Nor may the
- * caller bring code into it: Python is isolated (-I), which leaves out PYTHONPATH
- * and the current directory, and the environment holds what the command reads.
+ * For a user other than root, `docker run --cap-add` and Kubernetes add capabilities
+ * only to the bounding set, from which execve(2) grants none. So this program has file
+ * capabilities (capabilities(7)). They are "=p", and it raises them itself: with "=ep"
+ * execve(2) fails if the container lacks one of them, even for --help. Python has no
+ * file capabilities, which would apply to any code. The caller must not add code either:
+ * Python is isolated (-I), without PYTHONPATH and the current directory, and gets only
+ * the environment variables that the command reads.
  */
 #include <linux/capability.h>
 #include <stdio.h>
@@ -24,11 +24,11 @@ static char *const COMMAND[] = {PYTHON, "-I", "-m", "conntrack_textfile"};
 static const char *const KEPT[] = {
     "CONNTRACK_TEXTFILE_ENGINE",
     "LISTEN_FDNAMES", "LISTEN_FDS", "LISTEN_PID", /* --web.systemd-socket */
-    "TZ",                                         /* the clock of top */
+    "TZ",                                         /* local time in top */
 };
 static const unsigned WANTED[] = {CAP_NET_ADMIN, CAP_DAC_READ_SEARCH};
 
-/* Make the wanted capabilities that are permitted ambient: these outlast execve(2). */
+/* Make the permitted ones of WANTED ambient: execve(2) keeps ambient capabilities. */
 static void keep_capabilities(void)
 {
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
@@ -44,10 +44,10 @@ static void keep_capabilities(void)
         return;
     for (size_t i = 0; i < sizeof WANTED / sizeof *WANTED; i++)
         prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, WANTED[i], 0, 0);
-    /* What failed was not given. The command says what it lacks, if it does. */
+    /* Errors are ignored: the command reports a capability that it needs and lacks. */
 }
 
-/* The variable of this name as the environment has it, or NULL. */
+/* Return the entry "NAME=value" of the environment, or NULL. */
 static char *variable(char **environment, const char *name)
 {
     size_t length = strlen(name);

@@ -19,7 +19,7 @@ _TABLE = re.compile(r"(<!-- (options|metrics) ?(\w*) -->\n).*?(<!-- end -->)", r
 
 
 def made(page: str) -> str:
-    """Return a page with updated tables."""
+    """Return the text of a page with updated tables."""
 
     def table(match: re.Match[str]) -> str:
         start, what, which, end = match.groups()
@@ -47,7 +47,7 @@ def of_options(command: str) -> str:
 
 
 def entries(usage: str) -> list[tuple[str, str]]:
-    """Return the options of a usage text and their descriptions."""
+    """Parse a usage text into options and their descriptions."""
     found = []
     for text in re.split(r"^  (?=-)", usage, flags=re.MULTILINE)[1:]:
         # It ends at an empty line or at a heading.
@@ -58,7 +58,7 @@ def entries(usage: str) -> list[tuple[str, str]]:
 
 
 def of_metrics(rows: tuple[Family | GroupFamily, ...]) -> str:
-    """The families of one table of families.py."""
+    """Return the table of the families of one tuple of families.py."""
     lines = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
     for row in rows:
         if isinstance(row, GroupFamily):
@@ -70,7 +70,7 @@ def of_metrics(rows: tuple[Family | GroupFamily, ...]) -> str:
 
 
 def cell(text: str) -> str:
-    """Text that Markdown shows as it is in a table."""
+    """Escape text for a cell of a Markdown table."""
     return re.sub(r"([|*_<\[\]])", r"\\\1", text)
 
 

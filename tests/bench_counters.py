@@ -102,7 +102,7 @@ def reading(installed: Plain, inside: list[str], directory: Path) -> None:
     )
     name = f"{int(count):,} live connections"
     report(
-        f"{name}: a reading with the ledger against one without, CPU",
+        f"{name}: a dump with the ledger against one without, CPU",
         f"**{cpu / bare:.2f}** ({cpu:.2f} s, {bare:.2f} s)",
     )
     report(f"{name}: memory of the ledger", f"**{memory:.0f} MiB**")
@@ -117,7 +117,7 @@ def draining(installed: Plain, inside: list[str]) -> None:
     rates = [run(argv) for _ in range(RUNS)]
     count = statistics.median(count for count, _ in rates)
     rate = statistics.median(count / seconds for count, seconds in rates)
-    report(f"draining {count:,.0f} events that wait, compiled", f"**{rate:,.0f} events/s**")
+    report(f"draining {count:,.0f} buffered events, compiled", f"**{rate:,.0f} events/s**")
 
 
 def drain(python: str) -> None:

@@ -95,7 +95,7 @@ ANSWERS: dict[str, list[dict[str, float]]] = {
             "other": 8 * 200,
         },
     ],
-    "What it was in the last hour": [
+    "Traffic of the last hour": [
         {
             "10.0.0.1": 21_000 * HOUR,
             "10.0.0.2": 10_500 * HOUR / 2 + 160 * HOUR,
@@ -146,7 +146,7 @@ ANSWERS: dict[str, list[dict[str, float]]] = {
         {"": 0.39 / 5},
         {"": 400 / 4_000},
     ],
-    "Who holds the table": [
+    "What fills the table": [
         {"": 0.4},
         {"": (4_000 + 4 * 600) / 10_000},
         {
@@ -171,7 +171,7 @@ ANSWERS: dict[str, list[dict[str, float]]] = {
         {"203.0.113.1 443 192.0.2.1 tcp": 32_256},
         {"203.0.113.1": 47_000},
     ],
-    "Whether the numbers can be trusted": [
+    "Are the numbers complete": [
         {"": 7},
         {"": 100 / 20_760},
         {"": 5},

@@ -185,8 +185,8 @@ def test_the_dashboard_opens_with_the_four_questions(dashboard: Any) -> None:
         "Who uses the bandwidth now",
         "Who used it in the last hour",
         "Who opens most connections",
-        "Is the table about to overflow",
-        "Table fill in four hours",
+        "Is the table nearly full",
+        "Table usage in four hours",
     ]
 
 

@@ -31,7 +31,7 @@ class Metrics:
         )
         self.refused = prometheus_client.Counter(
             "conntrack_http_connections_refused_total",
-            "Connections that were turned away, or closed before their time, by reason.",
+            "Connections that were refused or evicted, by reason.",
             ["reason"],
             registry=self.registry,
         )

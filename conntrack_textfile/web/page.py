@@ -253,7 +253,7 @@ def _facts(snapshot: Snapshot, overview: Overview | None, clock: float) -> Eleme
         facts.append(("Snapshot", f"of {at}, {age:.0f} s ago, took {snapshot.duration:.2f} s"))
         facts.append(("Read by", snapshot.source))
     hints = {
-        "Keys": {"title": "groups of equal labels; folded: summed up as other by --limit.keys"},
+        "Keys": {"title": "combinations of label values; those beyond --limit.keys are folded"},
         "Uncounted": {"title": "connections without packet and byte counters"},
         "Sent": {"title": f"of live connections: {_SENT}"},
         "Reply": {"title": f"of live connections: {_REPLY}"},
@@ -307,7 +307,7 @@ def _charts(view: _View) -> Iterable[Element]:
         fills = view.snapshot.fills if fresh else []
         present = next((entries / limit for _, entries, limit in fills), None)
         full = Line("", "", _levels(points, parts, longest), present)
-        title = "Table fill" if view.snapshot.parts is None else "Fullest table"
+        title = "Table usage" if view.snapshot.parts is None else "Fullest table"
         figures.append(chart.draw(title, [full], times, percent, "%"))
     yield element("div", *figures, class_="charts wide")
 
@@ -662,7 +662,7 @@ def _ports(names: Sequence[str], ports: int, *others: tuple[str, int]) -> cards.
 
 
 def _fills(view: _View) -> Iterable[Element]:
-    """Table fill of each network namespace."""
+    """Table usage of each network namespace."""
     fills = view.snapshot.fills
     if view.snapshot.parts is None or not fills or not view.state.fresh or view.query.matchers:
         return
@@ -680,7 +680,7 @@ def _fills(view: _View) -> Iterable[Element]:
         for name, entries, limit in fills[:_ROWS]
     ]
     of = f", {_ROWS} of {len(fills):,}" if len(fills) > _ROWS else ""
-    table = cards.card(f"Tables of network namespaces by fill{of}", ("netns",), rows, wide=True)
+    table = cards.card(f"Tables of network namespaces by usage{of}", ("netns",), rows, wide=True)
     yield element("div", table, class_="tables wide")
 
 

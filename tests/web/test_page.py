@@ -226,7 +226,7 @@ def test_the_charts_are_of_what_was_counted() -> None:
         "Traffic over the last 60 s: sent 1.0 kbit/s, reply 100 kbit/s, at most 100 kbit/s",
         "New connections over the last 60 s: 10.1/s, at most 10.1/s",
         "Live connections over the last 60 s: 617, at most 617",
-        "Table fill over the last 60 s: 25.0%, at most 25.0%",
+        "Table usage over the last 60 s: 25.0%, at most 25.0%",
     ]
 
 
@@ -392,10 +392,12 @@ def test_each_network_namespace_has_its_fill() -> None:
     assert "netns entries limit used <b> 50 100 50.0% blue 90 1,000 9.0%" in words(text)
     assert "Fullest table 50.0%" in words(text)
     assert "Table 50 of" not in words(text)
-    assert "by fill" not in words(render(shown, after(shown), Query(matchers=(("netns", "blue"),))))
-    assert "by fill" not in words(render(shown, after(shown), fresh=False))
+    assert "by usage" not in words(
+        render(shown, after(shown), Query(matchers=(("netns", "blue"),)))
+    )
+    assert "by usage" not in words(render(shown, after(shown), fresh=False))
     many = shown._replace(parts={f"n{n:02}": parts["blue"] for n in range(12)})
-    assert "by fill, 10 of 12 " in words(render(many, after(many)))
+    assert "by usage, 10 of 12 " in words(render(many, after(many)))
 
 
 def test_an_empty_card_is_left_out() -> None:
