@@ -35,7 +35,8 @@ from conntrack_textfile.snapshot import some
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from conntrack_textfile.options import Address, Options
+    from conntrack_textfile.options import Options
+    from conntrack_textfile.values import Address
 
 _DEBIAN = "/var/lib/prometheus/node-exporter"
 _SYSTEMD = "/run/systemd/system"  # sd_booted(3)

@@ -27,7 +27,7 @@ LAYERS = [
         filters
         labels
         plan
-        aggregate hosts
+        aggregate hosts values
         options counters merge talkers
         kernel.uapi kernel.procfs
         kernel.namespace

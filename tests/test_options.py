@@ -15,12 +15,28 @@ from conntrack_textfile.errors import UsageError
 from conntrack_textfile.filters import Filter, Mark
 from conntrack_textfile.labels import ROWS
 from conntrack_textfile.networks import Network, Prefix
-from conntrack_textfile.options import Address, Options, parse, usage, watch_names
+from conntrack_textfile.options import _ROWS, Options, parse, usage, watch_names
 from conntrack_textfile.options import described as options_of
 from conntrack_textfile.plan import Plan
 from conntrack_textfile.services import SERVICES
+from conntrack_textfile.values import Address
 
 COMMANDS = ("write", "serve", "top", "check")
+
+
+def test_every_option_of_the_usage_text_has_a_row() -> None:
+    named = {option.names[-1] for command in COMMANDS for option in options_of(command)}
+    assert {*_ROWS} == named - {"--help", "--version"} | {"FILE"}
+
+
+def test_values_of_a_repeated_option_are_kept_in_order(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(f"192.0.2.1 {name}\n")
+    files = tuple(f"{tmp_path}/{name}" for name in "aba")
+    options = parse(["write", *[f"--hosts.file={file}" for file in files]])
+    assert options.hosts_files == files
+    assert list(options.plan.hosts.values()) == ["a"]  # the last one wins
+    assert parse(["write", "--netns=a", "--netns=b", "--netns=a"]).netns == ("a", "b")
 
 
 def test_the_defaults_of_every_command() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from conntrack_textfile.errors import ListenError
 from conntrack_textfile.logs import LOG
-from conntrack_textfile.options import Address
+from conntrack_textfile.values import Address
 
 # Connections that the kernel queues until accept(), at most net.core.somaxconn (4096
 # since Linux 5.4). It drops the SYN of others, which they repeat after a second.
