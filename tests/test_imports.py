@@ -21,7 +21,8 @@ LAYERS = [
     line.split()
     for line in """
         __init__ kernel.__init__ web.__init__
-        errors tally units protocols files
+        errors tally units protocols files processes
+        node_exporter
         logs textfile names
         networks services reload state
         filters
