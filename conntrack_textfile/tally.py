@@ -52,6 +52,11 @@ class Sums(NamedTuple):
     reply_bytes: int
 
 
+def lacks_counters(sums: Sequence[int]) -> bool:
+    """Return whether no connection of a group has counters: else there was a packet at least."""
+    return sums[0] > 0 and not any(sums[1:])
+
+
 class Rows(NamedTuple):
     """Groups with their sums. By columns, as a million rows would take too much memory."""
 

@@ -52,7 +52,7 @@ LAYERS = [
         watch
         web.body web.sockets web.limiter web.request web.sdnotify web.throttle web.yamlfile
         web.metrics web.markup web.history web.query
-        web.cards web.chart
+        web.cards web.chart web.overview
         web.page
         web.tls web.passwords
         web.config web.refresh web.process
