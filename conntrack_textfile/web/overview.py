@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from conntrack_textfile.aggregate import PROTOCOLS, Ranking, measure, rank
+from conntrack_textfile.aggregate import KEPT, PROTOCOLS, Ranking, measure, rank
 from conntrack_textfile.gaps import gaps
 from conntrack_textfile.plan import OTHER
 from conntrack_textfile.tally import Rows, Sums, add, lacks_counters
@@ -178,9 +178,10 @@ def _rank_sources(overview: Overview, by: str, sort: str) -> RankedView:
 
 
 def is_rest(labels: Sequence[str], group: Sequence[str]) -> bool:
-    """Whether the labels of a group are those of the overflow series."""
+    """Return whether a group is an overflow series: "other", but for the labels in KEPT."""
     pairs = zip(labels, group, strict=True)
-    return all(value == OTHER for label, value in pairs if label not in PROTOCOLS)
+    folded = [value for label, value in pairs if label not in KEPT]
+    return bool(folded) and all(value == OTHER for value in folded)
 
 
 def _has_table(label: str, labels: Sequence[str]) -> bool:
