@@ -40,17 +40,6 @@ if TYPE_CHECKING:
 
 _PORTS = 64512  # source ports of an address by default: 1024-65535
 
-_TITLES = {
-    "netns": "Network namespaces",
-    "src": "Sources",
-    "dst": "Destinations",
-    "l7protocol": "Services",
-    "dport": "Ports",
-    "zone": "Zones",
-    "mark": "Marks",
-    "egress": "Egress addresses",
-    "backend": "Backends",
-}
 # The sources at the top of the page: title, and the view that the row is of.
 _QUESTIONS = (
     ("Bandwidth now", "rate", "bytes"),
@@ -375,8 +364,7 @@ def _only(query: Query, ranked: RankedView) -> Element:
     """Return a card with the matchers of the view, links that remove them, and the sums."""
     items = []
     for label, value in query.matchers:
-        all_of = f"all {_TITLES.get(label, 'values').lower()}"
-        out = element("a", all_of, href=query.without(label).link())
+        out = element("a", f"all {BY_NAME[label].plural}", href=query.without(label).link())
         name = element("strong", value or "none")
         items.append(
             element("div", element("dt", BY_NAME[label].title), element("dd", name, " ", out))
@@ -443,7 +431,7 @@ def _ranking(ranking: Ranking, query: Query, ranked: RankedView, count: str) -> 
         numbers = _numbers(ranking.by, sums, ranked)
         rows.append(cards.Row(values, cells, numbers, cards.bar(size(sums), most)))
     whole = len(ranking.labels) > 1
-    title = "Keys" if whole else _TITLES.get(ranking.labels[0], BY_NAME[ranking.labels[0]].title)
+    title = "Keys" if whole else BY_NAME[ranking.labels[0]].plural.capitalize()
     heads = [BY_NAME[label].title for label in ranking.labels]
     return cards.card(f"{title} by {ranking.by}{count}", heads, rows, wide=whole)
 
