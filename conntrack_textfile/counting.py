@@ -362,7 +362,7 @@ def _series(plan: Plan) -> tuple[object, ...]:
 def _by_first_label(rows: Rows) -> dict[str, Rows]:
     """Split rows by the value of their first label, and drop it."""
     found: dict[str, tuple[list[Group], list[tuple[int, ...]]]] = {}
-    for (first, *labels), row in zip(rows.groups, zip(*rows.columns, strict=True), strict=True):
+    for (first, *labels), row in rows.pairs():
         groups, numbers = found.setdefault(first, ([], []))
         groups.append(tuple(labels))
         numbers.append(row)

@@ -152,7 +152,7 @@ def _rank(overview: Overview, by: str, query: Query) -> RankedView:
     if at:
         traffic = traffic._replace(parts=tuple([_select(part, at) for part in traffic.parts]))
     rows = traffic.rows
-    totals = Sums(*map(sum, rows.columns))
+    totals = rows.totals
     fixed = {label for label, _ in query.matchers}
     wanted: list[tuple[str, ...]] = [
         (label,) for label in labels if _has_table(label, labels) and label not in fixed
@@ -169,10 +169,10 @@ def _rank_sources(overview: Overview, by: str, sort: str) -> RankedView:
     at, traffic = overview.labels.index("src"), overview.tables[by]
     sums: dict[Group, list[int]] = {}
     for part in traffic.parts:
-        for group, row in zip(part.groups, zip(*part.columns, strict=True), strict=True):
+        for group, row in part.pairs():
             add(sums, (group[at],), row)
-    rows = Rows(list(sums), tuple(zip(*sums.values(), strict=True)) or ((),) * 5)
-    totals = Sums(*map(sum, rows.columns))
+    rows = Rows.of(sums)
+    totals = rows.totals
     rankings = rank(("src",), rows, [("src",)], measure(sort, totals), _TOP_SOURCES)
     return RankedView(by, traffic.seconds, totals, (OTHER,) in sums, rankings)
 

@@ -180,7 +180,7 @@ def _charts(view: _View) -> Iterable[Element]:
     if any(points.seconds):
         now: list[float | None] = [None] * len(Sums._fields)
         if fresh and interval is not None:
-            totals = Sums(*map(sum, interval.rows.columns))
+            totals = interval.rows.totals
             now = [
                 None if n and lacks_counters(totals) else total / interval.seconds
                 for n, total in enumerate(totals)
