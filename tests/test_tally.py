@@ -8,14 +8,15 @@ from conntrack_textfile.tally import Rows, Sums, lacks_counters
 def test_rows_of_sums() -> None:
     sums = {("a",): [1, 2, 3, 4, 5], ("b",): (10, 20, 30, 40, 50)}
     rows = Rows.of(sums)
-    assert rows == ([("a",), ("b",)], ((1, 10), (2, 20), (3, 30), (4, 40), (5, 50)))
+    assert rows.groups == [("a",), ("b",)]
+    assert rows.columns == ((1, 10), (2, 20), (3, 30), (4, 40), (5, 50))
     assert dict(rows.pairs()) == {group: tuple(row) for group, row in sums.items()}
     assert rows.totals == Sums(11, 22, 33, 44, 55)
 
 
 def test_no_rows_have_all_columns() -> None:
     rows = Rows.of({})
-    assert rows == ([], ((),) * 5)
+    assert (rows.groups, rows.columns) == ([], ((),) * 5)
     assert list(rows.pairs()) == []
     assert rows.totals == (0,) * 5
 
