@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from conntrack_textfile.tally import Rows, Sums, lacks_counters
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from conntrack_textfile.tally import Group
+
 
 def test_rows_of_sums() -> None:
-    sums = {("a",): [1, 2, 3, 4, 5], ("b",): (10, 20, 30, 40, 50)}
+    sums: dict[Group, Sequence[int]] = {("a",): [1, 2, 3, 4, 5], ("b",): (10, 20, 30, 40, 50)}
     rows = Rows.of(sums)
     assert rows.groups == [("a",), ("b",)]
     assert rows.columns == ((1, 10), (2, 20), (3, 30), (4, 40), (5, 50))

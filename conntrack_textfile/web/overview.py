@@ -160,7 +160,7 @@ def _rank(overview: Overview, by: str, query: Query) -> RankedView:
     rest = tuple([label for label in labels if label not in fixed])
     if len(rest) > 1:
         wanted.append(rest)
-    folded = any(is_rest(labels, group) for group in rows.groups)
+    folded = any(is_overflow(labels, group) for group in rows.groups)
     rankings = rank(labels, rows, wanted, measure(query.sort, totals), ROWS)
     return RankedView(by, traffic.seconds, totals, folded, rankings)
 
@@ -177,7 +177,7 @@ def _rank_sources(overview: Overview, by: str, sort: str) -> RankedView:
     return RankedView(by, traffic.seconds, totals, (OTHER,) in sums, rankings)
 
 
-def is_rest(labels: Sequence[str], group: Sequence[str]) -> bool:
+def is_overflow(labels: Sequence[str], group: Sequence[str]) -> bool:
     """Return whether a group is an overflow series: "other", but for the labels in KEPT."""
     pairs = zip(labels, group, strict=True)
     folded = [value for label, value in pairs if label not in KEPT]

@@ -26,7 +26,7 @@ from conntrack_textfile.web import cards, chart
 from conntrack_textfile.web.cards import Number
 from conntrack_textfile.web.chart import Line, Span, Times
 from conntrack_textfile.web.markup import element, fill
-from conntrack_textfile.web.overview import ROWS, is_rest
+from conntrack_textfile.web.overview import ROWS, is_overflow
 from conntrack_textfile.web.query import BY, Query
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 _PORTS = 64512  # source ports of an address by default: 1024-65535
 
-# The sources at the top of the page: title, and the view that the row is of.
-_QUESTIONS = (
+# The cards of top sources: title, and the numbers (query.BY) and measure of the ranking.
+_TOP_SOURCES = (
     ("Bandwidth now", "rate", "bytes"),
     ("Traffic of the last {}", "hour", "bytes"),
     ("New connections now", "rate", "connections"),
@@ -227,13 +227,13 @@ def _levels(points: Points, series: Sequence[float], longest: float) -> list[Spa
     return spans
 
 
-def _questions(view: _View) -> Iterable[Element]:
+def _top_sources(view: _View) -> Iterable[Element]:
     """Who uses the bandwidth, who did in the last hour, who opens most connections."""
     overview = view.overview
     if view.query != Query() or not view.state.fresh or "src" not in overview.labels:
         return
     shown = []
-    for title, by, sort in _QUESTIONS:
+    for title, by, sort in _TOP_SOURCES:
         if by not in overview.tables:
             continue
         query = Query(by, sort)
@@ -244,10 +244,10 @@ def _questions(view: _View) -> Iterable[Element]:
         for (source,), sums in ranking.rows:
             if not size(sums):
                 continue
-            rest = ranked.folded and is_rest(ranking.labels, (source,))
+            overflow = ranked.folded and is_overflow(ranking.labels, (source,))
             rows.append(
                 (
-                    source if rest else _link("src", source, query),
+                    source if overflow else _link("src", source, query),
                     _amount(size(sums), sort, ranked),
                     size(sums),
                 )
@@ -275,11 +275,11 @@ def _tables(view: _View) -> Iterable[Element]:
     query, overview = view.query, view.overview
     by = query.by if query.by in overview.tables else next(b for b in BY if b in overview.tables)
     ranked = overview.ranked(by, query)
-    yield _choice(view, ranked)
+    yield _navigation(view, ranked)
     for note in _notes(view, ranked):
         yield element("p", note, class_="note wide")
     if query.matchers:
-        yield _only(query, ranked)
+        yield _selection(query, ranked)
     tables = []
     for ranking in ranked.rankings:
         if ranking.rows:
@@ -289,7 +289,7 @@ def _tables(view: _View) -> Iterable[Element]:
     yield element("div", *tables, class_="tables wide")
 
 
-def _choice(view: _View, ranked: RankedView) -> Element:
+def _navigation(view: _View, ranked: RankedView) -> Element:
     """Return links that change the numbers or the order."""
     query = view.query
     sort = measure(query.sort, ranked.totals) if any(ranked.totals) else query.sort
@@ -360,7 +360,7 @@ def _count(ranking: Ranking, ranked: RankedView, live: Overview | None) -> str:
     return f", {shown} of " + (f"at least {known - 1:,}" if ranked.folded else f"{known:,}")
 
 
-def _only(query: Query, ranked: RankedView) -> Element:
+def _selection(query: Query, ranked: RankedView) -> Element:
     """Return a card with the matchers of the view, links that remove them, and the sums."""
     items = []
     for label, value in query.matchers:
@@ -423,9 +423,9 @@ def _ranking(ranking: Ranking, query: Query, ranked: RankedView, count: str) -> 
     most = size(ranking.rows[0][1])
     rows = []
     for values, sums in ranking.rows:
-        rest = ranked.folded and is_rest(ranking.labels, values)
+        overflow = ranked.folded and is_overflow(ranking.labels, values)
         cells = [
-            _name(label, value, query, alone=len(values) == 1, rest=rest)
+            _name(label, value, query, alone=len(values) == 1, overflow=overflow)
             for label, value in zip(ranking.labels, values, strict=True)
         ]
         numbers = _numbers(ranking.by, sums, ranked)
@@ -436,10 +436,10 @@ def _ranking(ranking: Ranking, query: Query, ranked: RankedView, count: str) -> 
     return cards.card(f"{title} by {ranking.by}{count}", heads, rows, wide=whole)
 
 
-def _name(label: str, value: str, query: Query, *, alone: bool, rest: bool) -> Element:
+def _name(label: str, value: str, query: Query, *, alone: bool, overflow: bool) -> Element:
     """Return a cell that links to the view of its value. The overflow series has none."""
     content: Element | str = value
-    if not rest:
+    if not overflow:
         content = _link(label, value, query)
     return element("td", content, class_="name only" if alone else "name")
 
@@ -490,7 +490,7 @@ def _fills(view: _View) -> Iterable[Element]:
     rows = [
         cards.Row(
             (name,),
-            [_name("netns", name, view.query, alone=True, rest=False)],
+            [_name("netns", name, view.query, alone=True, overflow=False)],
             [
                 Number("entries", f"{entries:,}", f"{entries:,} entries", "entries in the table"),
                 Number("limit", f"{limit:,}", f"{limit:,} entries", "entries that fit"),
@@ -517,7 +517,7 @@ def _counts(view: _View) -> Iterable[Element]:
         yield element("div", *shown, class_="counts wide")
 
 
-_SECTIONS = (_questions, _charts, _tables, _fills, _nat, _counts)
+_SECTIONS = (_top_sources, _charts, _tables, _fills, _nat, _counts)
 
 _FILES = importlib.resources.files(__package__)
 _STYLE = (_FILES / "page.css").read_text("utf-8")

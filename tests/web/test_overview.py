@@ -4,7 +4,7 @@ import pytest
 
 from conntrack_textfile.aggregate import MEASURES
 from conntrack_textfile.web.history import History
-from conntrack_textfile.web.overview import Overview, is_rest, prepare
+from conntrack_textfile.web.overview import Overview, is_overflow, prepare
 from conntrack_textfile.web.query import Query
 from tests.builders import Series, aggregated, taken
 
@@ -35,7 +35,7 @@ def overview(rows: Series = ROWS) -> Overview:
     ],
 )
 def test_overflow_series(labels: tuple[str, ...], group: tuple[str, ...], rest: bool) -> None:
-    assert is_rest(labels, group) is rest
+    assert is_overflow(labels, group) is rest
 
 
 def test_the_overflow_series_of_a_namespace_is_seen() -> None:
