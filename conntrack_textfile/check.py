@@ -18,7 +18,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from conntrack_textfile import node_exporter, options, processes, state, textfile
+from conntrack_textfile import namefiles, node_exporter, options, processes, state, textfile
 from conntrack_textfile.errors import (
     DamagedStateError,
     EngineError,
@@ -30,6 +30,7 @@ from conntrack_textfile.errors import (
 from conntrack_textfile.kernel import events, namespace, netlink, procfs, sysctl
 from conntrack_textfile.kernel.engine import make, slowness
 from conntrack_textfile.kernel.source import may_be_netlink
+from conntrack_textfile.namefiles import NameFiles
 from conntrack_textfile.snapshot import some
 
 if TYPE_CHECKING:
@@ -354,16 +355,16 @@ def _in_use(opts: Options, address: Address, level: str, error: str) -> _Found:
 
 def _names(opts: Options) -> Iterator[_Found]:
     # One file at a time: each that is wrong is reported.
-    none = opts._replace(networks_file="", services_file="", hosts_files=())
+    files = opts.names
     alone = [
-        *([none._replace(networks_file=opts.networks_file)] if opts.networks_file else []),
-        *[none._replace(hosts_files=(file,)) for file in opts.hosts_files],
-        *([none._replace(services_file=opts.services_file)] if opts.services_file else []),
+        *([NameFiles(networks=files.networks)] if files.networks else []),
+        *[NameFiles(hosts=(file,)) for file in files.hosts],
+        *([NameFiles(services=files.services)] if files.services else []),
     ]
     wrong = []
     for one in alone:
         try:
-            options.with_names(one)
+            namefiles.read(one, opts.plan)
         except UsageError as error:  # noqa: PERF203
             wrong.append(str(error))
     yield from [("fail", why) for why in wrong]

@@ -8,7 +8,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from conntrack_textfile import __version__, activation, exposition, options, textfile
+from conntrack_textfile import __version__, activation, exposition, namefiles, options, textfile
 from conntrack_textfile.collector import Collector
 from conntrack_textfile.errors import (
     DamagedStateError,
@@ -118,7 +118,7 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
     process.limit_malloc_arenas()
     process.block_signals()
 
-    names = options.watch_names(opts)
+    names = namefiles.watch(opts.names, opts.plan, opts.names_until)
     collector = Collector(
         opts, engine, names.current, dump_sockets=passed.dumps, interval_groups=GROUPS
     )
@@ -149,7 +149,7 @@ def _serve(opts: Options, engine: Engine) -> NoReturn:
     def reload() -> None:
         if web_config:
             web_config.reload()
-        if opts.networks_file or opts.services_file or opts.hosts_files:
+        if any(opts.names):
             names.reload()
 
     def alive() -> bool:

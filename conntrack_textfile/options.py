@@ -6,22 +6,20 @@ A new option is a line of the usage text, a row of _ROWS and a field of Options.
 from __future__ import annotations
 
 import re
-import time
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import docopt
 
-from conntrack_textfile import __version__, labels, networks, services, textfile, values
+from conntrack_textfile import __version__, labels, namefiles, textfile, values
 from conntrack_textfile.aggregate import MEASURES, Limit
 from conntrack_textfile.errors import UsageError
-from conntrack_textfile.files import regular
+from conntrack_textfile.namefiles import NameFiles
 from conntrack_textfile.plan import Plan
 from conntrack_textfile.values import Address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from conntrack_textfile.reload import Reloader
 
 _SUMMARY = """\
 Prometheus metrics from the Linux connection tracking table.
@@ -237,11 +235,6 @@ def _names(*commands: str) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row.names))
 
 
-_MAX_FILE_SIZE = 1 << 24  # characters
-_MAX_REASON_SIZE = 300  # characters
-
-_Parsed = TypeVar("_Parsed")
-
 DEFAULT_ADDRESS = Address("", 9095)
 
 
@@ -257,11 +250,9 @@ class Options(NamedTuple):
     log_level: str
     log_format: str
     families: tuple[str, ...] = FAMILIES  # a subset
-    networks_file: str = ""  # "": none
-    services_file: str = ""
-    netns: tuple[str, ...] = ()  # (): that of the process, without a label
-    hosts_files: tuple[str, ...] = ()
+    names: NameFiles = NameFiles()  # read into plan, but for check
     names_until: float = float("inf")  # Unix time at which a name in plan expires
+    netns: tuple[str, ...] = ()  # (): that of the process, without a label
 
     # Of write and check; in check "" if it was not given:
     file: str = "-"
@@ -291,7 +282,7 @@ class Options(NamedTuple):
 class _Row(NamedTuple):
     """How an option is parsed."""
 
-    field: str  # of Options; after "plan." of Plan, after "limit." of Limit
+    field: str  # of Options, or of its plan, limit or names
     parse: Callable[[str, Any], object]  # takes the name and the value, raises UsageError
     repeated: bool = False  # parse takes a list
 
@@ -324,9 +315,9 @@ _ROWS = {
     "--aggregate.dst-prefix": _Row("plan.dst_prefix", values.prefix),
     "--aggregate.ports": _Row("plan.known_ports", values.is_word("known", ("all", "known"))),
     "--aggregate.mark-mask": _Row("plan.mark_mask", values.bits),
-    "--networks.file": _Row("networks_file", values.not_empty),
-    "--hosts.file": _Row("hosts_files", values.each(values.not_empty), repeated=True),
-    "--services.file": _Row("services_file", values.not_empty),
+    "--networks.file": _Row("names.networks", values.not_empty),
+    "--hosts.file": _Row("names.hosts", values.each(values.not_empty), repeated=True),
+    "--services.file": _Row("names.services", values.not_empty),
     "--limit.keys": _Row("limit.keys", values.count),
     "--limit.by": _Row("limit.by", values.choice(*MEASURES)),
     "--nat.destinations": _Row("limit.destinations", values.count),
@@ -367,13 +358,15 @@ def parse(argv: list[str], version: Callable[[], str] = lambda: __version__) -> 
     except docopt.DocoptExit as error:
         raise UsageError(_explain(error, command, argv)) from None
     options = _from(command, given)
-    # check reads the files of names itself and reports each that is wrong.
-    return options if command == "check" else with_names(options)
+    if command == "check":  # it reads the files of names itself and reports each that is wrong
+        return options
+    plan, until = namefiles.read(options.names, options.plan)
+    return options._replace(plan=plan, names_until=until)
 
 
 def _from(command: str, given: Mapping[str, Any]) -> Options:
     """Return the options of a command line as docopt parsed it. Raises UsageError."""
-    fields: dict[str, dict[str, Any]] = {"": {}, "plan": {}, "limit": {}}
+    fields: dict[str, dict[str, Any]] = {"": {}, "plan": {}, "limit": {}, "names": {}}
     for name, row in _ROWS.items():
         value = given.get(name)
         if value is not None:
@@ -385,6 +378,7 @@ def _from(command: str, given: Mapping[str, Any]) -> Options:
         command=command,
         plan=Plan(**fields["plan"]),
         limit=Limit(**fields["limit"]),
+        names=NameFiles(**fields["names"]),
         **fields[""],
     )
     if options.source == "procfs" and set(options.netns) - {"host"}:
@@ -459,80 +453,6 @@ def _suggestion(word: str, known: list[str]) -> str:
 
     close = difflib.get_close_matches(word, known, 1)
     return f": did you mean {close[0]}?" if close else ""
-
-
-def with_names(options: Options) -> Options:
-    """Return the options with the names read from the files. Raises UsageError."""
-    plan = options.plan
-    if options.networks_file:
-        named = _file("--networks.file", options.networks_file, networks.parse_names)
-        plan = plan._replace(networks=named)
-    if options.services_file:
-        ports = _file("--services.file", options.services_file, services.parse_services)
-        plan = plan._replace(services=ports)
-    if options.hosts_files:
-        # Imported here: most runs have no such file.
-        from conntrack_textfile import hosts
-
-        try:
-            found = hosts.read(options.hosts_files, time.time())
-        except OSError as error:
-            reason = f"cannot read {error.filename}: {error.strerror}"
-            raise UsageError(f"--hosts.file: {reason}") from None
-        except ValueError as error:
-            raise UsageError(f"--hosts.file: {_short(error)}") from None
-        plan = plan._replace(hosts=hosts.labels(found.names, plan.networks))
-        options = options._replace(names_until=found.until)
-    return options._replace(plan=plan)
-
-
-def watch_names(options: Options) -> Reloader[Plan]:
-    """Return a reloader of the plan: reads the files again when one changes or a name expires."""
-    # Imported here: write reads them once.
-    from conntrack_textfile import hosts
-    from conntrack_textfile.reload import Reloader, Stamps, stamp
-
-    files = [file for file in (options.networks_file, options.services_file) if file]
-    stamped = [*files, *(other for file in options.hosts_files for other in hosts.watched(file))]
-    latest = options
-
-    def read(before: Plan | None) -> tuple[Plan, Stamps]:
-        nonlocal latest
-        stamps = {file: stamp(file) for file in stamped}
-        # parse() has read them already.
-        if before is None:
-            return options.plan, stamps
-        latest = with_names(options)
-        # The renewal of a lease changes the file but no name.
-        return before if latest.plan == before else latest.plan, stamps
-
-    return Reloader(
-        " and ".join([*files, *options.hosts_files]),
-        read,
-        lambda: time.time() >= latest.names_until,
-    )
-
-
-def _file(name: str, path: str, parse: Callable[[str], _Parsed]) -> _Parsed:
-    """Read and parse a text file in UTF-8. Raises UsageError."""
-    try:
-        with open(path, encoding="utf-8-sig", opener=regular) as file:
-            text = file.read(_MAX_FILE_SIZE + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
-        raise UsageError(f"{name}: cannot read {path}: {reason}") from None
-    if len(text) > _MAX_FILE_SIZE:
-        raise UsageError(f"{name}: {path} is too large, over {_MAX_FILE_SIZE >> 20} MiB")
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise UsageError(f"{name}: {path}, {_short(error)}") from None
-
-
-def _short(error: ValueError) -> str:
-    """Return the message of an error, truncated: it may quote a file."""
-    reason = str(error)
-    return reason if len(reason) <= _MAX_REASON_SIZE else f"{reason[:_MAX_REASON_SIZE]}..."
 
 
 def _explain(error: docopt.DocoptExit, command: str, argv: list[str]) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from conntrack_textfile import logs, options, terminal, textfile, top
+from conntrack_textfile import logs, namefiles, terminal, textfile, top
 from conntrack_textfile.collector import Collector
 from conntrack_textfile.errors import SourceError
 from conntrack_textfile.kernel import events
@@ -26,7 +26,8 @@ _FIRST_INTERVAL = 1.0
 def lines(opts: Options, engine: Engine) -> None:
     """Print one snapshot; with --watch one every interval, until the reader is gone."""
     rows = top.ROWS if opts.rows is None else opts.rows
-    collector = Collector(opts, engine, options.watch_names(opts).current)
+    names = namefiles.watch(opts.names, opts.plan, opts.names_until)
+    collector = Collector(opts, engine, names.current)
     logged: set[str] = set()
     with contextlib.closing(collector):
         if opts.watch:
@@ -53,7 +54,7 @@ def _log_notes(snapshot: Snapshot, logged: set[str], *, watched: bool) -> None:
 
 def interactive(opts: Options, engine: Engine) -> None:
     """Show snapshots on the terminal until q or a signal."""
-    names = options.watch_names(opts)
+    names = namefiles.watch(opts.names, opts.plan, opts.names_until)
     view = top.View(opts.limit.by, opts.plan.labels, rows=opts.rows)
 
     def plan() -> Plan:

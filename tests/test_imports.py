@@ -29,6 +29,7 @@ LAYERS = [
         labels
         plan
         aggregate hosts values
+        namefiles
         options counters merge talkers
         kernel.uapi kernel.procfs
         kernel.namespace
