@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import socket
@@ -25,13 +25,6 @@ class Passed:
         """For dumps, by network namespace."""
         self.netlink: list[socket.socket] = []
         """All in events and dumps."""
-
-
-class Named(NamedTuple):
-    """A passed socket."""
-
-    name: str  # FileDescriptorName= of its unit, "" if not given
-    socket: socket.socket
 
 
 def take() -> Passed:
@@ -68,9 +61,10 @@ def take() -> Passed:
     return passed
 
 
-def sockets() -> list[Named]:
+def sockets() -> list[tuple[str, socket.socket]]:
     """Return the passed sockets of any family; [] if LISTEN_PID is not this process.
 
+    Each with the FileDescriptorName= of its unit, "" if not given.
     Removes LISTEN_* from the environment, so a second call returns []. Other
     descriptors are left open.
     """
@@ -86,7 +80,7 @@ def sockets() -> list[Named]:
         if _is_socket(fd):
             sock = socket.socket(fileno=fd)
             sock.set_inheritable(False)
-            found.append(Named(names[at] if at < len(names) else "", sock))
+            found.append((names[at] if at < len(names) else "", sock))
     return found
 
 

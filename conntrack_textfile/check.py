@@ -30,7 +30,7 @@ from conntrack_textfile.errors import (
 from conntrack_textfile.kernel import events, namespace, netlink, procfs, sysctl
 from conntrack_textfile.kernel.engine import make, slowness
 from conntrack_textfile.kernel.source import may_be_netlink
-from conntrack_textfile.namefiles import NameFiles
+from conntrack_textfile.plan import NameFiles
 from conntrack_textfile.snapshot import some
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from conntrack_textfile import __version__, activation, exposition, namefiles, options, textfile
+from conntrack_textfile import __version__, activation, exposition, options, textfile
 from conntrack_textfile.collector import Collector
 from conntrack_textfile.errors import (
     DamagedStateError,
@@ -102,6 +102,7 @@ def _write(opts: Options, engine: Engine) -> None:
 
 def _serve(opts: Options, engine: Engine) -> NoReturn:
     # Imported here: write does not use the HTTP server.
+    from conntrack_textfile import namefiles
     from conntrack_textfile.web import http, process, sockets
     from conntrack_textfile.web.application import Application
     from conntrack_textfile.web.history import GROUPS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from conntrack_textfile import networks, services
 from conntrack_textfile.errors import UsageError
@@ -12,21 +12,13 @@ from conntrack_textfile.files import regular
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from conntrack_textfile.plan import Plan
+    from conntrack_textfile.plan import NameFiles, Plan
     from conntrack_textfile.reload import Reloader
 
 _MAX_FILE_SIZE = 1 << 24  # characters
 _MAX_REASON_SIZE = 300  # characters
 
 _Parsed = TypeVar("_Parsed")
-
-
-class NameFiles(NamedTuple):
-    """The files of names."""
-
-    networks: str = ""  # --networks.file; "": none
-    services: str = ""  # --services.file
-    hosts: tuple[str, ...] = ()  # --hosts.file
 
 
 def read(files: NameFiles, plan: Plan) -> tuple[Plan, float]:

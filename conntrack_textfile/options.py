@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import docopt
 
-from conntrack_textfile import __version__, labels, namefiles, textfile, values
+from conntrack_textfile import __version__, labels, textfile, values
 from conntrack_textfile.aggregate import MEASURES, Limit
 from conntrack_textfile.errors import UsageError
-from conntrack_textfile.namefiles import NameFiles
-from conntrack_textfile.plan import Plan
+from conntrack_textfile.plan import NameFiles, Plan
 from conntrack_textfile.values import Address
 
 if TYPE_CHECKING:
@@ -358,8 +357,12 @@ def parse(argv: list[str], version: Callable[[], str] = lambda: __version__) -> 
     except docopt.DocoptExit as error:
         raise UsageError(_explain(error, command, argv)) from None
     options = _from(command, given)
-    if command == "check":  # it reads the files of names itself and reports each that is wrong
+    # check reads the files of names itself and reports each that is wrong.
+    if command == "check" or not any(options.names):
         return options
+    # Imported here: most runs have no such file.
+    from conntrack_textfile import namefiles
+
     plan, until = namefiles.read(options.names, options.plan)
     return options._replace(plan=plan, names_until=until)
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from conntrack_textfile.errors import UsageError
-from conntrack_textfile.namefiles import NameFiles, read, watch
-from conntrack_textfile.plan import Plan
+from conntrack_textfile.namefiles import read, watch
+from conntrack_textfile.plan import NameFiles, Plan
 
 if TYPE_CHECKING:
     from pathlib import Path

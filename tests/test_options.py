@@ -14,11 +14,10 @@ from conntrack_textfile.aggregate import Limit
 from conntrack_textfile.errors import UsageError
 from conntrack_textfile.filters import Filter, Mark
 from conntrack_textfile.labels import ROWS
-from conntrack_textfile.namefiles import NameFiles
 from conntrack_textfile.networks import Network, Prefix
 from conntrack_textfile.options import _ROWS, Options, parse, usage
 from conntrack_textfile.options import described as options_of
-from conntrack_textfile.plan import Plan
+from conntrack_textfile.plan import NameFiles, Plan
 from conntrack_textfile.services import SERVICES
 from conntrack_textfile.values import Address
 
