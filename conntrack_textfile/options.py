@@ -346,7 +346,7 @@ def parse(argv: list[str], version: Callable[[], str] = lambda: __version__) -> 
     if command == "check":
         # An address that the user gave is distinguished from the default.
         texts = texts.replace(f"[default: {DEFAULT_ADDRESS}]", "")
-    again = [f"[{name}=VALUE]..." for name in REPEATED if _is_option(name, texts)]
+    again = [f"[{name}=VALUE]..." for name in REPEATED if f"  {name}=" in texts]
     try:
         # docopt's time grows with the text: one command, without descriptions.
         given = docopt.docopt(
