@@ -184,7 +184,7 @@ def rank(
     """
     at = [[labels.index(label) for label in kept] for kept in wanted]
     sums: list[dict[Group, list[int]]] = [{} for _ in wanted]
-    for group, row in zip(rows.groups, zip(*rows.columns, strict=True), strict=True):
+    for group, row in rows.pairs():
         for indexes, into in zip(at, sums, strict=True):
             add(into, tuple([group[index] for index in indexes]), row)
     return [_ranking(tuple(kept), by, into, count) for kept, into in zip(wanted, sums, strict=True)]
@@ -213,7 +213,7 @@ def _with_others(
     for names, subtotal in protocols.items():
         add(rest, tuple([names[index] for index in kept]), subtotal)
     sums: dict[Group, list[int]] = {}
-    for group, row in zip(rows.groups, zip(*rows.columns, strict=True), strict=True):
+    for group, row in rows.pairs():
         add(sums, group, row)
         add(rest, tuple([group[index] for index in at]), [-value for value in row])
     for protocol, left in rest.items():

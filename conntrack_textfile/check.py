@@ -16,9 +16,9 @@ import stat
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
-from conntrack_textfile import options, state, textfile
+from conntrack_textfile import namefiles, node_exporter, options, processes, state, textfile
 from conntrack_textfile.errors import (
     DamagedStateError,
     EngineError,
@@ -30,21 +30,21 @@ from conntrack_textfile.errors import (
 from conntrack_textfile.kernel import events, namespace, netlink, procfs, sysctl
 from conntrack_textfile.kernel.engine import make, slowness
 from conntrack_textfile.kernel.source import may_be_netlink
+from conntrack_textfile.plan import NameFiles
 from conntrack_textfile.snapshot import some
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-    from conntrack_textfile.options import Address, Options
+    from conntrack_textfile.node_exporter import Reader
+    from conntrack_textfile.options import Options
+    from conntrack_textfile.values import Address
 
-_DEBIAN = "/var/lib/prometheus/node-exporter"
 _SYSTEMD = "/run/systemd/system"  # sd_booted(3)
 _SYSTEMCTL_SECONDS = 5
 _FULL = 0.8  # as in prometheus/conntrack-alerts.yml
 _OLD_SECONDS = 600  # as in prometheus/conntrack-alerts.yml
 
-# include/net/tcp_states.h
-_TCP_LISTEN = "0A"
 # comm of the command: TASK_COMM_LEN leaves 15 characters.
 _COMM = "conntrack-textf"
 
@@ -65,7 +65,14 @@ class Result(NamedTuple):
 
 
 _Found = tuple[str, str]  # level and text
-_Check: TypeAlias = "Callable[[Options], Iterator[_Found]]"
+
+
+class _Check(NamedTuple):
+    """A check: a row of _CHECKS."""
+
+    name: str
+    run: Callable[[Options], Iterable[_Found]]
+    by_namespace: bool = False  # run in each network namespace of --netns
 
 
 def run(opts: Options) -> list[Result]:
@@ -81,13 +88,13 @@ def run(opts: Options) -> list[Result]:
         except SourceError as error:
             spaces = {}
             results.append(Result("fail", "netns", str(error)))
-    for name, check in _CHECKS.items():
+    for check in _CHECKS:
         found: dict[_Found, list[str]] = {}
-        for space, path in (spaces if check in _BY_NAMESPACE else {"": ""}).items():
+        for space, path in (spaces if check.by_namespace else {"": ""}).items():
             for result in _inside(check, opts, path):
                 found.setdefault(result, []).append(space)
         results += [
-            Result(level, name, f"{some(of)}: {text}" if any(of) else text)
+            Result(level, check.name, f"{some(of)}: {text}" if any(of) else text)
             for (level, text), of in found.items()
         ]
     return results
@@ -96,14 +103,13 @@ def run(opts: Options) -> list[Result]:
 def _inside(check: _Check, opts: Options, path: str) -> list[_Found]:
     """Run a check in the network namespace at a path, "" for that of the process."""
     if path:
-        opts = opts._replace(
-            source="netlink"
-        )  # the proc file shows the namespace of the process only
+        # The proc file shows the namespace of the process only.
+        opts = opts._replace(source="netlink")
     try:
-        return namespace.Namespace(path).run(lambda: list(check(opts)))
+        return namespace.Namespace(path).run(lambda: list(check.run(opts)))
     except Exception as error:  # noqa: BLE001  # a check that crashes must not hide the others
         if path and isinstance(error, SourceError):  # it cannot be entered: reported once
-            return [("fail", str(error))] if check is _netns else []
+            return [("fail", str(error))] if check.run is _netns else []
         return [("warn", f"cannot be checked: {type(error).__name__}: {error}")]
 
 
@@ -252,7 +258,7 @@ def _events(opts: Options) -> Iterator[_Found]:
         return
     beside = ""
     if others is not None:
-        holders = _holders(opts.proc_root, others)
+        holders = processes.holders(opts.proc_root, others)
         beside = f"; other listeners: {', '.join(holders)}" if others else "; no other listener"
     yield "ok", f"ended connections are reported, with a buffer of {size} bytes{beside}"
     if opts.state_file and others == []:
@@ -261,36 +267,6 @@ def _events(opts: Options) -> Iterator[_Found]:
             "use serve"
         )
         yield "warn", text
-
-
-def _holders(proc_root: str, inodes: list[int]) -> list[str]:
-    """Return the processes that hold sockets, the first of those that share one.
-
-    inodes: of the sockets. One whose process this user cannot see is returned as "socket N".
-    """
-    wanted = {f"socket:[{inode}]": f"socket {inode}" for inode in inodes}
-    for pid in _processes(proc_root):
-        directory = os.path.join(proc_root, pid, "fd")
-        with contextlib.suppress(OSError):
-            for name in os.listdir(directory):
-                with contextlib.suppress(OSError):
-                    link = os.readlink(os.path.join(directory, name))
-                    if wanted.get(link, "").startswith("socket "):
-                        wanted[link] = f"{_comm(proc_root, pid)} (pid {pid})"
-    return sorted(set(wanted.values()))
-
-
-def _processes(proc_root: str) -> list[str]:
-    with contextlib.suppress(OSError):
-        return sorted(filter(str.isdecimal, os.listdir(proc_root)), key=int)
-    return []
-
-
-def _comm(proc_root: str, pid: str) -> str:
-    """Return the name of a process, truncated by the kernel to 15 characters."""
-    with contextlib.suppress(OSError), open(os.path.join(proc_root, pid, "comm")) as file:
-        return file.read().strip()
-    return ""
 
 
 def _table(opts: Options) -> Iterator[_Found]:
@@ -365,7 +341,8 @@ def _bound(opts: Options, address: Address) -> _Found:
 
 def _in_use(opts: Options, address: Address, level: str, error: str) -> _Found:
     """Return the result for an address in use, which is no fault if serve uses it."""
-    holders = _holders(opts.proc_root, _listening(opts.proc_root, address.port))
+    inodes = processes.listening(opts.proc_root, address.port)
+    holders = processes.holders(opts.proc_root, inodes)
     if any(name.startswith(_COMM) for name in holders):
         return "ok", f"{', '.join(holders)} listens on {address}"
     if any(name.endswith(" (pid 1)") for name in holders) and (
@@ -376,32 +353,18 @@ def _in_use(opts: Options, address: Address, level: str, error: str) -> _Found:
     return level, f"{error}{by}: set another --web.listen-address"
 
 
-def _listening(proc_root: str, port: int) -> list[int]:
-    """Return the inodes of the TCP sockets that listen on a port (/proc/net/tcp, proc(5))."""
-    inodes: list[int] = []
-    for name in ("tcp", "tcp6"):
-        with contextlib.suppress(OSError), open(os.path.join(proc_root, "net", name)) as file:
-            rows = [line.split() for line in file][1:]
-            inodes += [
-                int(row[9])
-                for row in rows
-                if row[3] == _TCP_LISTEN and int(row[1].rpartition(":")[2], 16) == port
-            ]
-    return inodes
-
-
 def _names(opts: Options) -> Iterator[_Found]:
     # One file at a time: each that is wrong is reported.
-    none = opts._replace(networks_file="", services_file="", hosts_files=())
+    files = opts.names
     alone = [
-        *([none._replace(networks_file=opts.networks_file)] if opts.networks_file else []),
-        *[none._replace(hosts_files=(file,)) for file in opts.hosts_files],
-        *([none._replace(services_file=opts.services_file)] if opts.services_file else []),
+        *([NameFiles(networks=files.networks)] if files.networks else []),
+        *[NameFiles(hosts=(file,)) for file in files.hosts],
+        *([NameFiles(services=files.services)] if files.services else []),
     ]
     wrong = []
     for one in alone:
         try:
-            options.with_names(one)
+            namefiles.read(one, opts.plan)
         except UsageError as error:  # noqa: PERF203
             wrong.append(str(error))
     yield from [("fail", why) for why in wrong]
@@ -412,15 +375,15 @@ def _names(opts: Options) -> Iterator[_Found]:
 def _textfile(opts: Options) -> Iterator[_Found]:
     if opts.file == "-":
         return
-    reader = _node_exporter(opts.proc_root)
+    reader = node_exporter.find(opts.proc_root)
     if opts.file:
         yield from _written(opts)
         yield from _read(opts, reader)
         return
-    directory = reader.directory if reader else _DEBIAN
+    directory = reader.directory if reader else node_exporter.DEBIAN
     if not os.path.isdir(directory):
         yield "warn", f"there is no {directory}, the directory of node_exporter: name FILE"
-    elif why := _unreadable(directory, reader):
+    elif why := node_exporter.unreadable(directory, reader):
         yield "fail", why
     else:
         yield "ok", f"node_exporter can read {directory}"
@@ -432,10 +395,8 @@ def _written(opts: Options) -> Iterator[_Found]:
         yield "warn", textfile.NOT_READ.format(opts.file)
     file = os.path.realpath(opts.file)
     directory = os.path.dirname(file)
-    if not os.path.isdir(directory):
-        yield "fail", f"there is no directory {directory}"
-    elif not os.access(directory, os.W_OK | os.X_OK):
-        yield "fail", f"this user may not write in {directory}"
+    if why := _unwritable(directory):
+        yield "fail", why
     elif os.path.exists(file) and not os.path.isfile(file):
         yield "fail", f"{file} is not a regular file"
     with contextlib.suppress(OSError):
@@ -444,18 +405,27 @@ def _written(opts: Options) -> Iterator[_Found]:
             yield "warn", f"{opts.file} was written {age / 60:.0f} minutes ago"
 
 
-def _read(opts: Options, reader: _Reader | None) -> Iterator[_Found]:
+def _unwritable(directory: str) -> str:
+    """Return why this user cannot make files in a directory, "" if it can."""
+    if not os.path.isdir(directory):
+        return f"there is no directory {directory}"
+    if not os.access(directory, os.W_OK | os.X_OK):
+        return f"this user may not write in {directory}"
+    return ""
+
+
+def _read(opts: Options, reader: Reader | None) -> Iterator[_Found]:
     """Check that node_exporter can read FILE and reads its directory."""
     file = os.path.realpath(opts.file)
     directory = os.path.dirname(file)
     if not os.path.isdir(directory):
         return
     elsewhere = reader is not None and os.path.realpath(reader.directory) != directory
-    if why := _unreadable(directory, reader, listed=not elsewhere) or _unreadable_file(
+    if why := node_exporter.unreadable(directory, reader, listed=not elsewhere) or _hidden(
         opts, reader
     ):
         yield "fail", why
-    elif reader and elsewhere and not _is_shown(file, reader.directory):
+    elif reader and elsewhere and not node_exporter.shows(file, reader.directory):
         text = (
             f"node_exporter (pid {reader.pid}) reads {reader.directory}, but {file} is not "
             f"there: ln -s {file} {reader.directory}/"
@@ -465,69 +435,8 @@ def _read(opts: Options, reader: _Reader | None) -> Iterator[_Found]:
         yield "ok", f"node_exporter can read {opts.file}"
 
 
-class _Reader(NamedTuple):
-    """A running node_exporter."""
-
-    pid: str
-    uid: int
-    groups: frozenset[int]
-    directory: str
-
-
-def _node_exporter(proc_root: str) -> _Reader | None:
-    """Return the first node_exporter that runs, None if there is none."""
-    for pid in _processes(proc_root):
-        if not _comm(proc_root, pid).startswith(("node_exporter", "prometheus-node")):
-            continue
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            with open(os.path.join(proc_root, pid, "status")) as file:
-                rows = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
-            with open(os.path.join(proc_root, pid, "cmdline"), errors="surrogateescape") as file:
-                words = file.read().split("\0")
-            uid, gid = int(rows["Uid"].split()[1]), int(rows["Gid"].split()[1])
-            groups = frozenset([gid, *map(int, rows["Groups"].split())])
-            return _Reader(pid, uid, groups, _directory(words))
-    return None
-
-
-def _directory(words: list[str]) -> str:
-    """Return the textfile directory of a node_exporter command line, by default Debian's."""
-    name = "--collector.textfile.directory"
-    found = _DEBIAN
-    for n, word in enumerate(words):
-        if word.lstrip("-").startswith(f"{name[2:]}="):
-            found = word.partition("=")[2]
-        elif word == name and n + 1 < len(words):
-            found = words[n + 1]
-    return found
-
-
-def _is_shown(file: str, directory: str) -> bool:
-    """Return whether a .prom link in a directory leads to a file; True if it cannot be listed."""
-    try:
-        names = [name for name in os.listdir(directory) if name.endswith(".prom")]
-    except PermissionError:
-        return True
-    except OSError:
-        return False
-    return any(os.path.realpath(os.path.join(directory, name)) == file for name in names)
-
-
-def _unreadable(directory: str, reader: _Reader | None, *, listed: bool = True) -> str:
-    """Return why the user of node_exporter cannot enter or list a directory, "" if it can."""
-    where = os.path.realpath(directory)
-    wanted = stat.S_IXOTH | (stat.S_IROTH if listed else 0)
-    while True:
-        if not _allowed(os.stat(where), wanted, reader):
-            may, rights = ("list", "rx") if wanted & stat.S_IROTH else ("go through", "x")
-            return f"the user of node_exporter may not {may} {where}: chmod o+{rights} {where}"
-        if where == "/":
-            return ""
-        wanted, where = stat.S_IXOTH, os.path.dirname(where)
-
-
-def _unreadable_file(opts: Options, reader: _Reader | None) -> str:
-    """Return why the user of node_exporter cannot read the file of write, "" if it can."""
+def _hidden(opts: Options, reader: Reader | None) -> str:
+    """Return why the user of node_exporter cannot read FILE, "" if it can."""
     try:
         group = os.stat(opts.file).st_gid
     except OSError:
@@ -544,21 +453,6 @@ def _unreadable_file(opts: Options, reader: _Reader | None) -> str:
     )
 
 
-def _allowed(found: os.stat_result, wanted: int, reader: _Reader | None) -> bool:
-    """Return whether the reader has permissions on a file; without a reader, whether others have.
-
-    wanted: permission bits as those of others, S_IROTH and S_IXOTH.
-    """
-    if reader is not None and reader.uid == 0:
-        return True
-    shift = 0
-    if reader is not None and reader.uid == found.st_uid:
-        shift = 6
-    elif reader is not None and found.st_gid in reader.groups:
-        shift = 3
-    return (found.st_mode >> shift) & wanted == wanted
-
-
 def _state(opts: Options) -> Iterator[_Found]:
     path = opts.state_file
     if not path:
@@ -572,10 +466,8 @@ def _state(opts: Options) -> Iterator[_Found]:
     except StateError as error:
         yield "fail", str(error)
         return
-    if not os.path.isdir(directory):
-        yield "fail", f"there is no directory {directory}"
-    elif not os.access(directory, os.W_OK | os.X_OK):
-        yield "fail", f"this user may not write in {directory}"
+    if why := _unwritable(directory):
+        yield "fail", why
     elif found is None:
         yield "ok", f"{path} does not exist yet: counters start at 0"
     else:
@@ -631,22 +523,19 @@ def _show(systemctl: str) -> dict[str, dict[str, str]]:
     return found
 
 
-_CHECKS: dict[str, _Check] = {
-    "engine": _engine,
-    "module": _module,
-    "netns": _netns,
-    "accounting": _accounting,
-    "timestamps": _timestamps,
-    "source": _source,
-    "events": _events,
-    "table": _table,
-    "names": _names,
-    "web": _web,
-    "listen": _listen,
-    "textfile": _textfile,
-    "state": _state,
-    "systemd": _units,
-}
-
-# Run for each network namespace of --netns.
-_BY_NAMESPACE = (_netns, _accounting, _timestamps, _source, _events, _table)
+_CHECKS = (
+    _Check("engine", _engine),
+    _Check("module", _module),
+    _Check("netns", _netns, by_namespace=True),
+    _Check("accounting", _accounting, by_namespace=True),
+    _Check("timestamps", _timestamps, by_namespace=True),
+    _Check("source", _source, by_namespace=True),
+    _Check("events", _events, by_namespace=True),
+    _Check("table", _table, by_namespace=True),
+    _Check("names", _names),
+    _Check("web", _web),
+    _Check("listen", _listen),
+    _Check("textfile", _textfile),
+    _Check("state", _state),
+    _Check("systemd", _units),
+)

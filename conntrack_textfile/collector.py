@@ -10,6 +10,7 @@ from conntrack_textfile import aggregate
 from conntrack_textfile.errors import SourceError
 from conntrack_textfile.kernel import sysctl
 from conntrack_textfile.kernel.engine import make
+from conntrack_textfile.kernel.source import may_be_netlink
 from conntrack_textfile.kernel.sysctl import Conntrack
 from conntrack_textfile.snapshot import Snapshot
 from conntrack_textfile.tables import Tables
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from conntrack_textfile.aggregate import Aggregate
-    from conntrack_textfile.counting import Counted, Counting, Listen
+    from conntrack_textfile.counting import Counted, Counting
     from conntrack_textfile.kernel.engine import Engine
+    from conntrack_textfile.kernel.listener import Listen
     from conntrack_textfile.options import Options
     from conntrack_textfile.plan import Plan
     from conntrack_textfile.state import State
@@ -88,6 +90,12 @@ class Collector:
             self._tables.update(counting.retire)
         self._counting, self._lock = counting, counting.lock
         return counting.resume(saved, interrupted)
+
+    @property
+    def can_count(self) -> bool:
+        """Whether the source has an identity of connections, which the proc file lacks."""
+        options = self._options
+        return self._tables.netns or may_be_netlink(options.source, options.proc_root)
 
     def drain(self) -> None:
         """Start a thread that reads events as they come."""

@@ -23,9 +23,10 @@ from conntrack_textfile.tally import Rows
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
 
     from conntrack_textfile.kernel.engine import Engine
+    from conntrack_textfile.kernel.listener import Listen
     from conntrack_textfile.kernel.table import Table
     from conntrack_textfile.kernel.tracker import Reading
     from conntrack_textfile.options import Options
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
     from conntrack_textfile.state import State
     from conntrack_textfile.tables import Tables
     from conntrack_textfile.tally import Group, Groups, Tally
-
-    # Returns the event socket of a table, and whether systemd has it open, too.
-    Listen = Callable[[Table], tuple[socket.socket | None, bool]]
 
 # The warning of lost events ends when none was lost for this long.
 _LOST_SECONDS = 60
@@ -364,7 +362,7 @@ def _series(plan: Plan) -> tuple[object, ...]:
 def _by_first_label(rows: Rows) -> dict[str, Rows]:
     """Split rows by the value of their first label, and drop it."""
     found: dict[str, tuple[list[Group], list[tuple[int, ...]]]] = {}
-    for (first, *labels), row in zip(rows.groups, zip(*rows.columns, strict=True), strict=True):
+    for (first, *labels), row in rows.pairs():
         groups, numbers = found.setdefault(first, ([], []))
         groups.append(tuple(labels))
         numbers.append(row)

@@ -71,11 +71,9 @@ def _value(
     return Family(name, help_, samples, type=type_)
 
 
-def _live(
-    name: str, help_: str, value: Callable[[Aggregate], float], type_: str = "gauge"
-) -> Family:
+def _live(name: str, help_: str, value: Callable[[Aggregate], float]) -> Family:
     """A family of one sample about live connections, absent without a recent reading."""
-    return _value(name, help_, lambda s: None if s.live is None else value(s.live), type_)
+    return _value(name, help_, lambda s: None if s.live is None else value(s.live))
 
 
 # The snapshot itself and the size of the table.

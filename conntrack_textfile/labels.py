@@ -19,6 +19,7 @@ class Label(NamedTuple):
 
     name: str  # in metrics and in --aggregate.by
     title: str  # heading of its column in tables
+    plural: str  # heading of its ranking
     default: bool  # whether --aggregate.by has it by default
     filter: Callable[[str], object] | None = None  # parses the value of its condition, if any
     number: bool = False  # whether its column is aligned to the right
@@ -27,20 +28,22 @@ class Label(NamedTuple):
 
 # In the order of the labels of a series, by which groups are sorted.
 ROWS = (
-    Label("src", "source", default=True, filter=networks.parse),
-    Label("dst", "destination", default=True, filter=networks.parse),
-    Label("l3protocol", "l3", default=True, filter=protocols.parse_l3protocol, left_out=1),
-    Label("l4protocol", "l4", default=True, filter=protocols.parse_l4protocol),
-    Label("l7protocol", "service", default=True, left_out=3),
-    Label("dport", "port", default=True, filter=parse_ports, number=True),
-    Label("zone", "zone", default=False, filter=parse_zone, number=True),
-    Label("mark", "mark", default=False, filter=parse_mark, number=True),
-    Label("egress", "egress", default=False, filter=networks.parse),
-    Label("backend", "backend", default=False, filter=networks.parse),
+    Label("src", "source", "sources", default=True, filter=networks.parse),
+    Label("dst", "destination", "destinations", default=True, filter=networks.parse),
+    Label(
+        "l3protocol", "l3", "values", default=True, filter=protocols.parse_l3protocol, left_out=1
+    ),
+    Label("l4protocol", "l4", "values", default=True, filter=protocols.parse_l4protocol),
+    Label("l7protocol", "service", "services", default=True, left_out=3),
+    Label("dport", "port", "ports", default=True, filter=parse_ports, number=True),
+    Label("zone", "zone", "zones", default=False, filter=parse_zone, number=True),
+    Label("mark", "mark", "marks", default=False, filter=parse_mark, number=True),
+    Label("egress", "egress", "egress addresses", default=False, filter=networks.parse),
+    Label("backend", "backend", "backends", default=False, filter=networks.parse),
 )
 
 # The first label with --netns. It is not a field of an entry.
-NETNS = Label("netns", "netns", default=False)
+NETNS = Label("netns", "netns", "network namespaces", default=False)
 
 BY_NAME = {row.name: row for row in (NETNS, *ROWS)}
 LABELS = tuple(row.name for row in ROWS)

@@ -1,26 +1,24 @@
-"""The command line: the usage text, which specifies it, and what it parses to."""
+"""The command line: the usage text, a row for each option, and how both are parsed.
+
+A new option is a line of the usage text, a row of _ROWS and a field of Options.
+"""
 
 from __future__ import annotations
 
-import os
 import re
-import time
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import docopt
 
-from conntrack_textfile import __version__, filters, labels, networks, services, textfile
+from conntrack_textfile import __version__, labels, textfile, values
 from conntrack_textfile.aggregate import MEASURES, Limit
 from conntrack_textfile.errors import UsageError
-from conntrack_textfile.files import regular
-from conntrack_textfile.networks import WHOLE, Prefix
-from conntrack_textfile.plan import Plan
+from conntrack_textfile.plan import NameFiles, Plan
+from conntrack_textfile.values import Address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
-    from conntrack_textfile.filters import Filter
-    from conntrack_textfile.reload import Reloader
 
 _SUMMARY = """\
 Prometheus metrics from the Linux connection tracking table.
@@ -89,15 +87,6 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
 """,
         "",  # see _own()
     ),
-}
-
-# Options that may be repeated, with the placeholders of their values.
-REPEATED = {
-    "--filter.include": "EXPR",
-    "--filter.exclude": "EXPR",
-    "--hosts.file": "FILE",
-    "--netns": "NAME",
-    "--web.listen-address": "ADDR",
 }
 
 _HELP = """\
@@ -245,25 +234,6 @@ def _names(*commands: str) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row.names))
 
 
-_NO_COMMAND = "a command is missing: write, serve, top or check"
-
-_MAX_FILE_SIZE = 1 << 24  # characters
-_MAX_REASON_SIZE = 300  # characters
-_MAX_NAMESPACE_SIZE = 255  # bytes
-
-_Parsed = TypeVar("_Parsed")
-
-
-class Address(NamedTuple):
-    """A TCP address to listen on. An empty host stands for all addresses, IPv4 and IPv6."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
 DEFAULT_ADDRESS = Address("", 9095)
 
 
@@ -279,11 +249,9 @@ class Options(NamedTuple):
     log_level: str
     log_format: str
     families: tuple[str, ...] = FAMILIES  # a subset
-    networks_file: str = ""  # "": none
-    services_file: str = ""
-    netns: tuple[str, ...] = ()  # (): that of the process, without a label
-    hosts_files: tuple[str, ...] = ()
+    names: NameFiles = NameFiles()  # read into plan, but for check
     names_until: float = float("inf")  # Unix time at which a name in plan expires
+    netns: tuple[str, ...] = ()  # (): that of the process, without a label
 
     # Of write and check; in check "" if it was not given:
     file: str = "-"
@@ -310,6 +278,58 @@ class Options(NamedTuple):
     watch: bool = False
 
 
+class _Row(NamedTuple):
+    """How an option is parsed."""
+
+    field: str  # of Options, or of its plan, limit or names
+    parse: Callable[[str, Any], object]  # takes the name and the value, raises UsageError
+    repeated: bool = False  # parse takes a list
+
+
+# A row for each option of the usage text, and for FILE. Without a value the field keeps its
+# default.
+_ROWS = {
+    "FILE": _Row("file", values.not_empty),
+    "--file.mode": _Row("file_mode", values.mode),
+    "--file.group": _Row("file_group", values.group),
+    "--state.file": _Row("state_file", values.not_empty),
+    "--collector.interval": _Row("interval", values.seconds),
+    "--collector.event-buffer": _Row("event_buffer", values.size),
+    "--web.listen-address": _Row("listen", values.each(values.address), repeated=True),
+    "--web.telemetry-path": _Row("telemetry_path", values.path),
+    "--web.disable-exporter-metrics": _Row("exporter_metrics", values.inverse),
+    "--web.max-requests": _Row("max_requests", values.count),
+    "--web.config.file": _Row("web_config", values.unchanged),
+    "--web.systemd-socket": _Row("systemd_socket", values.unchanged),
+    "-n": _Row("rows", values.count),
+    "--watch": _Row("watch", values.unchanged),
+    "--collector.source": _Row("source", values.choice("auto", "procfs", "netlink")),
+    "--collector.families": _Row("families", values.some_of(*FAMILIES)),
+    "--configure.nf_conntrack_acct": _Row("configure_accounting", values.unchanged),
+    "--collector.nat": _Row("plan.nat", values.is_word("on", ("on", "off"))),
+    "--filter.include": _Row("plan.include", values.each(values.condition), repeated=True),
+    "--filter.exclude": _Row("plan.exclude", values.each(values.condition), repeated=True),
+    "--aggregate.by": _Row("plan.labels", values.some_of(*labels.LABELS)),
+    "--aggregate.src-prefix": _Row("plan.src_prefix", values.prefix),
+    "--aggregate.dst-prefix": _Row("plan.dst_prefix", values.prefix),
+    "--aggregate.ports": _Row("plan.known_ports", values.is_word("known", ("all", "known"))),
+    "--aggregate.mark-mask": _Row("plan.mark_mask", values.bits),
+    "--networks.file": _Row("names.networks", values.not_empty),
+    "--hosts.file": _Row("names.hosts", values.each(values.not_empty), repeated=True),
+    "--services.file": _Row("names.services", values.not_empty),
+    "--limit.keys": _Row("limit.keys", values.count),
+    "--limit.by": _Row("limit.by", values.choice(*MEASURES)),
+    "--nat.destinations": _Row("limit.destinations", values.count),
+    "--netns": _Row("netns", values.namespaces, repeated=True),
+    "--path.procfs": _Row("proc_root", values.not_empty),
+    "--log.level": _Row("log_level", values.choice("debug", "info", "warn", "error")),
+    "--log.format": _Row("log_format", values.choice("logfmt", "json")),
+}
+
+# Options that may be repeated.
+REPEATED = tuple([name for name, row in _ROWS.items() if row.repeated])
+
+
 def parse(argv: list[str], version: Callable[[], str] = lambda: __version__) -> Options:
     """Parse a command line, without the name of the program.
 
@@ -326,7 +346,7 @@ def parse(argv: list[str], version: Callable[[], str] = lambda: __version__) -> 
     if command == "check":
         # An address that the user gave is distinguished from the default.
         texts = texts.replace(f"[default: {DEFAULT_ADDRESS}]", "")
-    again = [f"[{name}={value}]..." for name, value in REPEATED.items() if _is_option(name, texts)]
+    again = [f"[{name}=VALUE]..." for name in REPEATED if f"  {name}=" in texts]
     try:
         # docopt's time grows with the text: one command, without descriptions.
         given = docopt.docopt(
@@ -336,30 +356,40 @@ def parse(argv: list[str], version: Callable[[], str] = lambda: __version__) -> 
         )
     except docopt.DocoptExit as error:
         raise UsageError(_explain(error, command, argv)) from None
+    options = _from(command, given)
+    # check reads the files of names itself and reports each that is wrong.
+    if command == "check" or not any(options.names):
+        return options
+    # Imported here: most runs have no such file.
+    from conntrack_textfile import namefiles
+
+    plan, until = namefiles.read(options.names, options.plan)
+    return options._replace(plan=plan, names_until=until)
+
+
+def _from(command: str, given: Mapping[str, Any]) -> Options:
+    """Return the options of a command line as docopt parsed it. Raises UsageError."""
+    fields: dict[str, dict[str, Any]] = {"": {}, "plan": {}, "limit": {}, "names": {}}
+    for name, row in _ROWS.items():
+        value = given.get(name)
+        if value is not None:
+            part, _, field = row.field.rpartition(".")
+            fields[part][field] = row.parse(name, value)
+    if command == "check":
+        fields[""].setdefault("file", "")
     options = Options(
         command=command,
-        netns=_netns(given),
-        source=_choice(given, "--collector.source", ("auto", "procfs", "netlink")),
-        families=_some_of(given, "--collector.families", FAMILIES),
-        configure_accounting=given["--configure.nf_conntrack_acct"],
-        proc_root=_not_empty("--path.procfs", given["--path.procfs"]),
-        plan=_plan(given),
-        networks_file=_optional(given, "--networks.file"),
-        services_file=_optional(given, "--services.file"),
-        hosts_files=tuple(_not_empty("--hosts.file", file) for file in given["--hosts.file"]),
-        limit=Limit(
-            keys=_count(given, "--limit.keys"),
-            by=_choice(given, "--limit.by", tuple(MEASURES)),
-            destinations=_count(given, "--nat.destinations"),
-        ),
-        log_level=_choice(given, "--log.level", ("debug", "info", "warn", "error")),
-        log_format=_choice(given, "--log.format", ("logfmt", "json")),
+        plan=Plan(**fields["plan"]),
+        limit=Limit(**fields["limit"]),
+        names=NameFiles(**fields["names"]),
+        **fields[""],
     )
-    options = {"write": _write, "serve": _serve, "top": _top, "check": _check}[command](
-        options, given
-    )
-    # check reads the files of names itself and reports each that is wrong.
-    return options if command == "check" else with_names(options)
+    if options.source == "procfs" and set(options.netns) - {"host"}:
+        raise UsageError(
+            "--netns: the proc file shows the network namespace of the process only; "
+            "others are read with --collector.source=netlink"
+        )
+    return options
 
 
 _HELP_FLAGS = ("-h", "-v", "-V", "--h", "--v")
@@ -416,7 +446,7 @@ def _without_command(argv: list[str]) -> str:
         names = _names(*_COMMANDS)
         if not any(known.startswith(name) or word[:2] == known for known in names):
             return f"{name} is not an option{_suggestion(name, names)}"
-    return _NO_COMMAND
+    return "a command is missing: write, serve, top or check"
 
 
 def _suggestion(word: str, known: list[str]) -> str:
@@ -426,176 +456,6 @@ def _suggestion(word: str, known: list[str]) -> str:
 
     close = difflib.get_close_matches(word, known, 1)
     return f": did you mean {close[0]}?" if close else ""
-
-
-def _write(options: Options, given: docopt.ParsedOptions) -> Options:
-    return options._replace(
-        file=_not_empty("FILE", "-" if given["FILE"] is None else given["FILE"]),
-        file_mode=_mode(given, "--file.mode"),
-        file_group=_group(given, "--file.group"),
-        state_file=_optional(given, "--state.file"),
-    )
-
-
-def _check(options: Options, given: docopt.ParsedOptions) -> Options:
-    file = None if given["FILE"] is None else _not_empty("FILE", given["FILE"])
-    options = _serve(_write(options, given), given)
-    return options._replace(file="" if file is None else file)
-
-
-def _serve(options: Options, given: docopt.ParsedOptions) -> Options:
-    return options._replace(
-        interval=_seconds(given, "--collector.interval"),
-        state_file=_optional(given, "--state.file"),
-        event_buffer=_bytes(given, "--collector.event-buffer"),
-        listen=tuple(map(_address, given["--web.listen-address"])),
-        telemetry_path=_path(given, "--web.telemetry-path"),
-        exporter_metrics=not given["--web.disable-exporter-metrics"],
-        max_requests=_count(given, "--web.max-requests"),
-        web_config=given["--web.config.file"] or "",
-        systemd_socket=given["--web.systemd-socket"],
-    )
-
-
-def _top(options: Options, given: docopt.ParsedOptions) -> Options:
-    return options._replace(
-        interval=_seconds(given, "--collector.interval"),
-        rows=None if given["-n"] is None else _count(given, "-n"),
-        watch=given["--watch"],
-    )
-
-
-def _plan(given: docopt.ParsedOptions) -> Plan:
-    parsed = Plan(
-        labels=_some_of(given, "--aggregate.by", labels.LABELS),
-        src_prefix=_prefix(given, "--aggregate.src-prefix"),
-        dst_prefix=_prefix(given, "--aggregate.dst-prefix"),
-        known_ports=_choice(given, "--aggregate.ports", ("all", "known")) == "known",
-        mark_mask=_bits(given, "--aggregate.mark-mask"),
-        nat=_choice(given, "--collector.nat", ("on", "off")) == "on",
-    )
-    if given["--filter.include"] or given["--filter.exclude"]:
-        parsed = parsed._replace(
-            include=_filters(given, "--filter.include"),
-            exclude=_filters(given, "--filter.exclude"),
-        )
-    return parsed
-
-
-def with_names(options: Options) -> Options:
-    """Return the options with the names read from the files. Raises UsageError."""
-    plan = options.plan
-    if options.networks_file:
-        named = _file("--networks.file", options.networks_file, networks.parse_names)
-        plan = plan._replace(networks=named)
-    if options.services_file:
-        ports = _file("--services.file", options.services_file, services.parse_services)
-        plan = plan._replace(services=ports)
-    if options.hosts_files:
-        # Imported here: most runs have no such file.
-        from conntrack_textfile import hosts
-
-        try:
-            found = hosts.read(options.hosts_files, time.time())
-        except OSError as error:
-            reason = f"cannot read {error.filename}: {error.strerror}"
-            raise UsageError(f"--hosts.file: {reason}") from None
-        except ValueError as error:
-            raise UsageError(f"--hosts.file: {_short(error)}") from None
-        plan = plan._replace(hosts=hosts.labels(found.names, plan.networks))
-        options = options._replace(names_until=found.until)
-    return options._replace(plan=plan)
-
-
-def watch_names(options: Options) -> Reloader[Plan]:
-    """Return a reloader of the plan: reads the files again when one changes or a name expires."""
-    # Imported here: write reads them once.
-    from conntrack_textfile import hosts
-    from conntrack_textfile.reload import Reloader, Stamps, stamp
-
-    files = [file for file in (options.networks_file, options.services_file) if file]
-    stamped = [*files, *(other for file in options.hosts_files for other in hosts.watched(file))]
-    latest = options
-
-    def read(before: Plan | None) -> tuple[Plan, Stamps]:
-        nonlocal latest
-        stamps = {file: stamp(file) for file in stamped}
-        # parse() has read them already.
-        if before is None:
-            return options.plan, stamps
-        latest = with_names(options)
-        # The renewal of a lease changes the file but no name.
-        return before if latest.plan == before else latest.plan, stamps
-
-    return Reloader(
-        " and ".join([*files, *options.hosts_files]),
-        read,
-        lambda: time.time() >= latest.names_until,
-    )
-
-
-def _filters(given: docopt.ParsedOptions, name: str) -> tuple[Filter, ...]:
-    try:
-        return tuple(filters.parse(text, labels.CONDITIONS) for text in given[name])
-    except ValueError as error:
-        raise UsageError(f"{name}: {error}") from None
-
-
-def _file(name: str, path: str, parse: Callable[[str], _Parsed]) -> _Parsed:
-    """Read and parse a text file in UTF-8. Raises UsageError."""
-    try:
-        with open(path, encoding="utf-8-sig", opener=regular) as file:
-            text = file.read(_MAX_FILE_SIZE + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
-        raise UsageError(f"{name}: cannot read {path}: {reason}") from None
-    if len(text) > _MAX_FILE_SIZE:
-        raise UsageError(f"{name}: {path} is too large, over {_MAX_FILE_SIZE >> 20} MiB")
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise UsageError(f"{name}: {path}, {_short(error)}") from None
-
-
-def _short(error: ValueError) -> str:
-    """Return the message of an error, truncated: it may quote a file."""
-    reason = str(error)
-    return reason if len(reason) <= _MAX_REASON_SIZE else f"{reason[:_MAX_REASON_SIZE]}..."
-
-
-def _some_of(given: docopt.ParsedOptions, name: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the words of a comma-separated list, in the order of the known ones."""
-    value = given[name]
-    wanted = value.split(",") if value else []
-    for word in wanted:
-        if word not in known:
-            raise UsageError(f"{name} takes some of {','.join(known)}, not {word!r}")
-        if wanted.count(word) > 1:
-            raise UsageError(f"{name} has {word} twice")
-    return tuple(word for word in known if word in wanted)
-
-
-def _prefix(given: docopt.ParsedOptions, name: str) -> Prefix:
-    value = given[name]
-    if value is None:
-        return WHOLE
-    v4, comma, v6 = value.partition(",")
-    if _is_number(v4) and int(v4) <= 32:
-        if not comma:
-            return Prefix(int(v4), 128)
-        if _is_number(v6) and int(v6) <= 128:
-            return Prefix(int(v4), int(v6))
-    raise UsageError(
-        f"{name} must be a prefix length for IPv4, up to 32, and may have another "
-        f"for IPv6, up to 128, after a comma, not {value!r}"
-    )
-
-
-def _bits(given: docopt.ParsedOptions, name: str) -> int:
-    try:
-        return filters.parse_bits(given[name])
-    except ValueError as error:
-        raise UsageError(f"{name}: {error}, not {given[name]!r}") from None
 
 
 def _explain(error: docopt.DocoptExit, command: str, argv: list[str]) -> str:
@@ -625,129 +485,3 @@ def _file_twice(command: str, argv: list[str]) -> str:
 
 def _is_option(name: str, text: str) -> bool:
     return re.search(rf"^ +(-\w )?{re.escape(name)}(?=[= ])", text, re.MULTILINE) is not None
-
-
-def _not_empty(name: str, value: str) -> str:
-    if not value or "\0" in value:
-        raise UsageError(f"{name} must not be empty")
-    return value
-
-
-def _optional(given: docopt.ParsedOptions, name: str) -> str:
-    return "" if given[name] is None else _not_empty(name, given[name])
-
-
-def _bytes(given: docopt.ParsedOptions, name: str) -> int:
-    value = _count(given, name)
-    if value < 1 << 31:  # the kernel doubles it, in an int
-        return value
-    raise UsageError(f"{name} must be below 2147483648, not {value}")
-
-
-def _seconds(given: docopt.ParsedOptions, name: str) -> float:
-    value = given[name]
-    whole, point, part = value.partition(".")
-    if _is_number(whole) and (_is_number(part) or not point) and float(value) > 0:
-        return float(value)
-    raise UsageError(f"{name} must be a number of seconds above 0, not {value!r}")
-
-
-def _count(given: docopt.ParsedOptions, name: str) -> int:
-    value = given[name]
-    if _is_number(value):
-        return int(value)
-    raise UsageError(f"{name} must be a whole number, 0 or more, not {value!r}")
-
-
-def _netns(given: docopt.ParsedOptions) -> tuple[str, ...]:
-    """Return the values of --netns, without duplicates. Raises UsageError."""
-    names = tuple(dict.fromkeys(map(_namespace, given["--netns"])))
-    if given["--collector.source"] == "procfs" and set(names) - {"host"}:
-        raise UsageError(
-            "--netns: the proc file shows the network namespace of the process only; "
-            "others are read with --collector.source=netlink"
-        )
-    return names
-
-
-def _namespace(name: str) -> str:
-    """Return a value of --netns, which is also the value of a label. Raises UsageError."""
-    kind, colon, number = name.partition(":")
-    by_number = bool(colon) and kind == "pid"
-    if (
-        name not in ("", ".", "..")
-        and "\0" not in name
-        and len(os.fsencode(name)) <= _MAX_NAMESPACE_SIZE
-        and name.isprintable()  # nor undecodable bytes (surrogates)
-        and (not by_number or (_is_number(number) and int(number) > 0))
-    ):
-        return name
-    raise UsageError(
-        "--netns must be a name under /run/netns, a path, pid: and the number of a process, host "
-        f"or all, in at most {_MAX_NAMESPACE_SIZE} bytes, not {name[:_MAX_NAMESPACE_SIZE]!r}"
-    )
-
-
-def _mode(given: docopt.ParsedOptions, name: str) -> int:
-    value: str = given[name]
-    digits = value[1:] if len(value) == 4 and value[0] == "0" else value
-    # Neither writable for others nor executable.
-    if len(digits) == 3 and set(digits) <= set("046") and digits[2] != "6":
-        return int(digits, 8)
-    raise UsageError(
-        f"{name} must be in octal, such as 0640: read (4) and write (2) for owner and group, "
-        f"read for others, not {value!r}"
-    )
-
-
-def _group(given: docopt.ParsedOptions, name: str) -> int | None:
-    if given[name] is None:
-        return None
-    # Imported here: few runs need it.
-    import grp
-
-    value = _not_empty(name, given[name])
-    try:
-        return grp.getgrnam(value).gr_gid
-    except KeyError:
-        raise UsageError(f"{name}: there is no group {value!r}") from None
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 9
-
-
-def _choice(given: docopt.ParsedOptions, name: str, choices: tuple[str, ...]) -> str:
-    value: str = given[name]
-    if value in choices:
-        return value
-    raise UsageError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
-
-
-def _path(given: docopt.ParsedOptions, name: str) -> str:
-    value: str = given[name]
-    plain = all("!" <= letter <= "~" and letter not in "?#%" for letter in value)
-    if plain and value.startswith("/") and not value.startswith(("//", "/-/")):
-        return value
-    raise UsageError(f"{name} must be a path that begins with / (and not with /-/), not {value!r}")
-
-
-def _address(value: str) -> Address:
-    match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:\[\]\s]*)):([0-9]{1,5})", value)
-    if match and int(match[3]) <= 65535 and (match[1] is None or _is_ipv6(match[1])):
-        return Address(match[1] or match[2] or "", int(match[3]))
-    raise UsageError(
-        "--web.listen-address must be HOST:PORT, [IPV6]:PORT or :PORT "
-        f"with a port up to 65535, not {value!r}"
-    )
-
-
-def _is_ipv6(text: str) -> bool:
-    # Imported here: the default address does not need it.
-    from socket import AF_INET6, inet_pton
-
-    try:
-        inet_pton(AF_INET6, text.partition("%")[0])  # fe80::1%eth0
-    except (OSError, ValueError):
-        return False
-    return True

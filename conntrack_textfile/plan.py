@@ -14,6 +14,14 @@ if TYPE_CHECKING:
 OTHER = "other"
 
 
+class NameFiles(NamedTuple):
+    """The files of names, see namefiles.read()."""
+
+    networks: str = ""  # --networks.file; "": none
+    services: str = ""  # --services.file
+    hosts: tuple[str, ...] = ()  # --hosts.file
+
+
 class Plan(NamedTuple):
     """Filters, and how the entries that pass them are grouped."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from typing import Protocol
 
 # The values of a plan's labels, in the order of labels.LABELS.
@@ -52,11 +52,31 @@ class Sums(NamedTuple):
     reply_bytes: int
 
 
+def lacks_counters(sums: Sequence[int]) -> bool:
+    """Return whether no connection of a group has counters: else there was a packet at least."""
+    return sums[0] > 0 and not any(sums[1:])
+
+
 class Rows(NamedTuple):
     """Groups with their sums. By columns, as a million rows would take too much memory."""
 
     groups: Sequence[Group]
     columns: tuple[Sequence[int], ...]  # one for each field of Sums
+
+    @staticmethod
+    def of(sums: Mapping[Group, Sequence[int]]) -> Rows:
+        """Return groups with their sums as rows."""
+        columns = tuple(zip(*sums.values(), strict=True)) or ((),) * len(Sums._fields)
+        return Rows(list(sums), columns)
+
+    def pairs(self) -> Iterable[tuple[Group, tuple[int, ...]]]:
+        """Return each group with its sums."""
+        return zip(self.groups, zip(*self.columns, strict=True), strict=True)
+
+    @property
+    def totals(self) -> Sums:
+        """The sums over all groups."""
+        return Sums(*map(sum, self.columns))
 
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from conntrack_textfile import columns, filters, labels, networks
 from conntrack_textfile.aggregate import MEASURES, measure
 from conntrack_textfile.filters import Filter
 from conntrack_textfile.gaps import NO_RATES, gaps
-from conntrack_textfile.tally import Sums
+from conntrack_textfile.tally import Sums, lacks_counters
 from conntrack_textfile.units import binary, percent
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def _summary(snapshot: Snapshot) -> list[str]:
     assert snapshot.timestamp is not None
     parts = [time.strftime("%H:%M:%S", time.localtime(snapshot.timestamp))]
     totals = live.totals
-    known = not _is_unknown(totals)
+    known = not lacks_counters(totals)
     if talkers.totals is not None:
         rates_known = known or any(talkers.totals[1:])
         sent, reply = (
@@ -341,7 +341,7 @@ def _columns(
 
 def _total(fields: list[int], text: _Text) -> Callable[[Talker], str]:
     def cell(talker: Talker) -> str:
-        if _is_unknown(talker.live):
+        if lacks_counters(talker.live):
             return _UNKNOWN
         return text(sum(talker.live[field] for field in fields))
 
@@ -353,16 +353,11 @@ def _speed(
 ) -> Callable[[Talker], str]:
     def cell(talker: Talker) -> str:
         traffic = talker.traffic
-        if not any(traffic[1:]) and (traffic.connections or _is_unknown(talker.live)):
+        if not any(traffic[1:]) and (traffic.connections or lacks_counters(talker.live)):
             return _UNKNOWN
         return text(sum(traffic[field] for field in fields) / seconds)
 
     return cell
-
-
-def _is_unknown(sums: tuple[int, ...]) -> bool:
-    """Whether no connection has counters: with counters each has at least one packet."""
-    return sums[0] > 0 and not any(sums[1:])
 
 
 def _rate(number: float) -> str:

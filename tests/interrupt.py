@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from conntrack_textfile import activation, cli, state
-from conntrack_textfile.kernel import events, grouping, netlink, tracker
+from conntrack_textfile.kernel import events, grouping, listener, netlink, tracker
 from tests.flows import Flow, tuple_
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ IPCTNL_MSG_CT_DELETE = 0x102
 NLM_F_REQUEST_ACK = 5
 HEADERS = 28  # bytes of IPv4 and UDP
 PORTS = 4  # services, so that groups come and go under a limit of 2
-_IMPORTED = (activation, state, events, grouping, netlink, tracker)  # before the first fork
+# Before the first fork.
+_IMPORTED = (activation, state, events, grouping, listener, netlink, tracker)
 
 
 class Traffic:

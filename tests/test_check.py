@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from conntrack_textfile import check, state
+from conntrack_textfile import check, node_exporter, state
 from conntrack_textfile.errors import SourceError
 from conntrack_textfile.kernel import events, namespace
 from conntrack_textfile.options import parse
@@ -44,7 +44,7 @@ def root(tmp_path: Path) -> Path:
 def no_systemd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Hide systemd and node_exporter of this machine."""
     monkeypatch.setattr(check, "_SYSTEMD", str(tmp_path / "none"))
-    monkeypatch.setattr(check, "_DEBIAN", str(tmp_path / "textfiles"))
+    monkeypatch.setattr(node_exporter, "DEBIAN", str(tmp_path / "textfiles"))
 
 
 @pytest.fixture
@@ -546,7 +546,8 @@ def test_a_check_that_crashes_does_not_hide_others(
     def broken(_: object) -> list[tuple[str, str]]:
         raise RuntimeError("a\nb")
 
-    monkeypatch.setitem(check._CHECKS, "table", broken)
+    checks = [c._replace(run=broken) if c.name == "table" else c for c in check._CHECKS]
+    monkeypatch.setattr(check, "_CHECKS", checks)
     results = check.run(parse(["check", f"--path.procfs={root}", "-"]))
     lines = check.table(results).splitlines()
     assert "warn  table      cannot be checked: RuntimeError: a\\nb" in lines

@@ -381,7 +381,7 @@ def test_a_fifo_in_place_of_a_file_is_refused(tmp_path: Path, argv: list[str]) -
     option = argv[1].partition("=")[0]
     assert done.stderr == (
         f"conntrack-textfile: {option}: cannot read {fifo}: it is not a regular file "
-        "(see conntrack-textfile --help)\n"
+        f"(see conntrack-textfile {argv[0]} --help)\n"
     )
     assert (done.returncode, done.stdout, file.exists()) == (2, "", False)
 

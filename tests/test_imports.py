@@ -21,17 +21,20 @@ LAYERS = [
     line.split()
     for line in """
         __init__ kernel.__init__ web.__init__
-        errors tally units protocols files
-        logs textfile names activation
+        errors tally units protocols files processes
+        node_exporter
+        logs textfile names
         networks services reload state
         filters
         labels
         plan
-        aggregate hosts
+        aggregate hosts values
+        namefiles
         options counters merge talkers
         kernel.uapi kernel.procfs
         kernel.namespace
         kernel.sysctl kernel.netlink kernel.nat kernel.events
+        activation
         kernel.grouping
         kernel.procfile kernel.ctnetlink
         kernel.ledger kernel.statistics
@@ -40,15 +43,17 @@ LAYERS = [
         kernel.tracker
         kernel.source
         kernel.table
+        kernel.listener
         snapshot
         families tables gaps
         counting
         collector
         exposition columns terminal
         top
+        watch
         web.body web.sockets web.limiter web.request web.sdnotify web.throttle web.yamlfile
         web.metrics web.markup web.history web.query
-        web.cards web.chart
+        web.cards web.chart web.overview
         web.page
         web.tls web.passwords
         web.config web.refresh web.process
@@ -62,15 +67,17 @@ LAYERS = [
 
 # Nothing between the two ends knows them. All other modules at the top do so only by these.
 TO_THE_ENDS = {
+    "activation": "kernel.events kernel.namespace",
     "snapshot": "kernel.events kernel.sysctl",
     "tables": "kernel.grouping kernel.namespace kernel.table",
-    "counting": "kernel.engine kernel.events kernel.namespace kernel.table kernel.tracker",
-    "collector": "kernel.engine kernel.sysctl",
+    "counting": "kernel.engine kernel.events kernel.listener kernel.namespace kernel.table "
+    "kernel.tracker",
+    "collector": "kernel.engine kernel.listener kernel.source kernel.sysctl",
+    "watch": "kernel.engine kernel.events kernel.listener",
     "check": "kernel.engine kernel.events kernel.namespace kernel.netlink kernel.procfs "
     "kernel.source kernel.sysctl web.config web.sockets",
-    "cli": "kernel.engine kernel.events kernel.namespace kernel.source kernel.sysctl kernel.table "
-    "web.application web.config web.history web.http web.limiter web.process web.refresh "
-    "web.sockets",
+    "cli": "kernel.engine kernel.listener kernel.sysctl web.application web.config web.history "
+    "web.http web.limiter web.process web.refresh web.sockets",
 }
 
 

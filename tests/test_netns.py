@@ -852,7 +852,7 @@ def test_a_socket_without_destroy_events_is_not_used_for_events(host: Host) -> N
     found = program(
         host,
         """
-from conntrack_textfile import cli
+from conntrack_textfile import activation
 for at, groups in enumerate((1, 4, 0, 0)):
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
     sock.bind((0, groups))
@@ -861,9 +861,9 @@ for at, groups in enumerate((1, 4, 0, 0)):
     os.dup2(100 + at, 3 + at)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="4",
     LISTEN_FDNAMES=":".join(["netns=blue"] * 4))
-handed = cli._passed_sockets()
-print(json.dumps([[sock.fileno() for sock in handed.events.values()],
-    [sock.fileno() for sock in handed.dumps["blue"]], list(handed.events), handed.listeners]))
+passed = activation.take()
+print(json.dumps([[sock.fileno() for sock in passed.events.values()],
+    [sock.fileno() for sock in passed.dumps["blue"]], list(passed.events), passed.listeners]))
 """,
     )
     assert found == [[4], [5, 6], ["blue"], []]
@@ -874,15 +874,15 @@ def test_an_event_socket_of_a_deleted_namespace_is_not_used_for_its_successor(ho
     found = program(
         host,
         """
-from conntrack_textfile import cli
+from conntrack_textfile.kernel.listener import listener
 add()
-handed = cli._PassedSockets()
-handed.events["blue"] = Namespace("/run/netns/blue").run(lambda: events.listen(1 << 22))
+passed = {}
+passed["blue"] = Namespace("/run/netns/blue").run(lambda: events.listen(1 << 22))
 ip("netns", "del", "blue")
 add()
 opts = options.parse(["serve", "--netns=blue"])
 one = Collector(opts, make(opts.plan))
-one.start_counting(cli._listener(handed, 1 << 22, None))
+one.start_counting(listener(passed, 1 << 22, None))
 one.take()
 talk(1)
 print(json.dumps(one.take().parts["blue"].traffic.totals["received"]))

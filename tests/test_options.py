@@ -15,12 +15,28 @@ from conntrack_textfile.errors import UsageError
 from conntrack_textfile.filters import Filter, Mark
 from conntrack_textfile.labels import ROWS
 from conntrack_textfile.networks import Network, Prefix
-from conntrack_textfile.options import Address, Options, parse, usage, watch_names
+from conntrack_textfile.options import _ROWS, Options, parse, usage
 from conntrack_textfile.options import described as options_of
-from conntrack_textfile.plan import Plan
+from conntrack_textfile.plan import NameFiles, Plan
 from conntrack_textfile.services import SERVICES
+from conntrack_textfile.values import Address
 
 COMMANDS = ("write", "serve", "top", "check")
+
+
+def test_every_option_of_the_usage_text_has_a_row() -> None:
+    named = {option.names[-1] for command in COMMANDS for option in options_of(command)}
+    assert {*_ROWS} == named - {"--help", "--version"} | {"FILE"}
+
+
+def test_values_of_a_repeated_option_are_kept_in_order(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(f"192.0.2.1 {name}\n")
+    files = tuple(f"{tmp_path}/{name}" for name in "aba")
+    options = parse(["write", *[f"--hosts.file={file}" for file in files]])
+    assert options.names.hosts == files
+    assert list(options.plan.hosts.values()) == ["a"]  # the last one wins
+    assert parse(["write", "--netns=a", "--netns=b", "--netns=a"]).netns == ("a", "b")
 
 
 def test_the_defaults_of_every_command() -> None:
@@ -122,9 +138,7 @@ def test_every_command_accepts_the_common_options(
         log_level="debug",
         log_format="json",
         families=("traffic",),
-        networks_file="NETWORKS",
-        services_file="SERVICES",
-        hosts_files=("HOSTS", "LEASES"),
+        names=NameFiles("NETWORKS", "SERVICES", ("HOSTS", "LEASES")),
         names_until=4102444800,
     )
     group = grp.getgrgid(0)
@@ -589,30 +603,3 @@ def test_modes_are_octal(text: str, mode: int) -> None:
 )
 def test_masks_of_marks(text: str, mask: int) -> None:
     assert parse(["write", f"--aggregate.mark-mask={text}"]).plan.mark_mask == mask
-
-
-def test_names_expire_with_their_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    leases = tmp_path / "leases"
-    leases.write_text("100 02:00 192.0.2.1 laptop *\n200 02:00 192.0.2.2 tv *\n")
-    one, two = bytes([192, 0, 2, 1]), bytes([192, 0, 2, 2])
-    now = 50.0
-    monkeypatch.setattr("time.time", lambda: now)
-    plans = watch_names(parse(["serve", f"--hosts.file={leases}"]))
-    first = plans.current()
-    assert first.hosts == {one: "laptop", two: "tv"}
-    now = 99.0
-    assert plans.current() is first
-    now = 100.0
-    assert plans.current().hosts == {two: "tv"}
-    now = 200.0
-    assert plans.current().hosts == {}
-    # Renewed leases of the same names are the same plan: nothing has to begin anew.
-    leases.write_text("300 02:00 192.0.2.1 laptop *\n300 02:00 192.0.2.2 tv *\n#\n")
-    renewed = plans.current()
-    assert renewed == first
-    leases.write_text("400 02:00 192.0.2.2 tv *\n400 02:00 192.0.2.1 laptop *\n# \n")
-    assert plans.current() is renewed
-    now = 300.0
-    assert plans.current() is renewed
-    now = 400.0
-    assert plans.current().hosts == {}

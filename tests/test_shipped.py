@@ -15,6 +15,7 @@ import yaml
 
 from conntrack_textfile import families, options
 from conntrack_textfile.labels import LABELS
+from conntrack_textfile.values import Address
 from tests.conftest import need
 
 ROOT = Path(__file__).parent.parent
@@ -75,7 +76,7 @@ def test_the_command_lines_of_the_units_are_valid() -> None:
     served = options.parse(command("conntrack-exporter.service"))
     assert served.command == "serve"
     assert served.systemd_socket
-    assert served.listen == (options.Address("127.0.0.1", 9095),)
+    assert served.listen == (Address("127.0.0.1", 9095),)
 
 
 def test_the_settings_document_the_defaults_of_the_units() -> None:

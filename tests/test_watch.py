@@ -31,14 +31,14 @@ KEY = {label: key for key, label in LABEL_KEYS.items()}
 # Each is printed: its first three rows as shown, its totals, and the traffic of all rows.
 PROGRAM = """
 import json, sys
-from conntrack_textfile import cli, options, top
+from conntrack_textfile import options, top, watch
 from conntrack_textfile.collector import Collector
 from conntrack_textfile.kernel.engine import make
 
 opts = options.parse(["top", "--watch", "--aggregate.by=src,dport", *sys.argv[1:]])
 plan = opts.plan
 collector = Collector(opts, make(plan), lambda: plan)
-cli._measure(opts, collector)
+watch.measure(collector)
 for line in sys.stdin:
     if line == "l\\n":
         plan = plan._replace(labels=("src", "l4protocol"))

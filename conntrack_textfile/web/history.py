@@ -66,7 +66,7 @@ class GroupTraffic(NamedTuple):
             return self.parts[0]
         sums: dict[Group, list[int]] = {}
         for part in self.parts:
-            for group, row in zip(part.groups, zip(*part.columns, strict=True), strict=True):
+            for group, row in part.pairs():
                 add(sums, group, row)
         return _rows(sums)
 
@@ -102,14 +102,13 @@ class History:
             self._part_began = now
         else:
             assert snapshot.live is not None
-            totals = Sums(*map(sum, rows.columns))
+            totals = rows.totals
             interval = GroupTraffic((_packed(rows),), now - self._at)
-            for group, row in zip(rows.groups, zip(*rows.columns, strict=True), strict=True):
+            for group, row in rows.pairs():
                 add(self._sums, group, row)
             kept = bounded(snapshot.live.labels, _rows(self._sums), _PART_GROUPS)
             if len(kept.groups) < len(self._sums):
-                columns = zip(*kept.columns, strict=True)
-                self._sums = dict(zip(kept.groups, map(list, columns), strict=True))
+                self._sums = {group: list(row) for group, row in kept.pairs()}
         self._add_point(snapshot, totals, interval.seconds if interval else 0.0, now)
         self._at = now
         if now - self._part_began >= _PART_SECONDS:
@@ -176,7 +175,7 @@ def bounded(labels: Sequence[str], rows: Rows, most: int = GROUPS) -> Rows:
     """
     if len(rows.groups) <= most:
         return rows
-    pairs = zip(rows.groups, zip(*rows.columns, strict=True), strict=True)
+    pairs = rows.pairs()
     kept, others = _largest(list(pairs), most // 2)
     by_source: dict[Group, list[int]] = {}
     for group, row in others:
@@ -221,8 +220,7 @@ def compact(live: Aggregate, traffic: Traffic | None) -> Rows:
 
 
 def _rows(sums: dict[Group, list[int]] | dict[Group, tuple[int, ...]]) -> Rows:
-    columns = tuple(zip(*sums.values(), strict=True)) or ((),) * len(Sums._fields)
-    return _packed(Rows(list(sums), columns))
+    return _packed(Rows.of(sums))
 
 
 def _packed(rows: Rows) -> Rows:

@@ -1,4 +1,4 @@
-"""The page: the last snapshot and the last hour, rendered as one HTML document.
+"""The page: an overview of the last snapshot and the last hour as one HTML document.
 
 It has no scripts and loads nothing, so that it works under the strictest
 Content-Security-Policy. Such a policy forbids style attributes: bars and charts are
@@ -17,88 +17,40 @@ from string import Template
 from typing import TYPE_CHECKING, NamedTuple
 
 from conntrack_textfile import __version__
-from conntrack_textfile.aggregate import MEASURES, PROTOCOLS, Ranking, measure, rank
-from conntrack_textfile.gaps import NO_RATES, gaps
+from conntrack_textfile.aggregate import MEASURES, measure
+from conntrack_textfile.gaps import NO_RATES
 from conntrack_textfile.labels import BY_NAME
-from conntrack_textfile.plan import OTHER
-from conntrack_textfile.tally import Rows, Sums, add
+from conntrack_textfile.tally import Sums, lacks_counters
 from conntrack_textfile.units import binary, decimal, per_second, percent
 from conntrack_textfile.web import cards, chart
 from conntrack_textfile.web.cards import Number
 from conntrack_textfile.web.chart import Line, Span, Times
-from conntrack_textfile.web.history import GroupTraffic, compact
 from conntrack_textfile.web.markup import element, fill
+from conntrack_textfile.web.overview import ROWS, is_overflow
 from conntrack_textfile.web.query import BY, Query
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from xml.etree.ElementTree import Element
 
+    from conntrack_textfile.aggregate import Ranking
     from conntrack_textfile.snapshot import Snapshot
-    from conntrack_textfile.tally import Egress, Group, Nat
-    from conntrack_textfile.web.history import Past, Points
+    from conntrack_textfile.web.history import Points
+    from conntrack_textfile.web.overview import Overview, RankedView
 
-_ROWS = 10
-PORTS = 64512  # source ports of an address by default: 1024-65535
-_PROTOCOLS = 256  # an 8-bit number: all of them
+_PORTS = 64512  # source ports of an address by default: 1024-65535
 
-_TITLES = {
-    "netns": "Network namespaces",
-    "src": "Sources",
-    "dst": "Destinations",
-    "l7protocol": "Services",
-    "dport": "Ports",
-    "zone": "Zones",
-    "mark": "Marks",
-    "egress": "Egress addresses",
-    "backend": "Backends",
-}
-# The sources at the top of the page: title, and the view that the row is of.
-_QUESTIONS = (
+# The cards of top sources: title, and the numbers (query.BY) and measure of the ranking.
+_TOP_SOURCES = (
     ("Bandwidth now", "rate", "bytes"),
     ("Traffic of the last {}", "hour", "bytes"),
     ("New connections now", "rate", "connections"),
 )
-_ANSWERS = 5
 _LINKS = {"rate": "rate now", "hour": "last hour", "live": "live connections"}
 _OF = {"hour": "the last hour", "live": "live connections"}
 _WHEN = {"rate": "in the last interval", "hour": "in the last hour", "live": "now"}
 _SENT = "the original direction, from the source of a connection"
 _REPLY = "the reply direction, to the source of a connection"
-
-
-class RankedView(NamedTuple):
-    """The rankings of one view."""
-
-    by: str  # of query.BY
-    seconds: float  # length of the interval or the hour so far; 0 for live connections
-    totals: Sums
-    folded: bool  # whether there is an overflow series ("other")
-    rankings: list[Ranking]
-
-
-class NatOverview(NamedTuple):
-    """Translated connections: egress addresses and destinations with the most ports in use."""
-
-    egress: list[Egress]
-    more: int  # further egress addresses
-    destinations: list[tuple[str, str, str, str, int]]  # egress, protocol, dst, dport, ports
-
-
-class Overview(NamedTuple):
-    """What the page keeps of a snapshot, prepared once for all views."""
-
-    warnings: Mapping[str, str]  # by kind, as Snapshot.warnings
-    gaps: list[str]  # traffic that its rates lack
-    totals: tuple[tuple[str, str], ...]  # names and texts
-    counts: tuple[tuple[str, list[tuple[str, int]]], ...]  # a title, and rows
-    nat: NatOverview | None  # None without translated connections
-    labels: tuple[str, ...]
-    keys: int  # live groups before the limit
-    connections: int
-    tables: dict[str, GroupTraffic]  # by those of query.BY that are available
-    past: Past
-    cache: dict[tuple[str, ...], RankedView]  # unfiltered views, once requested
 
 
 class State(NamedTuple):
@@ -118,62 +70,6 @@ class _View(NamedTuple):
     query: Query
     state: State
     clock: float  # Unix time
-
-
-def overview(snapshot: Snapshot, past: Past) -> Overview:
-    """Return what the page needs of a good snapshot, without its groups and counters."""
-    live = snapshot.live
-    assert live is not None
-    totals = live.totals
-    folded = live.folded
-    rows = compact(live, snapshot.traffic)
-    protocols: list[tuple[tuple[str, ...], Sums]] = []
-    if "l4protocol" in live.labels:
-        (ranking,) = rank(live.labels, rows, [("l4protocol",)], "connections", _PROTOCOLS)
-        protocols = ranking.rows
-    tables = {"rate": past.interval, "hour": past.hour, "live": GroupTraffic((rows,), 0.0)}
-    warnings = snapshot.warnings
-    warnings.pop("folded", None)  # it limits series, and the number of keys says it
-    known = not _is_unknown(totals)
-    return Overview(
-        warnings=warnings,
-        gaps=[gap.long for gap in gaps(snapshot, past.ended_unseen)],
-        totals=(
-            ("Connections", f"{totals.connections:,}"),
-            ("Sent", binary(totals.sent_bytes) if known else "unknown"),
-            ("Reply", binary(totals.reply_bytes) if known else "unknown"),
-            ("Keys", f"{live.keys:,}" + (f", {folded:,} folded" if folded else "")),
-            *([("Filtered", f"{live.filtered:,}")] if live.filtered else []),
-            *([("Malformed", f"{live.malformed:,}")] if live.malformed else []),
-            *([("Uncounted", f"{live.uncounted:,}")] if live.uncounted else []),
-        ),
-        counts=(
-            (
-                "Connections by protocol",
-                _sorted({name: sums.connections for (name,), sums in protocols}),
-            ),
-            ("Connections by state", _sorted(_summed(live.states))),
-            ("Connections by flag", _sorted(_summed(live.flags))),
-        ),
-        nat=_nat_overview(live.nat) if live.nat and live.nat.egress else None,
-        labels=live.labels,
-        keys=live.keys,
-        connections=totals.connections,
-        tables={by: carried for by, carried in tables.items() if carried is not None},
-        past=past,
-        cache={},
-    )
-
-
-def _nat_overview(nat: Nat) -> NatOverview:
-    egress = sorted(nat.egress, key=lambda row: (-row.ports, -row.connections))
-    towards = [
-        (row.address, row.l4protocol, *destination)
-        for row in egress
-        for destination in row.destinations
-    ]
-    towards.sort(key=lambda row: -row[-1])
-    return NatOverview(egress[:_ROWS], max(0, len(egress) - _ROWS), towards[:_ROWS])
 
 
 def render(
@@ -284,9 +180,9 @@ def _charts(view: _View) -> Iterable[Element]:
     if any(points.seconds):
         now: list[float | None] = [None] * len(Sums._fields)
         if fresh and interval is not None:
-            totals = Sums(*map(sum, interval.rows.columns))
+            totals = interval.rows.totals
             now = [
-                None if n and _is_unknown(totals) else total / interval.seconds
+                None if n and lacks_counters(totals) else total / interval.seconds
                 for n, total in enumerate(totals)
             ]
         opened, _, sent, _, reply = now
@@ -331,27 +227,27 @@ def _levels(points: Points, series: Sequence[float], longest: float) -> list[Spa
     return spans
 
 
-def _questions(view: _View) -> Iterable[Element]:
+def _top_sources(view: _View) -> Iterable[Element]:
     """Who uses the bandwidth, who did in the last hour, who opens most connections."""
     overview = view.overview
     if view.query != Query() or not view.state.fresh or "src" not in overview.labels:
         return
     shown = []
-    for title, by, sort in _QUESTIONS:
+    for title, by, sort in _TOP_SOURCES:
         if by not in overview.tables:
             continue
         query = Query(by, sort)
-        ranked = _top_sources(overview, by, sort)
+        ranked = overview.top_sources(by, sort)
         (ranking,) = ranked.rankings
         size = MEASURES[sort]
         rows: list[tuple[Element | str, str, int]] = []
         for (source,), sums in ranking.rows:
             if not size(sums):
                 continue
-            rest = ranked.folded and _is_rest(ranking.labels, (source,))
+            overflow = ranked.folded and is_overflow(ranking.labels, (source,))
             rows.append(
                 (
-                    source if rest else _link("src", source, query),
+                    source if overflow else _link("src", source, query),
                     _amount(size(sums), sort, ranked),
                     size(sums),
                 )
@@ -378,12 +274,12 @@ def _tables(view: _View) -> Iterable[Element]:
         return
     query, overview = view.query, view.overview
     by = query.by if query.by in overview.tables else next(b for b in BY if b in overview.tables)
-    ranked = _ranked(overview, by, query)
-    yield _choice(view, ranked)
+    ranked = overview.ranked(by, query)
+    yield _navigation(view, ranked)
     for note in _notes(view, ranked):
         yield element("p", note, class_="note wide")
     if query.matchers:
-        yield _only(query, ranked)
+        yield _selection(query, ranked)
     tables = []
     for ranking in ranked.rankings:
         if ranking.rows:
@@ -393,7 +289,7 @@ def _tables(view: _View) -> Iterable[Element]:
     yield element("div", *tables, class_="tables wide")
 
 
-def _choice(view: _View, ranked: RankedView) -> Element:
+def _navigation(view: _View, ranked: RankedView) -> Element:
     """Return links that change the numbers or the order."""
     query = view.query
     sort = measure(query.sort, ranked.totals) if any(ranked.totals) else query.sort
@@ -419,11 +315,11 @@ def _choice(view: _View, ranked: RankedView) -> Element:
 def _notes(view: _View, ranked: RankedView) -> Iterable[str]:
     """Notes on why numbers are not those requested, or incomplete."""
     by, sort = ranked.by, view.query.sort
-    carried = view.overview.tables[by]
+    traffic = view.overview.tables[by]
     if "rate" not in view.overview.tables:
         yield _no_rates(view) + ("" if by == view.query.by else f" These are of {_OF[by]}.")
     if by == "hour":
-        yield f"Counted for {_duration(carried.seconds)}."
+        yield f"Counted for {_duration(traffic.seconds)}."
     if by != "live":
         yield from map(_sentence, view.overview.gaps)
     if any(ranked.totals) and measure(sort, ranked.totals) != sort:
@@ -432,7 +328,7 @@ def _notes(view: _View, ranked: RankedView) -> Iterable[str]:
         return
     if by != "live" and not any(ranked.totals):
         yield f"No traffic {_WHEN[by]}."
-    if by == "live" and view.overview.connections and not any(p.groups for p in carried.parts):
+    if by == "live" and view.overview.connections and not any(p.groups for p in traffic.parts):
         yield "Live connections by key are not collected: --collector.families=live,traffic does."
 
 
@@ -452,75 +348,6 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes else f"{seconds:.0f} s"
 
 
-def _ranked(overview: Overview, by: str, query: Query) -> RankedView:
-    """Return the rankings of a view. Those of unfiltered views are cached."""
-    if query.matchers:
-        return _rank(overview, by, query)
-    ranked = overview.cache.get((by, query.sort))
-    if ranked is None:
-        ranked = overview.cache[by, query.sort] = _rank(overview, by, query)
-    return ranked
-
-
-def _top_sources(overview: Overview, by: str, sort: str) -> RankedView:
-    """Return the ranking of sources alone: that of all labels takes several times as long."""
-    key = ("src", by, sort)
-    ranked = overview.cache.get(key)
-    if ranked is None:
-        at, traffic = overview.labels.index("src"), overview.tables[by]
-        sums: dict[Group, list[int]] = {}
-        for part in traffic.parts:
-            for group, row in zip(part.groups, zip(*part.columns, strict=True), strict=True):
-                add(sums, (group[at],), row)
-        rows = Rows(list(sums), tuple(zip(*sums.values(), strict=True)) or ((),) * 5)
-        totals = Sums(*map(sum, rows.columns))
-        rankings = rank(("src",), rows, [("src",)], measure(sort, totals), _ANSWERS)
-        ranked = RankedView(by, traffic.seconds, totals, (OTHER,) in sums, rankings)
-        overview.cache[key] = ranked
-    return ranked
-
-
-def _rank(overview: Overview, by: str, query: Query) -> RankedView:
-    labels, carried = overview.labels, overview.tables[by]
-    at = [(labels.index(label), value) for label, value in query.matchers]
-    if at:
-        carried = carried._replace(parts=tuple([_select(part, at) for part in carried.parts]))
-    rows = carried.rows
-    totals = Sums(*map(sum, rows.columns))
-    fixed = {label for label, _ in query.matchers}
-    wanted: list[tuple[str, ...]] = [
-        (label,) for label in labels if _has_table(label, labels) and label not in fixed
-    ]
-    rest = tuple([label for label in labels if label not in fixed])
-    if len(rest) > 1:
-        wanted.append(rest)
-    folded = any(_is_rest(labels, group) for group in rows.groups)
-    rankings = rank(labels, rows, wanted, measure(query.sort, totals), _ROWS)
-    return RankedView(by, carried.seconds, totals, folded, rankings)
-
-
-def _is_rest(labels: Sequence[str], group: Sequence[str]) -> bool:
-    """Whether the labels of a group are those of the overflow series."""
-    pairs = zip(labels, group, strict=True)
-    return all(value == OTHER for label, value in pairs if label not in PROTOCOLS)
-
-
-def _has_table(label: str, labels: Sequence[str]) -> bool:
-    """Whether a label gets a ranking: services imply ports, and protocols have a card."""
-    return label not in PROTOCOLS and not (label == "dport" and "l7protocol" in labels)
-
-
-def _select(rows: Rows, at: list[tuple[int, str]]) -> Rows:
-    """Return the rows with these label values, given by the index of each label."""
-    chosen: Iterable[int] = range(len(rows.groups))
-    for i, value in at:
-        chosen = [n for n in chosen if rows.groups[n][i] == value]
-    return Rows(
-        [rows.groups[n] for n in chosen],
-        tuple([[column[n] for n in chosen] for column in rows.columns]),
-    )
-
-
 def _count(ranking: Ranking, ranked: RankedView, live: Overview | None) -> str:
     """Return ", 10 of 123". Of folded groups only the number of whole keys is known."""
     shown = len(ranking.rows)
@@ -533,12 +360,11 @@ def _count(ranking: Ranking, ranked: RankedView, live: Overview | None) -> str:
     return f", {shown} of " + (f"at least {known - 1:,}" if ranked.folded else f"{known:,}")
 
 
-def _only(query: Query, ranked: RankedView) -> Element:
+def _selection(query: Query, ranked: RankedView) -> Element:
     """Return a card with the matchers of the view, links that remove them, and the sums."""
     items = []
     for label, value in query.matchers:
-        all_of = f"all {_TITLES.get(label, 'values').lower()}"
-        out = element("a", all_of, href=query.without(label).link())
+        out = element("a", f"all {BY_NAME[label].plural}", href=query.without(label).link())
         name = element("strong", value or "none")
         items.append(
             element("div", element("dt", BY_NAME[label].title), element("dd", name, " ", out))
@@ -566,7 +392,7 @@ def _numbers(sort: str, sums: Sums, ranked: RankedView) -> list[Number]:
     def size(number: int) -> str:
         return decimal(8 * number / seconds, "bit/s") if by == "rate" else binary(number)
 
-    unknown = _is_unknown(sums)
+    unknown = lacks_counters(sums)
     exact_opened = f"{sums.connections:,} connections{over}"
     columns = [Number(opened, count(sums.connections), exact_opened, "connections")]
     if any(ranked.totals[1:]):
@@ -592,33 +418,28 @@ def _numbers(sort: str, sums: Sums, ranked: RankedView) -> list[Number]:
     return columns
 
 
-def _is_unknown(sums: Sums) -> bool:
-    """Whether no connection has counters: with counters each has at least one packet."""
-    return sums.connections > 0 and not any(sums[1:])
-
-
 def _ranking(ranking: Ranking, query: Query, ranked: RankedView, count: str) -> Element:
     size = MEASURES[ranking.by]
     most = size(ranking.rows[0][1])
     rows = []
     for values, sums in ranking.rows:
-        rest = ranked.folded and _is_rest(ranking.labels, values)
+        overflow = ranked.folded and is_overflow(ranking.labels, values)
         cells = [
-            _name(label, value, query, alone=len(values) == 1, rest=rest)
+            _name(label, value, query, alone=len(values) == 1, overflow=overflow)
             for label, value in zip(ranking.labels, values, strict=True)
         ]
         numbers = _numbers(ranking.by, sums, ranked)
         rows.append(cards.Row(values, cells, numbers, cards.bar(size(sums), most)))
     whole = len(ranking.labels) > 1
-    title = "Keys" if whole else _TITLES.get(ranking.labels[0], BY_NAME[ranking.labels[0]].title)
+    title = "Keys" if whole else BY_NAME[ranking.labels[0]].plural.capitalize()
     heads = [BY_NAME[label].title for label in ranking.labels]
     return cards.card(f"{title} by {ranking.by}{count}", heads, rows, wide=whole)
 
 
-def _name(label: str, value: str, query: Query, *, alone: bool, rest: bool) -> Element:
+def _name(label: str, value: str, query: Query, *, alone: bool, overflow: bool) -> Element:
     """Return a cell that links to the view of its value. The overflow series has none."""
     content: Element | str = value
-    if not rest:
+    if not overflow:
         content = _link(label, value, query)
     return element("td", content, class_="name only" if alone else "name")
 
@@ -648,16 +469,16 @@ def _nat(view: _View) -> Iterable[Element]:
 
 def _ports(names: Sequence[str], ports: int, *others: tuple[str, int]) -> cards.Row:
     """Return a row with source ports in use, and other numbers before them."""
-    full = f"of the {PORTS:,} that an address has by default"
+    full = f"of the {_PORTS:,} that an address has by default"
     return cards.Row(
         names,
         [element("td", name, class_="name") for name in names],
         [
             *[Number(what, f"{number:,}", f"{number:,} {what}", what) for what, number in others],
             Number("ports", f"{ports:,}", f"{ports:,} source ports", "source ports in use"),
-            Number("used", percent(ports / PORTS), full, full),
+            Number("used", percent(ports / _PORTS), full, full),
         ],
-        cards.bar(ports, PORTS),
+        cards.bar(ports, _PORTS),
     )
 
 
@@ -669,7 +490,7 @@ def _fills(view: _View) -> Iterable[Element]:
     rows = [
         cards.Row(
             (name,),
-            [_name("netns", name, view.query, alone=True, rest=False)],
+            [_name("netns", name, view.query, alone=True, overflow=False)],
             [
                 Number("entries", f"{entries:,}", f"{entries:,} entries", "entries in the table"),
                 Number("limit", f"{limit:,}", f"{limit:,} entries", "entries that fit"),
@@ -677,9 +498,9 @@ def _fills(view: _View) -> Iterable[Element]:
             ],
             cards.bar(entries, limit),
         )
-        for name, entries, limit in fills[:_ROWS]
+        for name, entries, limit in fills[:ROWS]
     ]
-    of = f", {_ROWS} of {len(fills):,}" if len(fills) > _ROWS else ""
+    of = f", {ROWS} of {len(fills):,}" if len(fills) > ROWS else ""
     table = cards.card(f"Tables of network namespaces by usage{of}", ("netns",), rows, wide=True)
     yield element("div", table, class_="tables wide")
 
@@ -696,20 +517,7 @@ def _counts(view: _View) -> Iterable[Element]:
         yield element("div", *shown, class_="counts wide")
 
 
-def _summed(counts: dict[tuple[str, str, str], int]) -> dict[str, int]:
-    """Add up IPv4 and IPv6."""
-    sums: dict[str, int] = {}
-    for (_, protocol, word), number in counts.items():
-        sums[f"{protocol} {word}"] = sums.get(f"{protocol} {word}", 0) + number
-    return sums
-
-
-def _sorted(counts: dict[str, int]) -> list[tuple[str, int]]:
-    shown = [(word, number) for word, number in counts.items() if number]
-    return sorted(shown, key=lambda item: (-item[1], item[0]))
-
-
-_SECTIONS = (_questions, _charts, _tables, _fills, _nat, _counts)
+_SECTIONS = (_top_sources, _charts, _tables, _fills, _nat, _counts)
 
 _FILES = importlib.resources.files(__package__)
 _STYLE = (_FILES / "page.css").read_text("utf-8")

@@ -16,7 +16,7 @@ from conntrack_textfile import exposition
 from conntrack_textfile.labels import BY_NAME
 from conntrack_textfile.logs import LOG
 from conntrack_textfile.snapshot import resolved
-from conntrack_textfile.web import page, query
+from conntrack_textfile.web import overview, page, query
 from conntrack_textfile.web.body import EMPTY, Body
 from conntrack_textfile.web.history import History
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from conntrack_textfile.snapshot import Snapshot
-    from conntrack_textfile.web.page import Overview
+    from conntrack_textfile.web.overview import Overview
 
 # Intervals for which the last good snapshot is served after a failure.
 _MAX_AGE_INTERVALS = 3
@@ -106,8 +106,8 @@ class Refresher:
     def html(self, telemetry_path: str, query_string: str) -> tuple[bytes, str]:
         """Return the HTML page and its Content-Security-Policy. Raises QueryError."""
         state = self._state
-        overview = state.overview if state else None
-        view = query.parse(query_string, overview.labels if overview else BY_NAME)
+        shown = state.overview if state else None
+        view = query.parse(query_string, shown.labels if shown else BY_NAME)
         now = time.monotonic()
         fresh = state is not None and now <= state.expires
         snapshot = state.snapshot if state else None
@@ -115,7 +115,7 @@ class Refresher:
             snapshot = snapshot.failed
         readings = page.State(now, fresh, self._interval, self._cause)
         with self._rendering:
-            text = page.render(snapshot, overview, view, readings, telemetry_path)
+            text = page.render(snapshot, shown, view, readings, telemetry_path)
         return text, page.CONTENT_SECURITY_POLICY
 
     def ready(self) -> bool:
@@ -161,12 +161,12 @@ class Refresher:
         assert snapshot.duration is not None
         body = Body(exposition.render_connections(snapshot))
         now = time.monotonic()
-        overview = page.overview(snapshot, self._history.add(snapshot, now))
+        prepared = overview.prepare(snapshot, self._history.add(snapshot, now))
         # A snapshot can take longer than the interval.
         lifetime = _MAX_AGE_INTERVALS * max(self._interval, snapshot.duration)
         expires = now + lifetime
         status = snapshot._replace(live=None, traffic=None, interval=None)
-        self._state = _State(status, body, overview, expires)
+        self._state = _State(status, body, prepared, expires)
         if self._failures:
             LOG.info("reading the table works again, after %d failures", self._failures)
         self._failures = 0

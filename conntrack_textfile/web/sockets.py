@@ -5,12 +5,11 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from conntrack_textfile.errors import ListenError
-
-if TYPE_CHECKING:
-    from conntrack_textfile.options import Address
+from conntrack_textfile.logs import LOG
+from conntrack_textfile.values import Address
 
 # Connections that the kernel queues until accept(), at most net.core.somaxconn (4096
 # since Linux 5.4). It drops the SYN of others, which they repeat after a second.
@@ -63,6 +62,21 @@ def bind(address: Address) -> socket.socket:
 
 def _refused(address: Address, error: OSError) -> ListenError:
     return ListenError(f"cannot listen on {address}: {os.strerror(error.errno or 0)}")
+
+
+def log(listener: socket.socket, *, tls: bool, passwords: bool) -> None:
+    """Log the address of a listener; warn where it is open to the network without either."""
+    address = Address(*listener.getsockname()[:2])
+    LOG.info(
+        "listening on %s, %s TLS, %s passwords",
+        *(address, "with" if tls else "without", "with" if passwords else "without"),
+    )
+    if not (tls or passwords or is_loopback(listener)):
+        LOG.warning(
+            "whoever reaches %s sees who talks to whom: --web.config.file asks for TLS and "
+            "passwords, --web.listen-address=127.0.0.1:%d is for this host alone",
+            *(address, address.port),
+        )
 
 
 def is_loopback(listener: socket.socket) -> bool:

@@ -10,7 +10,7 @@ import urllib.request
 from typing import TYPE_CHECKING, NamedTuple
 
 from conntrack_textfile.labels import LABELS
-from conntrack_textfile.options import Address
+from conntrack_textfile.values import Address
 from conntrack_textfile.web import http, sockets
 from conntrack_textfile.web.application import Application
 from conntrack_textfile.web.query import parse

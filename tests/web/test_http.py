@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from conntrack_textfile.logs import LOG
-from conntrack_textfile.options import Address
+from conntrack_textfile.values import Address
 from conntrack_textfile.web import http as transport
 from conntrack_textfile.web import sockets
 from conntrack_textfile.web.body import EMPTY, Body

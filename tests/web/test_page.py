@@ -17,6 +17,7 @@ from conntrack_textfile.tally import Egress, Nat, Rows
 from conntrack_textfile.web import page
 from conntrack_textfile.web.application import Application
 from conntrack_textfile.web.history import History
+from conntrack_textfile.web.overview import Overview, prepare
 from conntrack_textfile.web.query import Query
 from conntrack_textfile.web.refresh import Refresher
 from tests.browser import browsing
@@ -42,7 +43,7 @@ KEYS = ("src", "dst", "l4protocol", "l7protocol")
 
 def render(
     shown: Snapshot | None,
-    overview: page.Overview | None = None,
+    overview: Overview | None = None,
     query: Query | None = None,
     telemetry_path: str = "/metrics",
     **more: Any,
@@ -51,17 +52,17 @@ def render(
     return page.render(shown, overview, query or Query(), state, telemetry_path).decode()
 
 
-def overview(live: Aggregate) -> page.Overview:
+def overview(live: Aggregate) -> Overview:
     """What there is to show of live connections alone."""
     return after(taken(live))
 
 
-def after(*snapshots: Snapshot) -> page.Overview:
+def after(*snapshots: Snapshot) -> Overview:
     """What there is to show after snapshots that were a minute apart, the last one now."""
     made = History()
     for n, snapshot in enumerate(snapshots, 1 - len(snapshots)):
         past = made.add(snapshot, NOW + 60 * n)
-    return page.overview(snapshots[-1], past)
+    return prepare(snapshots[-1], past)
 
 
 def snapshots(*steps: Series, labels: tuple[str, ...] = KEYS) -> list[Snapshot]:
@@ -244,7 +245,7 @@ def test_the_charts_of_levels_begin_with_those_of_rates() -> None:
     key = ("a", "b", "tcp", "x")
     first, last = snapshots({key: (1,) * 5}, {key: (2,) * 5})
     made.add(first, NOW - 6)
-    text = render(last, page.overview(last, made.add(last, NOW)))
+    text = render(last, prepare(last, made.add(last, NOW)))
     begun = re.findall(r'class="line line0" d="M([0-9.]+) [0-9.]+H([0-9.]+)', text)
     assert begun == [("540.0", "600.0")] * 4
 

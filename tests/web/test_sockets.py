@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from conntrack_textfile.errors import ListenError
-from conntrack_textfile.options import Address
+from conntrack_textfile.values import Address
 from conntrack_textfile.web import http as transport
 from conntrack_textfile.web import sockets
 from conntrack_textfile.web.body import EMPTY
