@@ -51,7 +51,8 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
   --collector.interval=SECONDS     Interval between snapshots [default: 60]
   --collector.event-buffer=BYTES   Receive buffer for events of ended
                                    connections, about 1,280 bytes each; the
-                                   kernel doubles the value [default: 33554432]
+                                   kernel doubles the value; 0 for no events
+                                   [default: 33554432]
   --state.file=FILE                Keep the counters over a restart in this
                                    file; without it they start at 0
   --web.listen-address=ADDR        HOST:PORT, [IPV6]:PORT, or :PORT for all
@@ -245,7 +246,7 @@ def _names(*commands: str) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row.names))
 
 
-_NO_COMMAND = "a command is missing: write, serve, top or check"
+_COMMANDS_ARE = "the commands are write, serve, top and check"
 
 _MAX_FILE_SIZE = 1 << 24  # characters
 _MAX_REASON_SIZE = 300  # characters
@@ -328,9 +329,11 @@ def parse(argv: list[str], version: Callable[[], str] = lambda: __version__) -> 
         texts = texts.replace(f"[default: {DEFAULT_ADDRESS}]", "")
     again = [f"[{name}={value}]..." for name, value in REPEATED.items() if _is_option(name, texts)]
     try:
+        # After -- a FILE may begin with -.
+        pattern = _COMMANDS[command][0].rstrip().replace("[FILE]", "[--] [FILE]")
         # docopt's time grows with the text: one command, without descriptions.
         given = docopt.docopt(
-            f"Usage:\n{_COMMANDS[command][0].rstrip()} {' '.join(again)}\n\nOptions:\n{texts}",
+            f"Usage:\n{pattern} {' '.join(again)}\n\nOptions:\n{texts}",
             argv,
             default_help=False,
         )
@@ -412,11 +415,12 @@ def _without_command(argv: list[str]) -> str:
     for word in _words(argv):
         name = word.partition("=")[0]
         if not word.startswith("-"):
-            return f"unexpected argument {word!r}{_suggestion(word, list(_COMMANDS))}"
+            meant = _suggestion(word, list(_COMMANDS)) or f": {_COMMANDS_ARE}"
+            return f"unexpected argument {word!r}{meant}"
         names = _names(*_COMMANDS)
         if not any(known.startswith(name) or word[:2] == known for known in names):
             return f"{name} is not an option{_suggestion(name, names)}"
-    return _NO_COMMAND
+    return f"a command is missing: {_COMMANDS_ARE}"
 
 
 def _suggestion(word: str, known: list[str]) -> str:
@@ -429,11 +433,17 @@ def _suggestion(word: str, known: list[str]) -> str:
 
 
 def _write(options: Options, given: docopt.ParsedOptions) -> Options:
+    file = _not_empty("FILE", "-" if given["FILE"] is None else given["FILE"])
+    state_file = _optional(given, "--state.file")
+    if state_file and file != "-":
+        of_state = map(os.path.realpath, (state_file, f"{state_file}.lock"))
+        if os.path.realpath(file) in of_state:
+            raise UsageError(f"FILE and --state.file are both {file}: name two files")
     return options._replace(
-        file=_not_empty("FILE", "-" if given["FILE"] is None else given["FILE"]),
+        file=file,
         file_mode=_mode(given, "--file.mode"),
         file_group=_group(given, "--file.group"),
-        state_file=_optional(given, "--state.file"),
+        state_file=state_file,
     )
 
 
@@ -447,7 +457,7 @@ def _serve(options: Options, given: docopt.ParsedOptions) -> Options:
     return options._replace(
         interval=_seconds(given, "--collector.interval"),
         state_file=_optional(given, "--state.file"),
-        event_buffer=_bytes(given, "--collector.event-buffer"),
+        event_buffer=_count(given, "--collector.event-buffer"),
         listen=tuple(map(_address, given["--web.listen-address"])),
         telemetry_path=_path(given, "--web.telemetry-path"),
         exporter_metrics=not given["--web.disable-exporter-metrics"],
@@ -637,26 +647,19 @@ def _optional(given: docopt.ParsedOptions, name: str) -> str:
     return "" if given[name] is None else _not_empty(name, given[name])
 
 
-def _bytes(given: docopt.ParsedOptions, name: str) -> int:
-    value = _count(given, name)
-    if value < 1 << 31:  # the kernel doubles it, in an int
-        return value
-    raise UsageError(f"{name} must be below 2147483648, not {value}")
-
-
 def _seconds(given: docopt.ParsedOptions, name: str) -> float:
     value = given[name]
     whole, point, part = value.partition(".")
     if _is_number(whole) and (_is_number(part) or not point) and float(value) > 0:
         return float(value)
-    raise UsageError(f"{name} must be a number of seconds above 0, not {value!r}")
+    raise UsageError(f"{name} must be above 0 and below 1000000000 seconds, not {value!r}")
 
 
 def _count(given: docopt.ParsedOptions, name: str) -> int:
     value = given[name]
     if _is_number(value):
         return int(value)
-    raise UsageError(f"{name} must be a whole number, 0 or more, not {value!r}")
+    raise UsageError(f"{name} must be a whole number, 0 to 999999999, not {value!r}")
 
 
 def _netns(given: docopt.ParsedOptions) -> tuple[str, ...]:
