@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 _ROWS = 10
 PORTS = 64512  # source ports of an address by default: 1024-65535
+_NEAR = 0.01  # of them: fewer in use towards a destination say nothing
 _PROTOCOLS = 256  # an 8-bit number: all of them
 
 _TITLES = {
@@ -82,7 +83,8 @@ class NatOverview(NamedTuple):
 
     egress: list[Egress]
     more: int  # further egress addresses
-    destinations: list[tuple[str, str, str, str, int]]  # egress, protocol, dst, dport, ports
+    # Egress, protocol, dst, dport, ports: of those with _NEAR of the ports or more.
+    destinations: list[tuple[str, str, str, str, int]]
 
 
 class Overview(NamedTuple):
@@ -171,6 +173,7 @@ def _nat_overview(nat: Nat) -> NatOverview:
         (row.address, row.l4protocol, *destination)
         for row in egress
         for destination in row.destinations
+        if destination[-1] >= _NEAR * PORTS
     ]
     towards.sort(key=lambda row: -row[-1])
     return NatOverview(egress[:_ROWS], max(0, len(egress) - _ROWS), towards[:_ROWS])
@@ -628,7 +631,7 @@ def _link(label: str, value: str, query: Query) -> Element:
 
 
 def _nat(view: _View) -> Iterable[Element]:
-    """Egress addresses, and the destinations towards which most source ports are in use."""
+    """Egress addresses, and the destinations towards which many source ports are in use."""
     nat = view.overview.nat
     if nat is None or not view.state.fresh or view.query.matchers:
         return
@@ -638,11 +641,12 @@ def _nat(view: _View) -> Iterable[Element]:
         for row in nat.egress
     ]
     title = f"NAT: egress addresses by ports towards one destination{of}"
-    shown = [cards.card(title, ("address", "l4"), egress, wide=False)]
+    shown = [cards.card(title, ("address", "l4"), egress, wide=not nat.destinations)]
     if nat.destinations:
         names = ("address", "l4", "destination", "port")
         rows = [_ports(row[:4], row[4]) for row in nat.destinations]
-        shown.append(cards.card("NAT: busiest destinations", names, rows, wide=False))
+        title = f"NAT: destinations with {_NEAR:.0%} of the ports or more in use"
+        shown.append(cards.card(title, names, rows, wide=False))
     yield element("div", *shown, class_="tables wide")
 
 
