@@ -44,7 +44,8 @@ LAYERS = [
         families tables gaps
         counting
         collector
-        exposition columns terminal
+        exposition columns
+        terminal
         top
         web.body web.sockets web.limiter web.request web.sdnotify web.throttle web.yamlfile
         web.metrics web.markup web.history web.query
