@@ -27,6 +27,7 @@ from conntrack_textfile.errors import (
     StateError,
     UsageError,
 )
+from conntrack_textfile.files import regular
 from conntrack_textfile.kernel import events, namespace, netlink, procfs, sysctl
 from conntrack_textfile.kernel.engine import make, slowness
 from conntrack_textfile.kernel.source import may_be_netlink
@@ -151,7 +152,8 @@ def _module(opts: Options) -> Iterator[_Found]:
 
 def _loaded(proc_root: str) -> set[str]:
     """Return the names of the loaded modules, without those built into the kernel."""
-    with contextlib.suppress(OSError), open(os.path.join(proc_root, "modules")) as file:
+    path = os.path.join(proc_root, "modules")
+    with contextlib.suppress(OSError, UnicodeDecodeError), open(path, opener=regular) as file:
         return {line.split()[0] for line in file if line.strip()}
     return set()
 

@@ -124,6 +124,9 @@ def test_module(root: Path) -> None:
     (root / "modules").write_text("nf_conntrack 1 0 - Live 0x0\n")
     assert one(where, name="module")[0] == "warn"
     (root / "modules").unlink()
+    os.mkfifo(root / "modules")  # nobody writes
+    assert one(where, name="module")[0] == "fail"
+    (root / "modules").unlink()
     shutil.rmtree(root / "sys")
     level, text = one(where, name="module")
     assert (level, text) == (
