@@ -310,15 +310,13 @@ def _top(opts: Options, engine: Engine) -> None:
     with contextlib.closing(collector):
         if opts.watch:
             _measure(opts, collector)
-        known: set[str] = set()
+        known: list[str] = []
         while True:
             began = time.monotonic()
             snapshot = collector.top(max(1, rows))
             notes = top.notes(snapshot) if opts.watch else list(snapshot.warnings.values())
-            for note in notes:
-                if note not in known:
-                    _log(opts).warning("%s", note)
-            known.update(notes)
+            for note in top.unlogged(notes, known):
+                _log(opts).warning("%s", note)
             lines = top.plain(snapshot, opts.limit.by, rows, watched=opts.watch)
             read = textfile.stream([("\n".join(lines) + "\n").encode()])
             if not opts.watch or not read:
