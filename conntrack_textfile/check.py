@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 _DEBIAN = "/var/lib/prometheus/node-exporter"
 _SYSTEMD = "/run/systemd/system"  # sd_booted(3)
 _SYSTEMCTL_SECONDS = 5
+_HOST = "host"  # --netns of the namespace of the process
 _FULL = 0.8  # as in prometheus/conntrack-alerts.yml
 _OLD_SECONDS = 600  # as in prometheus/conntrack-alerts.yml
 
@@ -97,9 +98,10 @@ def run(opts: Options) -> list[Result]:
 def _inside(check: _Check, opts: Options, path: str) -> list[_Found]:
     """Run a check in the network namespace at a path, "" for that of the process."""
     if path:
-        opts = opts._replace(
-            source="netlink"
-        )  # the proc file shows the namespace of the process only
+        # The proc file shows the namespace of the process only.
+        opts = opts._replace(source="netlink", netns=(path,))
+    elif opts.netns:
+        opts = opts._replace(netns=(_HOST,))
     try:
         return namespace.Namespace(path).run(lambda: list(check(opts)))
     except Exception as error:  # noqa: BLE001  # a check that crashes must not hide the others
@@ -180,7 +182,16 @@ def _setting(opts: Options, name: str, on: str, off: str) -> _Found:
     if value:
         return "ok", on
     what = "packets and bytes " if name == "nf_conntrack_acct" else ""
-    return "warn", f"{what}{off}: sysctl -w net.netfilter.{name}=1, and in /etc/sysctl.d"
+    return "warn", f"{what}{off}: {_remedy(opts, name, 1)}"
+
+
+def _remedy(opts: Options, name: str, value: int) -> str:
+    """Return how to change a setting, which is that of a network namespace."""
+    command = f"sysctl -w net.netfilter.{name}={value}"
+    if opts.netns in ((), (_HOST,)):
+        return f"{command}, and in /etc/sysctl.d"
+    # Without a name or a path: the text is one for all such namespaces.
+    return f"{command} in that namespace (ip netns exec, or nsenter --net)"
 
 
 def _source(opts: Options) -> Iterator[_Found]:
@@ -233,11 +244,8 @@ def _events(opts: Options) -> Iterator[_Found]:
         yield "warn", "the proc file gives no counters of traffic: --collector.source=netlink does"
         return
     if sysctl.number(opts.proc_root, "nf_conntrack_events") == 0:
-        text = (
-            "the kernel sends no events of ended connections: sysctl -w "
-            "net.netfilter.nf_conntrack_events=2"
-        )
-        yield "warn", text
+        remedy = _remedy(opts, "nf_conntrack_events", 2)
+        yield "warn", f"the kernel sends no events of ended connections: {remedy}"
         return
     others = None
     with contextlib.suppress(OSError):  # without /proc

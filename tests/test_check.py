@@ -567,8 +567,8 @@ def test_settings_and_tables_are_those_of_each_namespace() -> None:
             ("ok", f"{on}: packets and bytes are counted"),
             (
                 "warn",
-                f"{off}: packets and bytes are not counted: sysctl -w "
-                "net.netfilter.nf_conntrack_acct=1, and in /etc/sysctl.d",
+                f"{off}: packets and bytes are not counted: sysctl -w net.netfilter."
+                "nf_conntrack_acct=1 in that namespace (ip netns exec, or nsenter --net)",
             ),
         ]
         assert sorted(found(*argv, name="netns")) == [
