@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# Fails with one line where a Python is too old, in place of pages of pip.
+recent = $(1) -c 'import sys; v = sys.version_info[:2]; v >= (3, 10) or sys.exit("make: Python 3.10 or later is needed, and %s is %d.%d: PYTHON= names another" % ((sys.executable,) + v))'
+
 .PHONY: run test lint format bench fuzz asan generated man completion docs pythons clean
 
 # One snapshot to standard output: of the live table if this user can read it, otherwise
@@ -74,6 +77,7 @@ clean:
 include packaging/install.mk packaging/dist.mk
 
 .venv-run/.ready: packaging/constraints.txt
+	@$(call recent,$(PYTHON))
 	@echo "make: installing three packages into .venv-run, once" >&2
 	@$(PYTHON) -m venv .venv-run
 	@.venv-run/bin/pip install --quiet --disable-pip-version-check \
@@ -81,6 +85,7 @@ include packaging/install.mk packaging/dist.mk
 	@touch $@
 
 .venv/.ready: pyproject.toml $(wildcard conntrack_textfile/kernel/*.p[yx][xi])
+	@$(call recent,$(PYTHON))
 	@# Messages go to standard error: standard output is that of the program.
 	@echo "make: installing the development tools into .venv, once" >&2
 	@$(PYTHON) -m venv .venv

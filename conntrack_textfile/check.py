@@ -27,6 +27,7 @@ from conntrack_textfile.errors import (
     StateError,
     UsageError,
 )
+from conntrack_textfile.files import regular
 from conntrack_textfile.kernel import events, namespace, netlink, procfs, sysctl
 from conntrack_textfile.kernel.engine import make, slowness
 from conntrack_textfile.kernel.source import may_be_netlink
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 _SYSTEMD = "/run/systemd/system"  # sd_booted(3)
 _SYSTEMCTL_SECONDS = 5
+_HOST = "host"  # --netns of the namespace of the process
 _FULL = 0.8  # as in prometheus/conntrack-alerts.yml
 _OLD_SECONDS = 600  # as in prometheus/conntrack-alerts.yml
 
@@ -104,7 +106,9 @@ def _inside(check: _Check, opts: Options, path: str) -> list[_Found]:
     """Run a check in the network namespace at a path, "" for that of the process."""
     if path:
         # The proc file shows the namespace of the process only.
-        opts = opts._replace(source="netlink")
+        opts = opts._replace(source="netlink", netns=(path,))
+    elif opts.netns:
+        opts = opts._replace(netns=(_HOST,))
     try:
         return namespace.Namespace(path).run(lambda: list(check.run(opts)))
     except Exception as error:  # noqa: BLE001  # a check that crashes must not hide the others
@@ -157,7 +161,8 @@ def _module(opts: Options) -> Iterator[_Found]:
 
 def _loaded(proc_root: str) -> set[str]:
     """Return the names of the loaded modules, without those built into the kernel."""
-    with contextlib.suppress(OSError), open(os.path.join(proc_root, "modules")) as file:
+    path = os.path.join(proc_root, "modules")
+    with contextlib.suppress(OSError, UnicodeDecodeError), open(path, opener=regular) as file:
         return {line.split()[0] for line in file if line.strip()}
     return set()
 
@@ -184,7 +189,16 @@ def _setting(opts: Options, name: str, on: str, off: str) -> _Found:
     if value:
         return "ok", on
     what = "packets and bytes " if name == "nf_conntrack_acct" else ""
-    return "warn", f"{what}{off}: sysctl -w net.netfilter.{name}=1, and in /etc/sysctl.d"
+    return "warn", f"{what}{off}: {_remedy(opts, name, 1)}"
+
+
+def _remedy(opts: Options, name: str, value: int) -> str:
+    """Return how to change a setting, which is that of a network namespace."""
+    command = f"sysctl -w net.netfilter.{name}={value}"
+    if opts.netns in ((), (_HOST,)):
+        return f"{command}, and in /etc/sysctl.d"
+    # Without a name or a path: the text is one for all such namespaces.
+    return f"{command} in that namespace (ip netns exec, or nsenter --net)"
 
 
 def _source(opts: Options) -> Iterator[_Found]:
@@ -237,11 +251,8 @@ def _events(opts: Options) -> Iterator[_Found]:
         yield "warn", "the proc file gives no counters of traffic: --collector.source=netlink does"
         return
     if sysctl.number(opts.proc_root, "nf_conntrack_events") == 0:
-        text = (
-            "the kernel sends no events of ended connections: sysctl -w "
-            "net.netfilter.nf_conntrack_events=2"
-        )
-        yield "warn", text
+        remedy = _remedy(opts, "nf_conntrack_events", 2)
+        yield "warn", f"the kernel sends no events of ended connections: {remedy}"
         return
     others = None
     with contextlib.suppress(OSError):  # without /proc

@@ -215,7 +215,12 @@ def _counted_run(opts: Options, collector: Collector, passed: Passed) -> Iterato
     Raises StateError.
     """
     if "traffic" not in opts.families or not opts.state_file:
-        if opts.log_level == "debug":
+        if opts.families == ("traffic",):
+            _log(opts).warning(
+                "no series by key: without --state.file there are no counters, and "
+                "--collector.families=traffic omits the live connections"
+            )
+        elif opts.log_level == "debug":
             _log(opts).debug("no counters: they need --state.file")
         yield
         return

@@ -6,6 +6,7 @@ import re
 import unicodedata
 
 CUT = "…"
+CUT_ASCII = "~"  # for terminals without it
 _ADDRESS = re.compile(r"[0-9a-fA-F]*[:.][0-9a-fA-F:.]*(/[0-9]+)?")
 
 

@@ -5,6 +5,7 @@ A new option is a line of the usage text, a row of _ROWS and a field of Options.
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -49,7 +50,8 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
   --collector.interval=SECONDS     Interval between snapshots [default: 60]
   --collector.event-buffer=BYTES   Receive buffer for events of ended
                                    connections, about 1,280 bytes each; the
-                                   kernel doubles the value [default: 33554432]
+                                   kernel doubles the value; 0 for no events
+                                   [default: 33554432]
   --state.file=FILE                Keep the counters over a restart in this
                                    file; without it they start at 0
   --web.listen-address=ADDR        HOST:PORT, [IPV6]:PORT, or :PORT for all
@@ -234,6 +236,8 @@ def _names(*commands: str) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row.names))
 
 
+_COMMANDS_ARE = "the commands are write, serve, top and check"
+
 DEFAULT_ADDRESS = Address("", 9095)
 
 
@@ -294,7 +298,7 @@ _ROWS = {
     "--file.group": _Row("file_group", values.group),
     "--state.file": _Row("state_file", values.not_empty),
     "--collector.interval": _Row("interval", values.seconds),
-    "--collector.event-buffer": _Row("event_buffer", values.size),
+    "--collector.event-buffer": _Row("event_buffer", values.count),
     "--web.listen-address": _Row("listen", values.each(values.address), repeated=True),
     "--web.telemetry-path": _Row("telemetry_path", values.path),
     "--web.disable-exporter-metrics": _Row("exporter_metrics", values.inverse),
@@ -348,9 +352,11 @@ def parse(argv: list[str], version: Callable[[], str] = lambda: __version__) -> 
         texts = texts.replace(f"[default: {DEFAULT_ADDRESS}]", "")
     again = [f"[{name}=VALUE]..." for name in REPEATED if f"  {name}=" in texts]
     try:
+        # After -- a FILE may begin with -.
+        pattern = _COMMANDS[command][0].rstrip().replace("[FILE]", "[--] [FILE]")
         # docopt's time grows with the text: one command, without descriptions.
         given = docopt.docopt(
-            f"Usage:\n{_COMMANDS[command][0].rstrip()} {' '.join(again)}\n\nOptions:\n{texts}",
+            f"Usage:\n{pattern} {' '.join(again)}\n\nOptions:\n{texts}",
             argv,
             default_help=False,
         )
@@ -389,6 +395,13 @@ def _from(command: str, given: Mapping[str, Any]) -> Options:
             "--netns: the proc file shows the network namespace of the process only; "
             "others are read with --collector.source=netlink"
         )
+    state_files = (options.state_file, f"{options.state_file}.lock")
+    if (
+        options.state_file
+        and options.file != "-"
+        and os.path.realpath(options.file) in map(os.path.realpath, state_files)
+    ):
+        raise UsageError(f"FILE and --state.file are both {options.file}: name two files")
     return options
 
 
@@ -442,11 +455,12 @@ def _without_command(argv: list[str]) -> str:
     for word in _words(argv):
         name = word.partition("=")[0]
         if not word.startswith("-"):
-            return f"unexpected argument {word!r}{_suggestion(word, list(_COMMANDS))}"
+            meant = _suggestion(word, list(_COMMANDS)) or f": {_COMMANDS_ARE}"
+            return f"unexpected argument {word!r}{meant}"
         names = _names(*_COMMANDS)
         if not any(known.startswith(name) or word[:2] == known for known in names):
             return f"{name} is not an option{_suggestion(name, names)}"
-    return "a command is missing: write, serve, top or check"
+    return f"a command is missing: {_COMMANDS_ARE}"
 
 
 def _suggestion(word: str, known: list[str]) -> str:

@@ -181,6 +181,9 @@ def run(path: str) -> Iterator[Run]:
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
         fd = os.open(name, flags, 0o600)
+    except FileNotFoundError:
+        directory = os.path.dirname(path) or "."
+        raise StateError(f"cannot open {name}: there is no directory {directory}") from None
     except OSError as error:
         raise StateError(f"cannot open {name}: {textfile.reason(error)}") from None
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import locale
 import os
 import re
 import select
@@ -16,7 +17,7 @@ import socket
 import termios
 from typing import TYPE_CHECKING, Any
 
-from conntrack_textfile import textfile
+from conntrack_textfile import columns, textfile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,7 +118,7 @@ class Terminal:
         if self._stopped:
             self.enter()
         text = "\n".join(f"{line}\x1b[K" for line in lines)
-        return textfile.stream([f"\x1b[H{text}\x1b[J".encode()])
+        return textfile.stream([_encoded(f"\x1b[H{text}\x1b[J")])
 
     def keys(self, seconds: float) -> list[str] | None:
         """Wait for keys. Return them, [] on timeout or a signal, None once the terminal is gone."""
@@ -194,6 +195,17 @@ class Terminal:
     def _continue(self, *_: object) -> None:
         """Set up the terminal with the next frame, not here: a fatal signal may follow."""
         self._stopped = True
+
+
+def _encoded(text: str) -> bytes:
+    """Encode text in the character set of the locale (LC_CTYPE), which should be the terminal's."""
+    charset = locale.nl_langinfo(locale.CODESET)
+    try:
+        return text.encode(charset)
+    except UnicodeEncodeError:
+        return text.replace(columns.CUT, columns.CUT_ASCII).encode(charset, "replace")
+    except LookupError:  # not one of Python's
+        return text.encode(errors="replace")
 
 
 def _set(mode: list[Any]) -> None:

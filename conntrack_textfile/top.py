@@ -40,6 +40,7 @@ ENTER, ESCAPE, BACKSPACE, CLEAR = "\n", "\x1b", "\x7f", "\x15"
 # The last line; a narrow screen shows the first of them.
 _KEYS = ["q quit", "? help", "bpc sort", "/ filter", "1-9 labels", "space pause"]
 _MAX_TYPED = 500  # characters
+_KNOWN_NOTES = 100
 
 _GAP = "  "  # between columns
 _BETWEEN = "   "  # between parts of the summary
@@ -244,6 +245,16 @@ def notes(snapshot: Snapshot) -> list[str]:
     kinds = snapshot.warnings
     kinds.pop("counters", None)
     return [*kinds.values(), *(gap.long for gap in _gaps(snapshot))]
+
+
+def unlogged(these: list[str], known: list[str]) -> list[str]:
+    """Return the notes that are not among the known ones, and put these in front of them.
+
+    Notes name network namespaces, which come and go: only the last ones stay known.
+    """
+    new = [note for note in these if note not in known]
+    known[:] = list(dict.fromkeys([*these, *known]))[: max(_KNOWN_NOTES, len(these))]
+    return new
 
 
 def _gaps(snapshot: Snapshot) -> list[Gap]:

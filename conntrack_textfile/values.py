@@ -88,15 +88,7 @@ def count(name: str, value: str) -> int:
     """Return a whole number, 0 or more."""
     if _is_number(value):
         return int(value)
-    raise UsageError(f"{name} must be a whole number, 0 or more, not {value!r}")
-
-
-def size(name: str, value: str) -> int:
-    """Return the size of a receive buffer in bytes."""
-    number = count(name, value)
-    if number < 1 << 31:  # the kernel doubles it, in an int
-        return number
-    raise UsageError(f"{name} must be below 2147483648, not {number}")
+    raise UsageError(f"{name} must be a whole number, 0 to 999999999, not {value!r}")
 
 
 def seconds(name: str, value: str) -> float:
@@ -104,7 +96,7 @@ def seconds(name: str, value: str) -> float:
     whole, point, part = value.partition(".")
     if _is_number(whole) and (_is_number(part) or not point) and float(value) > 0:
         return float(value)
-    raise UsageError(f"{name} must be a number of seconds above 0, not {value!r}")
+    raise UsageError(f"{name} must be above 0 and below 1000000000 seconds, not {value!r}")
 
 
 def _is_number(text: str) -> bool:

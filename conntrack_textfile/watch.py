@@ -28,7 +28,7 @@ def lines(opts: Options, engine: Engine) -> None:
     rows = top.ROWS if opts.rows is None else opts.rows
     names = namefiles.watch(opts.names, opts.plan, opts.names_until)
     collector = Collector(opts, engine, names.current)
-    logged: set[str] = set()
+    logged: list[str] = []
     with contextlib.closing(collector):
         if opts.watch:
             measure(collector)
@@ -43,13 +43,11 @@ def lines(opts: Options, engine: Engine) -> None:
             time.sleep(max(0.0, began + opts.interval - time.monotonic()))
 
 
-def _log_notes(snapshot: Snapshot, logged: set[str], *, watched: bool) -> None:
+def _log_notes(snapshot: Snapshot, logged: list[str], *, watched: bool) -> None:
     """Log the notes on a snapshot that are not in logged, and add them to it."""
     notes = top.notes(snapshot) if watched else list(snapshot.warnings.values())
-    for note in notes:
-        if note not in logged:
-            LOG.warning("%s", note)
-    logged.update(notes)
+    for note in top.unlogged(notes, logged):
+        LOG.warning("%s", note)
 
 
 def interactive(opts: Options, engine: Engine) -> None:

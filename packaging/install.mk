@@ -42,6 +42,7 @@ site sdist wheels: export PIP_CONSTRAINT := $(CURDIR)/packaging/constraints.txt
 # The code and its dependencies, as unpacked wheels. #! lines of modules are removed: they
 # name an interpreter that may not exist.
 site:
+	@$(call recent,$(SYSTEM_PYTHON))
 	rm -rf build/site build/wheels
 	$(SYSTEM_PYTHON) -m venv --clear build/venv
 	$(VENV_PIP) wheel --quiet --wheel-dir build/wheels .

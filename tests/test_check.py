@@ -124,6 +124,9 @@ def test_module(root: Path) -> None:
     (root / "modules").write_text("nf_conntrack 1 0 - Live 0x0\n")
     assert one(where, name="module")[0] == "warn"
     (root / "modules").unlink()
+    os.mkfifo(root / "modules")  # nobody writes
+    assert one(where, name="module")[0] == "fail"
+    (root / "modules").unlink()
     shutil.rmtree(root / "sys")
     level, text = one(where, name="module")
     assert (level, text) == (
@@ -565,8 +568,8 @@ def test_settings_and_tables_are_those_of_each_namespace() -> None:
             ("ok", f"{on}: packets and bytes are counted"),
             (
                 "warn",
-                f"{off}: packets and bytes are not counted: sysctl -w "
-                "net.netfilter.nf_conntrack_acct=1, and in /etc/sysctl.d",
+                f"{off}: packets and bytes are not counted: sysctl -w net.netfilter."
+                "nf_conntrack_acct=1 in that namespace (ip netns exec, or nsenter --net)",
             ),
         ]
         assert sorted(found(*argv, name="netns")) == [

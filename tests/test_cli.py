@@ -449,3 +449,14 @@ def test_a_read_only_file_system_hints_at_the_unit(tmp_path: Path) -> None:
         assert (
             "Read-only file system (under systemd: name its directory in ReadWrite" in done.stderr
         )
+
+
+def test_families_that_need_a_state_file_say_so(tmp_path: Path) -> None:
+    silent = run("write", SAMPLE, "--collector.families=live")
+    assert silent.stderr == ""
+    done = run("write", SAMPLE, "--collector.families=traffic")
+    assert done.returncode == 0
+    assert done.stderr.count("\n") == 1
+    assert "no series by key: without --state.file there are no counters" in done.stderr
+    state = f"--state.file={tmp_path / 'state'}"
+    assert "--state.file" not in run("write", SAMPLE, "--collector.families=traffic", state).stderr

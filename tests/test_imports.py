@@ -48,7 +48,8 @@ LAYERS = [
         families tables gaps
         counting
         collector
-        exposition columns terminal
+        exposition columns
+        terminal
         top
         watch
         web.body web.sockets web.limiter web.request web.sdnotify web.throttle web.yamlfile

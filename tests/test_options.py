@@ -246,6 +246,13 @@ def test_a_value_is_not_taken_for_the_command(line: str, command: str, proc_root
     assert (options.command, options.proc_root) == (command, proc_root)
 
 
+@pytest.mark.parametrize("words", [["-x.prom"], ["x.prom"], ["-"], []])
+def test_two_dashes_end_the_options(words: list[str]) -> None:
+    for command in ("write", "check"):
+        default = "-" if command == "write" else ""
+        assert parse([command, "--limit.keys=5", "--", *words]).file == (words or [default])[0]
+
+
 def test_a_file_may_be_called_like_a_command() -> None:
     for name in COMMANDS:
         assert parse(["write", name]).file == name
@@ -418,6 +425,13 @@ def test_addresses(text: str, host: str, port: int) -> None:
         (["top", "-n"], "-n requires argument"),
         (["write", "--limit.keys=-1"], "--limit.keys"),
         (["write", "--limit.keys=many"], "--limit.keys"),
+        (["write", "--limit.keys=1000000000"], "a whole number, 0 to 999999999, not '1000000000'"),
+        (["serve", "--collector.interval=1000000000"], "above 0 and below 1000000000 seconds"),
+        (["write", "--state.file=a.prom", "a.prom"], "both a.prom: name two files"),
+        (["write", "--state.file=a", "./a.lock"], "both ./a.lock: name two files"),
+        (["check", "--state.file=./a.prom", "a.prom"], "both a.prom: name two files"),
+        (["serve", "--"], "unexpected argument '--'"),
+        (["write", "--", "one", "two"], "unexpected argument 'two'"),
         (["write", "--limit.by=size"], "--limit.by"),
         (["write", "--aggregate.by=src,sport"], "not 'sport'"),
         (["write", "--aggregate.by=src,"], "not ''"),
@@ -509,12 +523,12 @@ def test_an_invalid_value_is_an_error_that_names_it(argv: list[str], named: str)
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
-        ([], "write, serve, top or check"),
-        (["read"], "unexpected argument 'read'"),
-        (["--watch"], "write, serve, top or check"),
-        (["--log.level=debug"], "write, serve, top or check"),
-        (["--state.file=x"], "write, serve, top or check"),  # of two commands
-        (["-n5", "--path.p", "write"], "write, serve, top or check"),
+        ([], "write, serve, top and check"),
+        (["read"], "unexpected argument 'read': the commands are write, serve, top and check"),
+        (["--watch"], "write, serve, top and check"),
+        (["--log.level=debug"], "write, serve, top and check"),
+        (["--state.file=x"], "write, serve, top and check"),  # of two commands
+        (["-n5", "--path.p", "write"], "write, serve, top and check"),
         (["--nope"], "--nope is not an option"),
         (["nope", "write"], "unexpected argument 'nope'"),
         (["top", "write"], "unexpected argument 'write'"),

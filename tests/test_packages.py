@@ -149,6 +149,28 @@ def test_the_sdist_has_the_source_of_the_compiled_engine(checkout: Path) -> None
     assert engine | {"LICENSE", "pyproject.toml"} <= set(names)
 
 
+@pytest.mark.parametrize("target", ["run", ".venv/.ready", "install", "site"])
+def test_a_python_that_is_too_old_is_named(checkout: Path, tmp_path: Path, target: str) -> None:
+    need("make")
+    old = tmp_path / "python"
+    code = "import sys; sys.version_info = (3, 9, 18); exec(sys.argv[1])"
+    old.write_text(f"#!/bin/sh\n[ $1 = -c ] && exec {sys.executable} -c '{code}' \"$2\"\n")
+    old.chmod(0o755)
+    done = subprocess.run(
+        ["env", "-u", "MAKEFLAGS", "-u", "MAKELEVEL", "make", target, f"PYTHON={old}"],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    first, last = done.stderr.splitlines()
+    assert first.startswith("make: Python 3.10 or later is needed, and ")
+    assert first.endswith(" is 3.9: PYTHON= names another")
+    assert last.startswith("make: *** ")
+    assert not (checkout / ".venv-run").exists()
+
+
 def test_make_run_in_a_clone_is_quick_and_small(checkout: Path) -> None:
     need("make")
     runs = [

@@ -115,6 +115,22 @@ def test_it_is_drawn_anew_in_another_size(size: tuple[int, int]) -> None:
         assert frame[at + 1].endswith("  19.5 MiB  19.1 MiB")
 
 
+@pytest.mark.parametrize(
+    ("charset", "name", "cut"),
+    [("C.UTF-8", "gr\xfcn", "…"), ("C", "gr?n", "~"), ("POSIX", "gr?n", "~")],
+)
+def test_text_is_in_the_charset_of_the_locale(
+    charset: str, name: str, cut: str, tmp_path: Path
+) -> None:
+    names = tmp_path / "names"
+    names.write_text("10.77.1.2 gr\xfcn\n")
+    with screen([*TOP, f"--networks.file={names}"], (50, 24), LC_ALL=charset) as shown:
+        frame = shown.wait_for(lambda frame: "SOURCE" in head(frame))
+        rows = " ".join(line for line in frame if " MiB" in line)
+        assert name in rows
+        assert cut in rows
+
+
 WAYS = {"q": 0, "\x03": 130, "\x1c": 131, "TERM": 143, "HUP": 129, "INT": 130}
 
 

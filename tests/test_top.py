@@ -420,6 +420,16 @@ def test_the_limit_chooses_the_order_and_folds_nothing() -> None:
     assert folded.stdout.splitlines()[2:] == run("top", SAMPLE, "-n", "3").stdout.splitlines()[2:]
 
 
+def test_a_note_is_logged_once_and_a_bounded_number_is_kept() -> None:
+    known: list[str] = []
+    for n in range(1000):
+        new = [f"network namespace n{n}: gone"] + ["no events"] * (n == 0)
+        assert top.unlogged([f"network namespace n{n}: gone", "no events"], known) == new
+    assert len(known) == 100
+    assert top.unlogged([], known) == []
+    assert top.unlogged(["no events"], known) == []  # it came back
+
+
 @pytest.mark.parametrize("zone", ["XXX-99", "XXX99", ":/nonexistent", ""])
 def test_a_clock_of_any_zone_is_shown(monkeypatch: pytest.MonkeyPatch, zone: str) -> None:
     monkeypatch.setenv("TZ", zone)

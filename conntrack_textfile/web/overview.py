@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 ROWS = 10
 """Rows of a ranking."""
+PORTS = 64512
+"""Source ports of an address by default: 1024-65535."""
+NEAR = 0.01
+"""Share of PORTS from which on a destination is listed."""
 
 _TOP_SOURCES = 5
 _PROTOCOLS = 256  # an 8-bit number: all of them
@@ -41,7 +45,8 @@ class NatOverview(NamedTuple):
 
     egress: list[Egress]
     more: int  # further egress addresses
-    destinations: list[tuple[str, str, str, str, int]]  # egress, protocol, dst, dport, ports
+    # Egress, protocol, dst, dport, ports: of those with NEAR of the ports or more.
+    destinations: list[tuple[str, str, str, str, int]]
 
 
 class Overview(NamedTuple):
@@ -128,6 +133,7 @@ def _nat_overview(nat: Nat) -> NatOverview:
         (row.address, row.l4protocol, *destination)
         for row in egress
         for destination in row.destinations
+        if destination[-1] >= NEAR * PORTS
     ]
     towards.sort(key=lambda row: -row[-1])
     return NatOverview(egress[:ROWS], max(0, len(egress) - ROWS), towards[:ROWS])

@@ -26,7 +26,7 @@ from conntrack_textfile.web import cards, chart
 from conntrack_textfile.web.cards import Number
 from conntrack_textfile.web.chart import Line, Span, Times
 from conntrack_textfile.web.markup import element, fill
-from conntrack_textfile.web.overview import ROWS, is_overflow
+from conntrack_textfile.web.overview import NEAR, PORTS, ROWS, is_overflow
 from conntrack_textfile.web.query import BY, Query
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from conntrack_textfile.web.history import Points
     from conntrack_textfile.web.overview import Overview, RankedView
 
-_PORTS = 64512  # source ports of an address by default: 1024-65535
 
 # The cards of top sources: title, and the numbers (query.BY) and measure of the ranking.
 _TOP_SOURCES = (
@@ -449,7 +448,7 @@ def _link(label: str, value: str, query: Query) -> Element:
 
 
 def _nat(view: _View) -> Iterable[Element]:
-    """Egress addresses, and the destinations towards which most source ports are in use."""
+    """Egress addresses, and the destinations towards which many source ports are in use."""
     nat = view.overview.nat
     if nat is None or not view.state.fresh or view.query.matchers:
         return
@@ -459,26 +458,27 @@ def _nat(view: _View) -> Iterable[Element]:
         for row in nat.egress
     ]
     title = f"NAT: egress addresses by ports towards one destination{of}"
-    shown = [cards.card(title, ("address", "l4"), egress, wide=False)]
+    shown = [cards.card(title, ("address", "l4"), egress, wide=not nat.destinations)]
     if nat.destinations:
         names = ("address", "l4", "destination", "port")
         rows = [_ports(row[:4], row[4]) for row in nat.destinations]
-        shown.append(cards.card("NAT: busiest destinations", names, rows, wide=False))
+        title = f"NAT: destinations with {NEAR:.0%} of the ports or more in use"
+        shown.append(cards.card(title, names, rows, wide=False))
     yield element("div", *shown, class_="tables wide")
 
 
 def _ports(names: Sequence[str], ports: int, *others: tuple[str, int]) -> cards.Row:
     """Return a row with source ports in use, and other numbers before them."""
-    full = f"of the {_PORTS:,} that an address has by default"
+    full = f"of the {PORTS:,} that an address has by default"
     return cards.Row(
         names,
         [element("td", name, class_="name") for name in names],
         [
             *[Number(what, f"{number:,}", f"{number:,} {what}", what) for what, number in others],
             Number("ports", f"{ports:,}", f"{ports:,} source ports", "source ports in use"),
-            Number("used", percent(ports / _PORTS), full, full),
+            Number("used", percent(ports / PORTS), full, full),
         ],
-        cards.bar(ports, _PORTS),
+        cards.bar(ports, PORTS),
     )
 
 
