@@ -111,7 +111,7 @@ def test_the_zone_is_that_of_the_original_direction() -> None:
 
 
 def test_what_is_unknown_is_passed_over() -> None:
-    more = [attribute(kind, b"?" * kind) for kind in (7, 12, 22, 25, 99)]
+    more = [attribute(kind, b"?" * kind) for kind in (7, 13, 22, 25, 99)]
     assert parse(message(2, *more, *PARTS, *more)) == parse(message(2, *PARTS))
     # Of what comes twice the last counts.
     assert parse(message(2, *PARTS, attribute(uapi.CTA_MARK, b"\0\0\0\1"))).mark == 1
@@ -170,6 +170,15 @@ SHORT = attribute(uapi.CTA_TUPLE_PROTO, NUMBER[:-4])
         (with_(ORIG, nest(1, IP, PROTO, attribute(3, bytes(4)))), "CTA_TUPLE_ZONE has 4 bytes"),
         (message(10, *PARTS), "addresses"),
         (with_(ZONE, attribute(uapi.CTA_ZONE, b"\1")), "CTA_ZONE has 1 bytes, not 2"),
+        (message(2, *PARTS, attribute(uapi.CTA_ID, bytes(5))), "CTA_ID has 5 bytes, not 4"),
+        (
+            message(2, *PARTS, nest(uapi.CTA_TIMESTAMP, attribute(1, b"\1"))),
+            "CTA_TIMESTAMP_START has 1 bytes, not 8",
+        ),
+        (
+            with_(ORIG, nest(1, IP, PROTO, attribute(99, bytes(uapi.MAX_TUPLE)))),
+            "CTA_TUPLE_ORIG has more than 480 bytes",
+        ),
         (with_(MARK, attribute(uapi.CTA_MARK, b"")), "CTA_MARK has 0 bytes, not 4"),
         (with_(STATUS, attribute(uapi.CTA_STATUS, bytes(8))), "CTA_STATUS has 8 bytes, not 4"),
         (with_(SENT, nest(9, PACKETS)), "CTA_COUNTERS_BYTES has 0 bytes, not 8"),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conntrack_textfile.kernel import ctnetlink, ledger
+from conntrack_textfile.kernel import ctnetlink, ledger, uapi
 from conntrack_textfile.plan import Plan
+from tests import flows
 from tests.flows import DESTROY, Flow, message
 
 if TYPE_CHECKING:
@@ -227,6 +229,100 @@ def test_without_accounting_connections_count_alone(engine: Engine) -> None:
 def test_what_was_not_saved_by_a_ledger_is_refused(engine: Engine, saved: bytes) -> None:
     with pytest.raises(ValueError, match="a ledger"):
         engine.ledger(saved)
+
+
+# A tuple is as long as its unknown attributes make it.
+LONG_PARTS = [b"", b"\1", bytes(4), bytes(8), bytes(60_000)]
+
+
+@given(
+    st.integers(uapi.MAX_TUPLE - 8, uapi.MAX_TUPLE + 40),
+    st.sampled_from(LONG_PARTS),
+    st.sampled_from(LONG_PARTS),
+)
+@settings(max_examples=100)
+def test_an_identity_of_any_length_is_one_or_malformed(size: int, id_: bytes, start: bytes) -> None:
+    tuple_ = flows.tuple_(1, FLOW)
+    size = (size - len(tuple_)) & ~3
+    body = struct.pack("!BBH", 2, 0, 0) + b"".join(
+        [
+            flows.nested(1, tuple_[4:], flows.attribute(99, bytes(size))),
+            flows.tuple_(2, FLOW, reply=True),
+            flows.attribute(12, id_),
+            flows.nested(20, flows.attribute(1, start)),
+        ]
+    )
+    outcomes = []
+    for engine in engines():
+        book = engine.ledger()
+        for now in (1, 2):
+            book.destroy(struct.pack("=IHHII", 16 + len(body), DESTROY, 2, 0, 0) + body, now)
+        decoder = engine.decoder(book)
+        decoder.feed(struct.pack("=IHHII", 16 + len(body), flows.NEW, 2, 0, 0) + body)
+        tally = decoder.finish()
+        outcomes.append((book.statistics, sums(book), tally.malformed))
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0][0]["malformed"] in (0, 2)
+
+
+def test_an_event_that_is_cut_off_is_lost(engine: Engine) -> None:
+    book = engine.ledger()
+    event = message(FLOW, DESTROY)
+    for size in range(len(event)):
+        book.destroy(event + event[:size], 1)
+    assert book.statistics["malformed"] == len(event) - 1
+
+
+TIMES = st.sampled_from([0, 1, 9, 10, 11, 299, 300, 301, 310, 311, 2**31, 2**32 - 6, 2**32 - 1])
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(0, 2), TIMES), max_size=8),
+    st.integers(0, 8),
+    st.lists(st.tuples(st.integers(1, 4), TIMES, st.booleans()), max_size=6),
+)
+@settings(max_examples=300)
+def test_a_saved_ledger_with_any_rows_and_times_is_one(
+    rows: list[tuple[int, int, int]], live: int, steps: list[tuple[int, int, bool]]
+) -> None:
+    """Identities more than once, and times that are not past yet."""
+    kinds = engines()
+    flows_ = [FLOW._replace(sport=port) for port in range(1, 5)]
+    live = min(live, len(rows))
+    book = kinds[0].ledger()
+    for flow in flows_:
+        dump(kinds[0], book, [flow], 10)
+    saved = bytes(book.save())
+    head, size = ledger.HEADER.size, ledger.CONNECTION.size
+    identities = [saved[head + i * size :][:16] for i in range(4)]
+    made = ledger.HEADER.pack(saved[: ledger.SECRET_SIZE], live, len(rows) - live) + b"".join(
+        ledger.CONNECTION.pack(identities[port - 1], *[n * 50] * 4, at) for port, n, at in rows
+    )
+    outcomes = []
+    for engine in kinds:
+        book = engine.ledger(made)
+        found: list[object] = []
+        for port, now, is_dump in steps:
+            if is_dump:
+                book.destroy(b"", now)
+                dump(engine, book, [flows_[port - 1]], now)
+            else:
+                end(book, flows_[port - 1], now)
+            found.append((sums(book), len(book), len(book.save()), book.statistics.copy()))
+        outcomes.append(found)
+    assert outcomes[0] == outcomes[1]
+
+
+@given(st.binary(max_size=200), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
+def test_a_damaged_ledger_is_refused_or_loaded_by_both(rows: bytes, live: int, ended: int) -> None:
+    seen: list[object] = []
+    for data in (rows, ledger.HEADER.pack(bytes(32), live, ended) + rows):
+        for engine in engines():
+            try:
+                seen.append(len(engine.ledger(data)))
+            except ValueError as error:  # noqa: PERF203
+                seen.append(str(error))
+    assert seen[0::2] == seen[1::2]
 
 
 def test_each_engine_goes_on_with_what_the_other_saved() -> None:
