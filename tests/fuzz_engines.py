@@ -8,7 +8,9 @@ python tests/fuzz_engines.py --atheris -max_total_time=60   guided by coverage
 
 from __future__ import annotations
 
+import contextlib
 import random
+import struct
 import sys
 import time
 from functools import cache
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 CORPUS = Path(__file__).parent.parent / "build" / "corpus"
 LIMITS = (0, 1, 2, 3, 5, 10, 100, 1000)
 MEASURES = ("bytes", "packets", "connections")
+# The types of the messages of a dump, with their flags, and of events.
+NEW, DESTROY = (struct.pack("=HH", kind, 2) for kind in (0x100, 0x102))
 
 
 @cache
@@ -50,6 +54,31 @@ def check(blocks: list[bytes], *, netlink: bool, plan: int, limit: int, by: str)
     assert compiled == pure, (blocks, plan, limit, by, compiled, pure)
 
 
+def check_ledger(datagrams: list[bytes], plan: int) -> None:
+    """Take datagrams as a dump, as events and as a dump of the dying list."""
+    from conntrack_textfile.kernel import _speedups, ctnetlink, ledger
+
+    for_pure, for_compiled = plans(plan)
+    compiled, pure = _speedups.Ledger(for_compiled), ledger.Ledger(for_pure)
+    seen = []
+    for book, decoder in (
+        (compiled, _speedups.NetlinkDecoder(for_compiled, compiled)),
+        (pure, ctnetlink.Decoder(for_pure, pure.observe)),
+    ):
+        book.begin_dump()
+        with contextlib.suppress(OSError):
+            for datagram in datagrams:
+                decoder.feed(datagram)
+        book.end_dump(1, events=True)
+        for now, datagram in enumerate(datagrams * 2, 2):
+            book.destroy(datagram.replace(NEW, DESTROY), now)
+            book.remember(datagram, now)
+        tally = book.traffic()
+        found = [len(book), book.statistics, len(book.save()), tables.beside_groups(tally)]
+        seen.append([*found, tables.sums(tally)])
+    assert seen[0] == seen[1], (datagrams, plan, seen)
+
+
 HEAD = 4
 
 
@@ -59,6 +88,8 @@ def one(data: bytes) -> None:
         return
     grammar, plan, limit, step, rest = *data[:HEAD], data[HEAD:]
     size = step * 4 + 4
+    if grammar & 2:
+        check_ledger([rest[i : i + size] for i in range(0, len(rest), size)] + [rest], plan)
     check(
         [rest[i : i + size] for i in range(0, len(rest), size)] + [rest],
         netlink=bool(grammar & 1),
@@ -73,7 +104,7 @@ def fill(corpus: Path) -> None:
     corpus.mkdir(parents=True, exist_ok=True)
     rand = random.Random(1)
     for number in range(20 * len(FIXED)):
-        for netlink, table in ((0, tables.LINES), (1, tables.MESSAGES)):
+        for netlink, table in ((0, tables.LINES), (1, tables.MESSAGES), (3, tables.MESSAGES)):
             head = bytes([netlink, number % len(FIXED), rand.randrange(24), 255])
             file = corpus / f"{number}-{netlink}"
             file.write_bytes(head + b"".join(rand.choices(table, k=rand.randrange(1, 4))))
@@ -103,6 +134,7 @@ def main(argv: list[str]) -> None:
         check(tables.cut(text, rand), netlink=False, plan=plan, limit=limit, by=by)
         datagrams = tables.damaged_datagrams(rand)
         check(datagrams, netlink=True, plan=plan, limit=limit, by=by)
+        check_ledger(datagrams, plan)
     print(f"{rounds} rounds without a finding, on {_speedups.__file__}")
 
 
