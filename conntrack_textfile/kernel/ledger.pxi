@@ -88,16 +88,16 @@ cdef void write_connections(Table table, uint8_t *to) noexcept nogil:
 
 cdef int read_connections(Table table, const char *p, uint32_t count) except -1:
     """Add saved rows; the first of several with the same identity."""
+    cdef Connection *row
     cdef uint64_t identity[2]
-    cdef uint64_t counters[4]
-    cdef uint32_t absent
-    cdef uint32_t i
+    cdef uint32_t i, before
     for i in range(count):
-        memcpy(identity, p, 16)
-        memcpy(counters, p + 16, 32)
-        memcpy(&absent, p + SAVED_SIZE - 4, 4)
-        if find_connection(table, identity) == NULL:
-            put_connection(table, identity, counters, absent)
+        memcpy(identity, p, 16)  # it may be unaligned
+        before = table.count
+        row = <Connection *>table.add(<const uint8_t *>identity)
+        if table.count > before:
+            memcpy(row.counters, p + 16, 32)
+            memcpy(&row.absent, p + SAVED_SIZE - 4, 4)
         p += SAVED_SIZE
     return 0
 
