@@ -13,7 +13,7 @@ from setuptools.command.build_ext import build_ext
 
 
 def lacking() -> str:
-    """Return what the compilation lacks, as a message."""
+    """Return why the compilation failed."""
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[0]
     if shutil.which(compiler) is None:
         return f"there is no C compiler ({compiler})"
@@ -24,17 +24,17 @@ def lacking() -> str:
 
 
 class BuildEngine(build_ext):
-    """Compiles the engine from its sources, or leaves it out; reports which."""
+    """Build the compiled engine if possible, and report the result."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Compile, or report why this build has the pure engine alone."""
+        """Compile the engine, or report why this build has the pure engine alone."""
         # The extension is optional: if it fails, the build goes on and would ship the
         # extension of an earlier one. Nor must C code of earlier sources be compiled.
         self.force = True
         source = os.path.join(*ext.name.split("."))
         name = self.get_ext_filename(ext.name)
         old = [self.get_ext_fullpath(ext.name), os.path.join(self.build_lib, name), f"{source}.c"]
-        if self.editable_mode:  # the tree is what is installed; else it is of another build
+        if self.editable_mode:  # the extension in the tree is then the installed one
             old.append(name)
         for left in old:
             if os.path.exists(left):
@@ -44,7 +44,7 @@ class BuildEngine(build_ext):
         except Exception:
             sys.stderr.write(
                 f"conntrack-textfile: {lacking()}: this build has the pure engine alone,"
-                " which takes about thirty times the CPU\n"
+                " which takes many times the CPU time\n"
             )
             raise
         sys.stderr.write("conntrack-textfile: this build has the compiled engine\n")
