@@ -400,7 +400,7 @@ def fill_live_table(entries: int, keys: int, *, translated: bool = False) -> Non
 
 @contextlib.contextmanager
 def namespace() -> Iterator[list[str]]:
-    """Make a network namespace with accounting and a large limit; yield how to run a command in it."""
+    """Make a network namespace with accounting and a large limit; yield its command prefix."""
     name = f"ctf-bench-{os.getpid()}"
     inside = ["ip", "netns", "exec", name]
     limit = LIMIT.read_text()
