@@ -100,7 +100,10 @@ cdef class Groups:
         return <const uint8_t *><const char *>group
 
     def labels(self, bytes key):
-        return self.plan.labels_of(self.checked(key))
+        try:
+            return self.plan.labels_of(self.checked(key))
+        except IndexError:
+            raise ValueError("a key of another plan") from None
 
     def get(self, keys):
         cdef const uint8_t *row

@@ -135,6 +135,16 @@ def test_a_key_of_another_plan_is_refused_by_the_compiled_engine() -> None:
             use(b"12345678")
 
 
+def test_a_key_with_the_index_of_another_plan_is_refused_by_the_compiled_engine() -> None:
+    """Out of bounds it would read memory that is not a name."""
+    service, name = b"\0\xff\xff", b"\3\xff\xff\xff\xff" + bytes(12)
+    plan = Plan(labels=("l7protocol", "src"))
+    groups = engines.make("compiled", plan).tally(FLOWS).groups
+    for key in (service + bytes(17), bytes(3) + name, service + name):
+        with pytest.raises(ValueError, match="another plan"):
+            groups.labels(key + bytes(4))
+
+
 @pytest.mark.parametrize(
     ("label", "text"),
     [
