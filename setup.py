@@ -44,7 +44,7 @@ class BuildEngine(build_ext):
         except Exception:
             sys.stderr.write(
                 f"conntrack-textfile: {failure()}: this build has only the pure engine,"
-                " which takes about thirty times the CPU\n"
+                " which takes many times the CPU time\n"
             )
             raise
         sys.stderr.write("conntrack-textfile: this build has the compiled engine\n")

@@ -1,13 +1,12 @@
-"""Benchmarks: ratios first, medians of five or more, all in one run.
+"""Benchmarks: print the rows of docs/figures.md, mostly ratios of medians of five runs.
 
     make bench
 
-All that is measured runs in a virtual environment with nothing but the wheel of
-this checkout, both sides of each ratio: the Python of one with the development
-tools takes twice as long to start.
+Both sides of a ratio run in a virtual environment with only the wheel of this
+checkout: Python takes twice as long to start in one with the development tools.
 
-As root it also makes a table of a million live entries, in a network namespace
-of its own, and for that time raises the limit of the kernel's table.
+As root it also measures a table of a million live entries, in a network namespace
+of its own. Meanwhile it raises nf_conntrack_max.
 """
 
 from __future__ import annotations
@@ -108,7 +107,7 @@ def once(argv: Sequence[str]) -> Cost:
 
 
 def measure(*commands: Sequence[str], runs: int = RUNS) -> list[Cost]:
-    """The medians of each command's costs, the commands taken in turn."""
+    """Run the commands in turn, and return the medians of the costs of each."""
     costs: list[list[Cost]] = [[] for _ in commands]
     for run in range(runs + 1):
         for command, kept in zip(commands, costs, strict=True):
@@ -123,7 +122,7 @@ def report(what: str, figure: str) -> None:
 
 
 def make_table(path: Path, entries: int, keys: int) -> None:
-    """Write a proc file of both families and several protocols, as the kernel prints it."""
+    """Write an nf_conntrack file of both families and several protocols."""
     rand = random.Random(1)
     made = []
     for _ in range(keys):
@@ -156,7 +155,7 @@ def make_table(path: Path, entries: int, keys: int) -> None:
 
 
 class Plain(NamedTuple):
-    """A virtual environment with nothing but the wheel."""
+    """A virtual environment with only the wheel installed."""
 
     python: str
     command: str
@@ -180,7 +179,7 @@ def plain(directory: Path) -> Plain:
 def proc_root(directory: Path, entries: int, keys: int) -> Path:
     root = directory / f"{entries}-{keys}"
     (root / "net").mkdir(parents=True)
-    # In a process of its own: the memory of a child is at least what its parent had.
+    # In a process of its own: ru_maxrss of a child starts with the memory of its parent.
     argv = [sys.executable, __file__, "--table", str(root / "net" / "nf_conntrack")]
     subprocess.run([*argv, str(entries), str(keys)], check=True)
     return root
@@ -195,7 +194,7 @@ def engines(installed: Plain, root: Path, directory: Path) -> None:
         return list(map(float, done.stdout.split()))
 
     compiled = statistics.median(cpu("compiled")[0] for _ in range(RUNS))
-    (pure,) = cpu("pure")  # once: it takes long
+    (pure,) = cpu("pure")  # once: it takes half a minute
     report(
         "pure against compiled engine, CPU, 1,000,000 entries, 158,000 keys",
         f"**{pure / compiled:.1f}** ({pure:.2f} s, {compiled:.2f} s)",
@@ -215,7 +214,7 @@ def engines(installed: Plain, root: Path, directory: Path) -> None:
 
 
 def make_networks(path: Path, lines: int) -> None:
-    """Write a networks file: IPv4 networks of ten different lengths."""
+    """Write a networks file of IPv4 networks with ten prefix lengths."""
     rand = random.Random(2)
     made: set[tuple[int, int]] = set()
     while len(made) < lines:
@@ -241,7 +240,7 @@ def whole_write(installed: Plain, root: Path, directory: Path) -> None:
 
 
 def options(installed: Plain, root: Path, directory: Path) -> None:
-    """What each set of options of the table in docs/keys.md costs, against none."""
+    """Measure each set of options of the table in docs/keys.md against no options."""
     path = str(directory / "out.prom")
     for args in OPTIONS:
         chosen, none = measure(
@@ -255,7 +254,7 @@ def options(installed: Plain, root: Path, directory: Path) -> None:
 
 
 def many_keys(installed: Plain, directory: Path) -> None:
-    """What the limit, and a choice of labels, cost and spare on a table of nothing but keys."""
+    """Measure the limit and a choice of labels on a table where each entry is a key."""
     root = proc_root(directory, ENTRIES, ENTRIES)
     path = str(directory / "out.prom")
     limited, chosen, unlimited = measure(
@@ -264,13 +263,15 @@ def many_keys(installed: Plain, directory: Path) -> None:
         installed.write(root, "--limit.keys=0", path),
         runs=3,
     )
-    name = "`write` of 1,000,000 entries with as many keys"
-    report(f"{name}, 10,000 series", f"{limited.cpu:.2f} s, {limited.memory:.0f} MiB")
     report(
-        f"{name}, by 3 labels, against that, CPU",
+        "`write` of 1,000,000 entries with as many keys, 10,000 series, CPU",
+        f"{limited.cpu:.2f} s, {limited.memory:.0f} MiB",
+    )
+    report(
+        "the same by 3 labels, against that, CPU",
         f"**{chosen.cpu / limited.cpu:.2f}** ({chosen.cpu:.2f} s), {chosen.memory:.0f} MiB",
     )
-    report(f"{name}, no limit", f"{unlimited.cpu:.2f} s, {unlimited.memory:.0f} MiB")
+    report("the same without a limit, CPU", f"{unlimited.cpu:.2f} s, {unlimited.memory:.0f} MiB")
 
 
 def small(installed: Plain, directory: Path) -> None:
@@ -285,7 +286,7 @@ def small(installed: Plain, directory: Path) -> None:
     report(
         "`write` of 10,000 entries (1,400 keys) against `python3 -c pass`, CPU",
         f"**{whole.cpu / bare.cpu:.2f}** ({whole.cpu * 1000:.0f} ms, {bare.cpu * 1000:.0f} ms; "
-        f"`python3 -c 'import docopt'` {parser.cpu * 1000:.0f} ms)",
+        f"to import docopt alone takes {parser.cpu * 1000:.0f} ms)",
     )
 
 
@@ -337,7 +338,7 @@ def scrapes(installed: Plain, root: Path) -> None:
 
 
 def memory_of_serve(installed: Plain, root: Path) -> None:
-    """With the page that is shown and the next one, which is being made: after some snapshots."""
+    """Measure the peak memory of serve after some snapshots: it holds two of them at a time."""
     for name, args in (("limit of 10,000 keys", []), ("no limit", ["--limit.keys=0"])):
         argv = [
             installed.command,
@@ -355,9 +356,9 @@ def memory_of_serve(installed: Plain, root: Path) -> None:
 
 
 def fill_live_table(entries: int, keys: int, *, translated: bool = False) -> None:
-    """Make entries by ctnetlink in the namespace of this process.
+    """Create entries by ctnetlink in the namespace of this process.
 
-    Translated they have one of 16 egress addresses, towards one of 250 destinations.
+    translated: with SNAT to one of 16 egress addresses, towards one of 250 destinations.
     """
 
     def attribute(kind: int, payload: bytes) -> bytes:
@@ -393,13 +394,13 @@ def fill_live_table(entries: int, keys: int, *, translated: bool = False) -> Non
                 + attribute(7, struct.pack("!I", 36000))  # CTA_TIMEOUT
                 + attribute(3, struct.pack("!I", 0xE))  # CTA_STATUS: seen, assured, confirmed
             )
-            # NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL: an answer comes only on failure.
+            # NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL: the kernel answers only failures.
             sock.send(struct.pack("=IHHII", 16 + len(payload), 0x100, 0x601, i, 0) + payload)
 
 
 @contextlib.contextmanager
 def namespace() -> Iterator[list[str]]:
-    """A network namespace with accounting and a large limit; what runs a command in it."""
+    """Make a network namespace with accounting and a large limit; yield its command prefix."""
     name = f"ctf-bench-{os.getpid()}"
     inside = ["ip", "netns", "exec", name]
     limit = LIMIT.read_text()
@@ -477,7 +478,7 @@ def main() -> None:
         path, entries, keys = sys.argv[2:]
         make_table(Path(path), int(entries), int(keys))
         return
-    # Users have it. Without, each run would compile the sources again.
+    # As for users. Without bytecode each run would compile the sources again.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     cores = os.cpu_count()
     print(f"Linux {platform.release()}, {cores} cores, Python {platform.python_version()}")

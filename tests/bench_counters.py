@@ -1,8 +1,7 @@
-"""Benchmarks of the counters, as root: make bench runs them after the others.
+"""Benchmarks of the ledger and of events: the part of tests/bench.py that needs root.
 
-On a table of a million live entries, in a network namespace of its own, and with
-the events of connections that end. It measures the compiled engine, in processes
-of their own with nothing but the wheel, medians of five.
+Medians of five runs of the compiled engine, in processes with only the wheel installed,
+in network namespaces of their own.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ EVENTS = 400_000
 SERVE_SECONDS = 60
 RATE = 10_000  # connections a second
 
-# A reading with or without a ledger, its memory, and the state file: argv says which.
+# A reading; with "ledger" in argv also the ledger, its memory, and the state file.
 READING = """
 import os, resource, sys, time
 from conntrack_textfile import state
@@ -69,7 +68,7 @@ if tracker:
     print((resident() - before) / 2**20)
 """
 
-# Drain a socket that is full of events: how many, and in what time.
+# Drain a socket: print the number of events and the CPU time.
 DRAINING = """
 import socket, sys, time
 from conntrack_textfile.kernel.engine import make
@@ -92,7 +91,7 @@ def run(argv: list[str], **more: object) -> list[float]:
 
 
 def reading(installed: Plain, inside: list[str], directory: Path) -> None:
-    """In a namespace with a million live entries."""
+    """Measure readings of a namespace with a million live entries."""
     argv = [*inside, installed.python, "-c", READING]
     path = str(directory / "state")
     pairs = [(run(argv)[0], run([*argv, "ledger", path])) for _ in range(RUNS)]
@@ -111,8 +110,8 @@ def reading(installed: Plain, inside: list[str], directory: Path) -> None:
 
 
 def draining(installed: Plain, inside: list[str]) -> None:
-    """Real events on a real socket: recvmmsg(2), parsing, the ledger and its groups."""
-    # In this namespace the socket, in that process the events: what ends is a table.
+    """Measure drain() on a socket with queued events."""
+    # A child process fills the namespace, flushes it and measures.
     argv = [*inside, sys.executable, __file__, "--drain", installed.python]
     rates = [run(argv) for _ in range(RUNS)]
     count = statistics.median(count for count, _ in rates)
@@ -121,14 +120,14 @@ def draining(installed: Plain, inside: list[str]) -> None:
 
 
 def drain(python: str) -> None:
-    """Fill an event socket by flushing a table, then measure its draining."""
+    """Fill an event socket by a flush of the table, then measure drain()."""
     from conntrack_textfile.kernel import events
     from tests.bench import fill_live_table
 
     sock = events.listen((1 << 30) - 1)
     fill_live_table(EVENTS, 10_000)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as netlink:
-        # IPCTNL_MSG_CT_DELETE without a tuple, with NLM_F_REQUEST and NLM_F_ACK: all of them.
+        # A flush: IPCTNL_MSG_CT_DELETE without a tuple, with NLM_F_REQUEST and NLM_F_ACK.
         netlink.send(struct.pack("=IHHIIBBH", 20, 0x102, 5, 1, 0, 0, 0, 0))
         netlink.recv(4096)
     sock.set_inheritable(True)
@@ -142,14 +141,14 @@ def serving(installed: Plain, inside: list[str], directory: Path) -> None:
     found = json.loads(done.stdout)
     report(
         f"`serve` with {found['rate']:,.0f} new short connections a second for "
-        f"{found['seconds']:.0f} s: made; counted; events lost",
-        f"{found['made']:,}; **{found['counted']:,}**; {found['lost']:,}",
+        f"{found['seconds']:.0f} s: made; counted; events lost; of one core",
+        f"{found['made']:,}; **{found['counted']:,}**; {found['lost']:,}; "
+        f"{100 * found['cpu'] / found['seconds']:.0f}%",
     )
-    report("CPU of that `serve`, of one core", f"{100 * found['cpu'] / found['seconds']:.0f}%")
 
 
 def serve(command: str, directory: Path) -> None:
-    """Run serve beside a loop that makes connections by ctnetlink and ends them."""
+    """Run serve while a loop creates and deletes connections by ctnetlink."""
     argv = [command, "serve", "--web.listen-address=127.0.0.1:0", "--collector.interval=1"]
     argv += ["--aggregate.by=src,l4protocol", f"--state.file={directory / 'serve'}"]
     with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
@@ -191,7 +190,7 @@ def serve(command: str, directory: Path) -> None:
 
 
 def connect(netlink: socket.socket, number: int) -> None:
-    """Make a connection and end it: the kernel sends its event."""
+    """Create and delete a connection: the kernel sends its DESTROY event."""
     from tests.flows import Flow, attribute, tuple_
 
     sport, src = 1024 + number % 60000, f"10.0.{number // 60000 % 200}.{number % 97}"

@@ -1,4 +1,4 @@
-"""Both engines with what they have for a plan, for tests of what is built on them."""
+"""Both engines, for tests of modules that use one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from conntrack_textfile.kernel import ctnetlink, engine, ledger, procfile
+from conntrack_textfile.kernel import ctnetlink, engine, procfile
+from conntrack_textfile.kernel.ledger import Ledger
 from tests.flows import message
 
 if TYPE_CHECKING:
@@ -20,11 +21,12 @@ NAMES = ("pure", "compiled")
 
 
 class Feed(NamedTuple):
-    """Makes tallies of flows by one engine."""
+    """An engine that is fed with flows."""
 
     engine: engine.Engine
 
     def tally(self, flows: Iterable[Flow]) -> Tally:
+        """Return the tally of a dump."""
         decoder = self.engine.netlink(None)
         for flow in flows:
             decoder.feed(message(flow))
@@ -32,14 +34,14 @@ class Feed(NamedTuple):
 
 
 def make(name: str, plan: Plan) -> Feed:
-    """One of the engines, whatever the environment says."""
+    """Return one of the engines, whatever CONNTRACK_TEXTFILE_ENGINE is."""
     if name == "pure":
         return Feed(
             engine.Engine(
                 name,
                 lambda: procfile.Decoder(plan),
-                lambda book: ctnetlink.Decoder(plan, getattr(book, "observe", None)),
-                lambda saved: ledger.Ledger(plan, saved),
+                lambda ledger: ctnetlink.Decoder(plan, getattr(ledger, "observe", None)),
+                lambda saved: Ledger(plan, saved),
             )
         )
     try:
@@ -51,7 +53,7 @@ def make(name: str, plan: Plan) -> Feed:
         engine.Engine(
             name,
             lambda: _speedups.TextDecoder(compiled),
-            lambda book: _speedups.NetlinkDecoder(compiled, book),  # type: ignore[arg-type]
+            lambda ledger: _speedups.NetlinkDecoder(compiled, ledger),  # type: ignore[arg-type]
             lambda saved: _speedups.Ledger(compiled, saved),
         )
     )

@@ -194,6 +194,10 @@ cdef bint message_to_entry(Span message, Entry *entry) noexcept nogil:
         if not attributes(top[CTA_TIMESTAMP], 2, times):
             return False
         entry.identity[3] = times[CTA_TIMESTAMP_START]
+        if entry.identity[3].start != NULL and entry.identity[3].size != 8:
+            return False
+    if top[CTA_TUPLE_ORIG].size > MAX_TUPLE or (top[CTA_ID].start != NULL and top[CTA_ID].size != 4):
+        return False
     entry.identity[0] = top[CTA_TUPLE_ORIG]
     entry.identity[1] = top[CTA_ZONE]
     entry.identity[2] = top[CTA_ID]

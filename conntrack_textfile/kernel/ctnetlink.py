@@ -114,7 +114,10 @@ def parse(message: bytes) -> Entry:
         reply_sport, reply_dport = reply_dport, reply_sport
     zone = _optional(entry, "CTA_ZONE", 2)
     if uapi.CTA_TIMESTAMP in entry:
-        _attributes(entry[uapi.CTA_TIMESTAMP])
+        _optional(_attributes(entry[uapi.CTA_TIMESTAMP]), "CTA_TIMESTAMP_START", 8)
+    _optional(entry, "CTA_ID", 4)
+    if len(entry[uapi.CTA_TUPLE_ORIG]) > uapi.MAX_TUPLE:
+        raise ValueError(f"CTA_TUPLE_ORIG has more than {uapi.MAX_TUPLE} bytes")
     sent = _pair(entry, "CTA_COUNTERS_ORIG")
     received = _pair(entry, "CTA_COUNTERS_REPLY")
     unreplied, flag = _flags(entry)

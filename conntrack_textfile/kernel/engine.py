@@ -1,4 +1,4 @@
-"""The choice of the engine, which turns bytes into a tally by a plan."""
+"""The choice of the engine: it parses the bytes of a source and sums them by a plan."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from conntrack_textfile.tally import Tally
 
     class TextDecoder(Protocol):
-        """Sums the lines of the proc file. See procfile.Decoder."""
+        """Sums the entries of the proc file. See procfile.Decoder."""
 
         def feed(self, block: bytes | memoryview) -> None: ...  # noqa: D102
         def finish(self) -> Tally: ...  # noqa: D102
 
     class NetlinkDecoder(Protocol):
-        """Sums the messages of a ctnetlink dump. See ctnetlink.Decoder."""
+        """Sums the entries of a ctnetlink dump. See ctnetlink.Decoder."""
 
         def feed(self, datagram: bytes | memoryview) -> bool: ...  # noqa: D102
         def finish(self) -> Tally: ...  # noqa: D102
@@ -45,29 +45,28 @@ if TYPE_CHECKING:
         def save(self) -> bytes | bytearray: ...  # noqa: D102
 
 
-# CPU of the pure engine for an entry of the dump (of the proc file 15), on a machine where
-# the compiled one takes 0.7.
+# CPU of the pure engine for an entry of a dump.
 _PURE_MICROSECONDS = 20
 _SLOW_SECONDS = 2
 
 
 class Engine(NamedTuple):
-    """The decoders of one plan. Both engines have the same results for the same bytes."""
+    """An engine with a plan. Both engines have the same results for the same bytes."""
 
     name: str
     text: Callable[[], TextDecoder]
-    netlink: Callable[[Ledger | None], NetlinkDecoder]
-    ledger: Callable[[bytes], Ledger]
+    netlink: Callable[[Ledger | None], NetlinkDecoder]  # updates the ledger
+    ledger: Callable[[bytes], Ledger]  # from Ledger.save(), or b""
 
 
 def slowness(engine: Engine, entries: int | None) -> str:
-    """Return a warning if an engine takes seconds for a table of that size, else ""."""
+    """Return a warning if an engine takes seconds for that number of entries, else ""."""
     seconds = (entries or 0) * _PURE_MICROSECONDS / 1e6
     if engine.name == "compiled" or seconds < _SLOW_SECONDS:
         return ""
     return (
-        f"the pure engine takes some {seconds:.0f} s of CPU for a table of {entries} entries: the "
-        "compiled one is thirty times as fast, install with a C compiler and the headers of Python"
+        f"the pure engine takes some {seconds:.0f} s of CPU for a table of {entries} entries: for "
+        "the compiled one, many times as fast, install with a C compiler and the headers of Python"
     )
 
 
@@ -97,13 +96,14 @@ def make(plan: Plan) -> Engine:
                 partial(_speedups.NetlinkDecoder, compiled),
                 partial(_speedups.Ledger, compiled),
             )
-    from conntrack_textfile.kernel import ctnetlink, ledger, procfile
+    from conntrack_textfile.kernel import ctnetlink, procfile
+    from conntrack_textfile.kernel.ledger import Ledger as PureLedger
 
     return Engine(
         "pure",
         partial(procfile.Decoder, plan),
-        lambda book: ctnetlink.Decoder(
-            plan, book.observe if isinstance(book, ledger.Ledger) else None
+        lambda ledger: ctnetlink.Decoder(
+            plan, ledger.observe if isinstance(ledger, PureLedger) else None
         ),
-        partial(ledger.Ledger, plan),
+        partial(PureLedger, plan),
     )

@@ -100,7 +100,10 @@ cdef class Groups:
         return <const uint8_t *><const char *>group
 
     def labels(self, bytes key):
-        return self.plan.labels_of(self.checked(key))
+        try:
+            return self.plan.labels_of(self.checked(key))
+        except IndexError:
+            raise ValueError("a key of another plan") from None
 
     def get(self, keys):
         cdef const uint8_t *row
@@ -291,32 +294,39 @@ cdef class Grouping:
     ) except -1 nogil:
         """Add counters to a group and to the protocols of an entry."""
         cdef int v6 = entry.l3 == 6
-        cdef Addition *addition = &self.batch[self.batch_size]
+        cdef Addition *addition
+        self.make_room()
+        addition = &self.batch[self.batch_size]
         memcpy(addition.group, group, self.plan.group_size)
         memcpy(addition.counters, counters, sizeof(addition.counters))
         addition.connections = connections
         addition.hashed = self.groups.table.hash(group)
         self.groups.table.prefetch(addition.hashed)
         self.batch_size += 1
-        if self.batch_size == BATCH:
-            self.add_batch()
         add_counters(&self.totals[v6][entry.l4], connections, counters)
         self.has_entries[v6][entry.l4] = self.has_sums[v6][entry.l4] = True
         return 0
 
+    cdef inline int make_room(self) except -1 nogil:
+        """Add a full batch. After it the next add_sums() cannot fail."""
+        if self.batch_size == BATCH:
+            self.add_batch()
+        return 0
+
     cdef int add_batch(self) except -1 nogil:
+        """Add the batch to the sums. If there is no memory, keep what is not added yet."""
         cdef const Addition *addition
         cdef uint8_t *row
         cdef int i
         for i in range(self.batch_size):
             self.groups.table.prefetch_row(self.batch[i].hashed)
-        for i in range(self.batch_size):
-            addition = &self.batch[i]
+        while self.batch_size:
+            addition = &self.batch[self.batch_size - 1]
             row = self.groups.table.add_hashed(addition.group, addition.hashed)
             add_counters(
                 <Total *>(row + self.plan.group_size), addition.connections, addition.counters
             )
-        self.batch_size = 0
+            self.batch_size -= 1
         return 0
 
     cdef int add_malformed(self, const void *data, size_t size) except -1 nogil:

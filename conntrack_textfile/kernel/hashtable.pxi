@@ -32,7 +32,8 @@ cdef class Table:
         cdef bytes random = os.urandom(sizeof(self.secret))
         memcpy(self.secret, <const char *>random, sizeof(self.secret))
         self.secret[1] |= 1
-        self.resize(MIN_CAPACITY)
+        if not self.resize(MIN_CAPACITY):
+            raise MemoryError
 
     def __dealloc__(self):
         free(self.rows)
@@ -95,7 +96,7 @@ cdef class Table:
     cdef uint8_t *insert(self, const uint8_t *key, uint64_t hashed, uint32_t at) except NULL nogil:
         cdef uint8_t *row
         if self.count == self.capacity:
-            self.resize(self.capacity * 2)
+            self.make_room()
             at = self.place(key, hashed)
         row = self.row(self.count)
         memcpy(row, key, self.key_size)
@@ -104,7 +105,15 @@ cdef class Table:
         self.index[at] = self.count
         return row
 
-    cdef int resize(self, uint32_t capacity) except -1 nogil:
+    cdef int make_room(self) except -1 nogil:
+        """Grow a table that is full. After it the next add() cannot fail."""
+        if self.count == self.capacity and not self.resize(self.capacity * 2):
+            with gil:
+                raise MemoryError
+        return 0
+
+    cdef bint resize(self, uint32_t capacity) noexcept nogil:
+        """Change the capacity. Return False, with the table as it was, if there is no memory."""
         cdef uint32_t *index = NULL
         cdef uint8_t *rows = NULL
         cdef uint32_t i, at
@@ -115,8 +124,7 @@ cdef class Table:
                 rows = <uint8_t *>realloc(self.rows, capacity * self.row_size)
         if rows == NULL:
             free(index)
-            with gil:
-                raise MemoryError
+            return False
         free(self.index)
         self.index, self.rows, self.capacity = index, rows, capacity
         for i in range(self.count):
@@ -124,7 +132,7 @@ cdef class Table:
             while index[at]:  # no two keys are equal
                 at = (at + 1) & mask
             index[at] = i + 1
-        return 0
+        return True
 
     cdef void remove(self, uint32_t number) noexcept nogil:
         """Remove a row. The last row moves to its place."""
@@ -149,11 +157,11 @@ cdef class Table:
             memcpy(row, last, self.row_size)
         self.count -= 1
 
-    cdef int shrink(self) except -1 nogil:
+    cdef void shrink(self) noexcept nogil:
         """Free memory after many rows were removed."""
         while self.capacity > MIN_CAPACITY and self.count < self.capacity // 4:
-            self.resize(self.capacity // 2)
-        return 0
+            if not self.resize(self.capacity // 2):
+                return
 
     cdef void freeze(self) noexcept nogil:
         """Free all memory but that of the rows. The table can only be iterated from then on."""

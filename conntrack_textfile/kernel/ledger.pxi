@@ -40,9 +40,13 @@ cdef extern from *:
     size_t ctf_size(const ctf_datagrams *, int) nogil
 
 cdef enum:
-    MAX_IDENTITY = 512
+    MAX_IDENTITY = 512          # bytes, a multiple of 8
     SAVED_SIZE = 52             # of ledger.CONNECTION: a row without its dump
     MAX_BATCHES = 4096          # of events in one call of drain()
+
+
+# Four parts with a byte for the length of each: the tuple, zone, id and start.
+assert MAX_TUPLE + 2 + 4 + 8 + 4 <= MAX_IDENTITY
 
 
 cdef struct Connection:
@@ -84,16 +88,16 @@ cdef void write_connections(Table table, uint8_t *to) noexcept nogil:
 
 cdef int read_connections(Table table, const char *p, uint32_t count) except -1:
     """Add saved rows; the first of several with the same identity."""
+    cdef Connection *row
     cdef uint64_t identity[2]
-    cdef uint64_t counters[4]
-    cdef uint32_t absent
-    cdef uint32_t i
+    cdef uint32_t i, before
     for i in range(count):
-        memcpy(identity, p, 16)
-        memcpy(counters, p + 16, 32)
-        memcpy(&absent, p + SAVED_SIZE - 4, 4)
-        if find_connection(table, identity) == NULL:
-            put_connection(table, identity, counters, absent)
+        memcpy(identity, p, 16)  # it may be unaligned
+        before = table.count
+        row = <Connection *>table.add(<const uint8_t *>identity)
+        if table.count > before:
+            memcpy(row.counters, p + 16, 32)
+            memcpy(&row.absent, p + SAVED_SIZE - 4, 4)
         p += SAVED_SIZE
     return 0
 
@@ -107,12 +111,13 @@ cdef class Ledger:
     cdef Table connections
     cdef Table ended                    # recently
     cdef Table ended_before
-    cdef uint32_t ended_since
-    cdef uint32_t ended_last
-    cdef uint32_t duplicate_at
-    cdef uint32_t now
+    # In seconds, signed: a saved state may have times that are later than now.
+    cdef int64_t ended_since
+    cdef int64_t ended_last
+    cdef int64_t duplicate_at
+    cdef int64_t now
+    cdef int64_t dump_since
     cdef uint32_t dump
-    cdef uint32_t dump_since
     cdef bint in_dump
     cdef public bint baseline
     cdef public bint duplicates
@@ -120,6 +125,8 @@ cdef class Ledger:
     cdef uint64_t keys[4]
     cdef uint64_t received, duplicate, zeroed, ended_unseen, ended_uncounted, malformed
     cdef ctf_datagrams *datagrams
+    cdef int datagram_count             # that were received together
+    cdef int datagrams_taken            # of them
     cdef object twin
     cdef uint32_t remember_seconds
     cdef uint32_t max_remembered
@@ -189,7 +196,7 @@ cdef class Ledger:
                     row.absent = 0
                 elif not row.absent:
                     row.absent = now
-                elif not events or now - row.absent > self.absent_seconds:
+                elif not events or <int64_t>now - row.absent > self.absent_seconds:
                     self.connections.remove(i)
                     self.ended_unseen += 1
                     continue
@@ -200,8 +207,9 @@ cdef class Ledger:
         """Take an entry of a dump."""
         cdef uint64_t identity[2]
         cdef Connection *row
-        if not self.identify(entry, identity):
-            return 0
+        # If there is no memory, nothing has changed and a later dump has the entry again.
+        self.sums.make_room()
+        self.identify(entry, identity)
         if self.is_stale(find_connection(self.ended, identity)) or self.is_stale(
             find_connection(self.ended_before, identity)
         ):
@@ -249,7 +257,8 @@ cdef class Ledger:
         while next_message(&datagram, &message):
             if message.kind == NLMSG_DONE or message.kind == NLMSG_ERROR:
                 return True
-            if message_to_entry(message.payload, &entry) and self.identify(&entry, identity):
+            if message_to_entry(message.payload, &entry):
+                self.identify(&entry, identity)
                 before = find_connection(self.ended_before, identity)
                 if find_connection(self.ended, identity) == NULL:
                     if before != NULL:
@@ -261,23 +270,35 @@ cdef class Ledger:
 
     cdef int receive(self, int descriptor) except -1 nogil:
         """Read events until there are none, or MAX_BATCHES. Return 0 or an errno."""
-        cdef int received, i
+        cdef int received
+        self.destroy_received()  # what an earlier call had no memory for
         for _ in range(MAX_BATCHES):
             received = ctf_receive(descriptor, self.datagrams)
             if received == -EAGAIN:
                 return 0
             if received < 0 and received != -ENOBUFS and received != -EINTR:
                 return -received
-            for i in range(received):
-                self.destroy_all(span(self.datagrams.data[i], ctf_size(self.datagrams, i)))
+            self.datagrams_taken, self.datagram_count = 0, max(received, 0)
+            self.destroy_received()
+        return 0
+
+    cdef int destroy_received(self) except -1 nogil:
+        """Take the received datagrams. If there is no memory, keep those that are not taken yet."""
+        cdef int i
+        while self.datagrams_taken < self.datagram_count:
+            i = self.datagrams_taken
+            self.destroy_all(span(self.datagrams.data[i], ctf_size(self.datagrams, i)))
+            self.datagrams_taken = i + 1
         return 0
 
     cdef int destroy_all(self, Span datagram) except -1 nogil:
         cdef Message message
         while next_message(&datagram, &message):
             if message.kind == IPCTNL_MSG_CT_DELETE:
-                self.received += 1
                 self.end(message.payload)
+                self.received += 1
+        if datagram.size:  # cut off: larger than the buffer
+            self.malformed += 1
         return 0
 
     cdef int end(self, Span message) except -1 nogil:
@@ -286,11 +307,15 @@ cdef class Ledger:
         cdef Connection *row
         cdef uint64_t identity[2]
         cdef uint8_t group[MAX_GROUP]
-        if not message_to_entry(message, &entry) or not self.identify(&entry, identity):
+        if not message_to_entry(message, &entry):
             self.malformed += 1
             return 0
         if not self.plan.passes(&entry):
             return 0
+        # If there is no memory, nothing has changed and the event can be taken again.
+        self.sums.make_room()
+        self.ended.make_room()
+        self.identify(&entry, identity)
         self.plan.group_of(&entry, group)
         row = find_connection(self.connections, identity)
         if row != NULL:
@@ -307,12 +332,12 @@ cdef class Ledger:
             if not self.baseline:
                 self.sums.add_sums(group, &entry, 1, entry.counters)
         self.ended_uncounted += not entry.counted
-        put_connection(self.ended, identity, entry.counters, self.now)
+        put_connection(self.ended, identity, entry.counters, <uint32_t>self.now)
         self.ended_last = self.now
         return 0
 
     cdef inline bint is_stale(self, const Connection *ended) noexcept nogil:
-        return ended != NULL and ended.absent + self.remember_seconds >= self.dump_since
+        return ended != NULL and <int64_t>ended.absent + self.remember_seconds >= self.dump_since
 
     cdef inline bint is_repeated(self) noexcept nogil:
         return self.duplicate_at > 0 and self.now - self.duplicate_at <= self.remember_seconds
@@ -337,7 +362,7 @@ cdef class Ledger:
             self.sums.add_sums(group, entry, 0, difference)
         return 0
 
-    cdef int forget(self, uint32_t now) except -1 nogil:
+    cdef int forget(self, int64_t now) except -1 nogil:
         """Forget ended connections, except while a dump may still show them."""
         self.now = now
         if not self.ended_since:
@@ -346,21 +371,20 @@ cdef class Ledger:
             return 0
         if not self.is_repeated() or self.ended.count >= self.max_remembered:
             with gil:
+                recent = new_connections()
                 old = now - self.ended_last > self.remember_seconds
                 self.ended_before = new_connections() if old else self.ended
-                self.ended = new_connections()
+                self.ended = recent
         self.ended_since = now
         return 0
 
-    cdef bint identify(self, const Entry *entry, uint64_t *identity) noexcept nogil:
-        """Write a keyed hash of 128 bits of what identifies a connection. Return False if that is too long."""
+    cdef void identify(self, const Entry *entry, uint64_t *identity) noexcept nogil:
+        """Write a keyed hash of 128 bits of what identifies a connection."""
         cdef uint8_t data[MAX_IDENTITY]
         cdef size_t size = 0
         cdef uint64_t word
         cdef int i
         for i in range(4):
-            if entry.identity[i].size > MAX_IDENTITY - 8 - size:
-                return False
             data[size] = <uint8_t>(entry.identity[i].size & 255)
             if entry.identity[i].size:
                 memcpy(data + size + 1, entry.identity[i].start, entry.identity[i].size)
@@ -375,13 +399,13 @@ cdef class Ledger:
             two = ctf_mix(two ^ word, self.keys[3])
         identity[0] = ctf_mix(one, self.keys[3])
         identity[1] = ctf_mix(two, self.keys[2])
-        return True
 
     def traffic(self):
         """Return the traffic since the last call. Its connections are those first seen since."""
-        sums = self.sums
-        self.sums = Grouping(self.plan)
-        return sums.tally()
+        following = Grouping(self.plan)
+        tally = self.sums.tally()
+        self.sums = following
+        return tally
 
     def save(self):
         """Return what a restart needs: all but the statistics."""

@@ -50,8 +50,9 @@ ABSENT_SECONDS = 300
 
 SECRET_SIZE = 32
 _WORD = (1 << 64) - 1
-HEADER = struct.Struct(f"<{SECRET_SIZE}sQQ")  # secret, number of live and of ended connections
-CONNECTION = struct.Struct("<16s4QI")  # identity, counters, absent since or ended at
+# In native byte order, as in C: a state is of one boot of one machine.
+HEADER = struct.Struct(f"={SECRET_SIZE}sQQ")  # secret, number of live and of ended connections
+CONNECTION = struct.Struct("=16s4QI")  # identity, counters, absent since or ended at
 
 # The most events in one call of drain(): they may arrive faster than they are read.
 MAX_DRAINED = 1 << 19
@@ -92,7 +93,7 @@ class Ledger:
         self._secret = os.urandom(SECRET_SIZE)
         if saved:
             self._load(saved)
-        self._keys = [word | 1 for word in struct.unpack("<4Q", self._secret)]
+        self._keys = [word | 1 for word in struct.unpack("=4Q", self._secret)]
 
     def __len__(self) -> int:
         return len(self._connections)
@@ -144,7 +145,9 @@ class Ledger:
     def destroy(self, datagram: bytes, now: int) -> None:
         """Take a datagram of DESTROY events."""
         self._forget(now)
+        size = 0
         for kind, message in messages(datagram):
+            size += len(message) + 3 & ~3
             if kind != uapi.IPCTNL_MSG_CT_DELETE:
                 continue
             self.statistics["received"] += 1
@@ -156,6 +159,7 @@ class Ledger:
             group = self._traffic.group_of(entry)
             if group is not None:
                 self._end(self._identity(message), entry, group)
+        self.statistics["malformed"] += size < len(datagram)  # the next is cut off
 
     def drain(self, descriptor: int, now: int) -> None:
         """Read the events that a socket has received. Raises OSError, but not for lost events."""
@@ -222,7 +226,7 @@ class Ledger:
             raise ValueError("a ledger of the wrong size")
         rows = CONNECTION.iter_unpack(saved[HEADER.size :])
         for identity, *counters, absent in itertools.islice(rows, count):
-            self._connections[identity] = _Connection(counters, 0, absent)
+            self._connections.setdefault(identity, _Connection(counters, 0, absent))
         for identity, *counters, at in rows:
             self._ended[1].setdefault(identity, (tuple(counters), at))
 
@@ -280,10 +284,10 @@ class Ledger:
         data = b"".join([bytes([len(part) & 255]) + part for part in identity_parts(message)])
         size = len(data)
         one, two = self._keys[0] ^ size, self._keys[1] + size & _WORD
-        for (word,) in struct.iter_unpack("<Q", data + bytes(-size % 8)):
+        for (word,) in struct.iter_unpack("=Q", data + bytes(-size % 8)):
             one = _mix(one ^ word, self._keys[2])
             two = _mix(two ^ word, self._keys[3])
-        return struct.pack("<QQ", _mix(one, self._keys[3]), _mix(two, self._keys[2]))
+        return struct.pack("=QQ", _mix(one, self._keys[3]), _mix(two, self._keys[2]))
 
 
 def _receive(sock: socket.socket) -> bytes | None:

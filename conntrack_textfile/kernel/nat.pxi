@@ -91,6 +91,8 @@ cdef class Translations:
         row = <EgressRow *>self.egress.add(<uint8_t *>&key)
         row.connections += 1
         if with_ports[entry.l4] or id_of[entry.l4]:
+            if self.batch_size == BATCH:
+                self.count_batch()
             destination = &self.batch[self.batch_size]
             memcpy(destination.address, entry.reply_src, 16)
             put(destination.port, 2, entry.reply_sport)
@@ -100,19 +102,19 @@ cdef class Translations:
             self.destinations.prefetch(self.hashes[self.batch_size])
             self.batch_size += 1
             self.has_zones = self.has_zones or entry.reply_zone != 0
-            if self.batch_size == BATCH:
-                self.count_batch()
         return 0
 
     cdef int count_batch(self) except -1 nogil:
+        """Count the batch. If there is no memory, keep what is not counted yet."""
         cdef int i
         cdef uint8_t *row
         for i in range(self.batch_size):
             self.destinations.prefetch_row(self.hashes[i])
-        for i in range(self.batch_size):
+        while self.batch_size:
+            i = self.batch_size - 1
             row = self.destinations.add_hashed(<uint8_t *>&self.batch[i], self.hashes[i])
             (<DestinationRow *>row).ports += 1
-        self.batch_size = 0
+            self.batch_size = i
         return 0
 
     cdef inline DestinationRow *destination(self, uint32_t number) noexcept nogil:

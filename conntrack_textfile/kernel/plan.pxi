@@ -410,6 +410,7 @@ cdef class Plan:
             elif not same_address(entry.dst, entry.reply_src):
                 self.put_address(at, field, entry.l3, entry.reply_src)
 
+    @cython.boundscheck(True)
     cdef address_value(self, const Field *field, const uint8_t *at):
         if at[0] == NONE:
             return ""
@@ -420,8 +421,9 @@ cdef class Plan:
         text = address_text(6 if at[0] == IPV6 else 4, at + 1)
         return text if length == whole else f"{text}/{length}"
 
+    @cython.boundscheck(True)
     cdef tuple labels_of(self, const uint8_t *group):
-        """The label values of a group."""
+        """The label values of a group. Raises IndexError for the group of another plan."""
         cdef const Field *field
         cdef const uint8_t *at
         cdef int i

@@ -212,7 +212,7 @@ cdef bint line_to_entry(const char *line, const char *end, Entry *entry) noexcep
     """Read one line, token by token. Return False if the kernel would not write it."""
     cdef const char *p = find(line, end, b" src=", 5)
     cdef const char *q
-    cdef uint64_t value
+    cdef uint64_t value = 0
     cdef bint has_sent = False, has_zone = False, has_dport = False, has_reply = False
     cdef bint has_mark = False, has_flag = False, has_sport = False, one_zone = False
     cdef bint has_reply_sport = False, has_reply_dport = False, has_reply_zone = False

@@ -84,7 +84,8 @@ class Tracker:
             with self.locked():
                 self.ledger.end_dump(namespace.seconds(), events=self._listening)
         except BaseException:
-            self.ledger.abandon_dump()
+            with self._lock:
+                self.ledger.abandon_dump()
             raise
 
     @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The numbers of uapi.py and protocols.py as C variables and tables."""
 
 cdef size_t MAX_LINE = uapi.MAX_LINE
+cdef size_t MAX_TUPLE = uapi.MAX_TUPLE
 
 cdef uint16_t NLMSG_ERROR = uapi.NLMSG_ERROR
 cdef uint16_t NLMSG_DONE = uapi.NLMSG_DONE

@@ -141,3 +141,6 @@ FLAGS = ("unreplied", "assured", "offload", "hw_offload")
 # Bytes. The lines of the kernel are much shorter: the longest part is a security context.
 # It bounds the memory for an incomplete line.
 MAX_LINE = 16384
+
+# Bytes of CTA_TUPLE_ORIG. The kernel sends less than 100.
+MAX_TUPLE = 480

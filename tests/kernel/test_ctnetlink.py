@@ -40,7 +40,7 @@ def test_captures_sum_up_to_what_conntrack_prints(capture: Path) -> None:
     assert tables.sums(tally) == expected.sums
 
 
-def test_where_datagrams_end_does_not_matter(capture: Path) -> None:
+def test_the_tally_does_not_depend_on_datagram_boundaries(capture: Path) -> None:
     dump = (capture / "ctnetlink.bin").read_bytes()
     whole, parts = count(dump), count(*tables.messages(dump))
     assert tables.beside_groups(whole) == tables.beside_groups(parts)
@@ -79,7 +79,7 @@ def without(*parts: bytes) -> bytes:
 
 
 def with_(old: bytes, new: bytes) -> bytes:
-    """With something in the place of a part."""
+    """Return a message with one part replaced."""
     assert old in PARTS
     return message(2, *(new if part == old else part for part in PARTS))
 
@@ -95,7 +95,7 @@ def test_all_fields_of_an_entry() -> None:
     assert (entry.state, entry.unreplied, entry.flag) == ("ESTABLISHED", True, "assured")
 
 
-def test_what_is_optional_may_be_missing() -> None:
+def test_optional_attributes_may_be_missing() -> None:
     entry = parse(message(2, nest(1, IP, nest(2, NUMBER)), REPLY))
     assert (entry.dport, entry.zone, entry.mark, entry.counters) == (0, 0, 0, None)
     assert (entry.state, entry.unreplied, entry.flag) == ("", False, "")
@@ -106,14 +106,14 @@ def test_what_is_optional_may_be_missing() -> None:
 def test_the_zone_is_that_of_the_original_direction() -> None:
     plain = nest(uapi.CTA_TUPLE_ORIG, IP, PROTO)
     assert parse(with_(ORIG, plain)).zone == 7
-    # That of the reply alone is no zone of the original tuple.
+    # A zone of the reply direction alone does not count.
     assert parse(message(2, plain, REPLY)).zone == 0
 
 
-def test_what_is_unknown_is_passed_over() -> None:
-    more = [attribute(kind, b"?" * kind) for kind in (7, 12, 22, 25, 99)]
+def test_unknown_attributes_are_ignored() -> None:
+    more = [attribute(kind, b"?" * kind) for kind in (7, 13, 22, 25, 99)]
     assert parse(message(2, *more, *PARTS, *more)) == parse(message(2, *PARTS))
-    # Of what comes twice the last counts.
+    # Of a repeated attribute the last counts.
     assert parse(message(2, *PARTS, attribute(uapi.CTA_MARK, b"\0\0\0\1"))).mark == 1
 
 
@@ -122,7 +122,7 @@ def test_gre_has_no_port() -> None:
     assert parse(with_(ORIG, nest(1, IP, gre))).dport == 0
 
 
-def test_a_state_of_a_kernel_to_come_is_unknown() -> None:
+def test_a_state_of_a_later_kernel_is_unknown() -> None:
     later = nest(uapi.CTA_PROTOINFO, nest(1, attribute(uapi.CTA_PROTOINFO_STATE, b"\x0a")))
     assert parse(with_(INFO, later)).state == "unknown"
     assert parse(with_(INFO, nest(uapi.CTA_PROTOINFO))).state == ""
@@ -170,6 +170,15 @@ SHORT = attribute(uapi.CTA_TUPLE_PROTO, NUMBER[:-4])
         (with_(ORIG, nest(1, IP, PROTO, attribute(3, bytes(4)))), "CTA_TUPLE_ZONE has 4 bytes"),
         (message(10, *PARTS), "addresses"),
         (with_(ZONE, attribute(uapi.CTA_ZONE, b"\1")), "CTA_ZONE has 1 bytes, not 2"),
+        (message(2, *PARTS, attribute(uapi.CTA_ID, bytes(5))), "CTA_ID has 5 bytes, not 4"),
+        (
+            message(2, *PARTS, nest(uapi.CTA_TIMESTAMP, attribute(1, b"\1"))),
+            "CTA_TIMESTAMP_START has 1 bytes, not 8",
+        ),
+        (
+            with_(ORIG, nest(1, IP, PROTO, attribute(99, bytes(uapi.MAX_TUPLE)))),
+            "CTA_TUPLE_ORIG has more than 480 bytes",
+        ),
         (with_(MARK, attribute(uapi.CTA_MARK, b"")), "CTA_MARK has 0 bytes, not 4"),
         (with_(STATUS, attribute(uapi.CTA_STATUS, bytes(8))), "CTA_STATUS has 8 bytes, not 4"),
         (with_(SENT, nest(9, PACKETS)), "CTA_COUNTERS_BYTES has 0 bytes, not 8"),
@@ -177,7 +186,7 @@ SHORT = attribute(uapi.CTA_TUPLE_PROTO, NUMBER[:-4])
         (with_(INFO, nest(4, nest(1))), "CTA_PROTOINFO_STATE has 0 bytes, not 1"),
     ],
 )
-def test_what_is_no_entry_is_malformed_with_a_reason(data: bytes, reason: str) -> None:
+def test_a_malformed_message_has_a_reason(data: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         parse(data)
     good = message(2, *PARTS)
@@ -196,7 +205,7 @@ def test_counters_reach_to_64_bits_and_sums_beyond() -> None:
     assert row[2] == 3 * (2**64 - 1)
 
 
-def test_other_messages_are_passed_over() -> None:
+def test_other_message_types_are_ignored() -> None:
     other = [control(0x102, payload=message(2, *PARTS)[16:]), control(1)]
     assert tables.sums(count(*other)) == {}
 
@@ -246,7 +255,7 @@ def test_every_message_is_an_entry_or_malformed(rand: Random) -> None:
 
 
 @given(st.binary(max_size=500))
-def test_any_bytes_are_survived(junk: bytes) -> None:
+def test_any_bytes_are_accepted(junk: bytes) -> None:
     try:
         count(junk)
     except OSError:

@@ -1,4 +1,4 @@
-"""The two engines give the same for the same bytes, whatever the bytes and the plan."""
+"""Both engines have the same results for any bytes and any plan."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def netlink_decoders(plan: Plan) -> list[Decoder]:
     return [_speedups.NetlinkDecoder(_speedups.Plan(plan)), ctnetlink.Decoder(plan)]
 
 
-# More than there is by default, so that a difference is seen.
+# More labels than by default, to reveal more differences.
 ALL = Plan(labels=LABELS)
 
 
@@ -71,7 +71,7 @@ def agree(
     assert compiled == pure
 
 
-# The choice of one
+# The choice of the engine
 
 
 def test_the_compiled_engine_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,10 +127,10 @@ def test_the_output_is_the_same_but_for_the_engines_name(
     assert [line.replace("pure", "compiled") for line in texts[0]] == texts[1]
 
 
-# The twins
+# The engines against each other
 
 
-def test_the_corpora_are_there() -> None:
+def test_the_captures_are_complete() -> None:
     assert len(LINES) == 96
     assert len(MESSAGES) == 98  # with an end for each capture
 
@@ -154,7 +154,7 @@ def test_engines_agree_on_damaged_messages(
 
 @given(RANDOM)
 @settings(max_examples=400)
-def test_engines_agree_on_more_damage(rand: random.Random) -> None:
+def test_engines_agree_on_damage_in_blocks_of_one_byte(rand: random.Random) -> None:
     text = tables.damaged_text(rand)
     agree(text_decoders, [text])
     agree(text_decoders, [bytes([byte]) for byte in text])
@@ -163,7 +163,7 @@ def test_engines_agree_on_more_damage(rand: random.Random) -> None:
 
 @given(DRAFTS, RANDOM, LIMITS, MEASURES)
 @settings(max_examples=100)
-def test_engines_agree_on_which_of_many_groups_are_the_largest(
+def test_engines_agree_on_the_largest_groups(
     draft: Draft, rand: random.Random, limit: int, by: str
 ) -> None:
     # Of few values, so that many are equally large.
@@ -232,7 +232,7 @@ def test_the_largest_beyond_64_bits_are_the_largest(by: str) -> None:
     agree(text_decoders, [text.encode()], Plan(labels=("src",)), 2, by)
 
 
-def test_a_finished_decoder_takes_no_more() -> None:
+def test_a_finished_decoder_raises_value_error() -> None:
     for decoders, more in ((text_decoders, LINES[0]), (netlink_decoders, MESSAGES[0])):
         compiled, _ = decoders(Plan())
         groups = compiled.finish().groups
@@ -248,7 +248,7 @@ def test_a_finished_decoder_takes_no_more() -> None:
                 groups.rows(0, "bytes")
 
 
-def test_the_columns_of_rows_end() -> None:
+def test_rows_raise_index_error_at_their_end() -> None:
     for decoder in text_decoders(Plan()):
         decoder.feed(LINES[0] + LINES[1])
         rows = decoder.finish().groups.rows(1, "bytes")
@@ -268,12 +268,12 @@ def test_engines_agree_on_many_groups() -> None:
         agree(text_decoders, [text.encode()], limit=limit, by=by)
 
 
-# What both are to give, by code that is neither
+# Both engines against a model
 
 
 @given(DRAFTS, st.sampled_from(tables.CAPTURES))
 @settings(max_examples=150)
-def test_captures_are_grouped_as_the_plan_says(draft: Draft, capture: Path) -> None:
+def test_captures_are_grouped_by_the_plan(draft: Draft, capture: Path) -> None:
     printed = conntrack_l.read((capture / "conntrack-L.txt").read_text())
     expected, filtered = draft.sums(conntrack_l.entries((capture / "conntrack-L.txt").read_text()))
     text = (capture / "net" / "nf_conntrack").read_bytes()
@@ -290,7 +290,7 @@ def test_captures_are_grouped_as_the_plan_says(draft: Draft, capture: Path) -> N
 
 @given(DRAFTS, RANDOM)
 @settings(max_examples=150)
-def test_entries_are_grouped_as_the_plan_says(draft: Draft, rand: random.Random) -> None:
+def test_entries_are_grouped_by_the_plan(draft: Draft, rand: random.Random) -> None:
     made = [tables.made(rand) for _ in range(rand.randrange(60))]
     expected, filtered = draft.sums(entry.entry for entry in made)
     text = [entry.line for entry in made]
@@ -309,9 +309,7 @@ def test_entries_are_grouped_as_the_plan_says(draft: Draft, rand: random.Random)
 
 @given(RANDOM, st.integers(0, 4), st.integers(0, 4))
 @settings(max_examples=150)
-def test_translated_entries_are_counted_as_they_are_made(
-    rand: random.Random, limit: int, destinations: int
-) -> None:
+def test_translated_entries_are_counted(rand: random.Random, limit: int, destinations: int) -> None:
     made = [tables.made(rand) for _ in range(rand.randrange(80))] * rand.randrange(1, 3)
     expected = conntrack_l.translated(entry.entry for entry in made)
     busiest, in_use = expected.busiest(), expected.in_use()
@@ -352,7 +350,7 @@ def test_translated_entries_are_counted_as_they_are_made(
 
 @given(RANDOM, st.integers(1, 30), MEASURES)
 @settings(max_examples=50)
-def test_the_largest_are_kept_and_of_equals_the_first(
+def test_the_largest_groups_are_kept_and_of_equal_ones_the_first(
     rand: random.Random, limit: int, by: str
 ) -> None:
     text = b"".join(tables.made(rand).line for _ in range(rand.randrange(200)))
@@ -370,7 +368,7 @@ def test_the_largest_are_kept_and_of_equals_the_first(
         assert [*zip(*kept.columns, strict=True)] == [tuple(rows[group]) for group in kept.groups]
 
 
-def test_the_fixed_plans_are_told_apart() -> None:
+def test_each_fixed_plan_has_results_of_its_own() -> None:
     seen = {
         str(draft.sums([tables.made(random.Random(n)).entry for n in range(50)])) for draft in FIXED
     }
@@ -417,7 +415,7 @@ def test_a_networks_file_of_many_lines(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_more_services_than_16_bits_count() -> None:
+def test_more_than_65536_services() -> None:
     text = "".join(f"s{n} {n & 0xFFFF}/{'tcp' if n >> 16 else 'udp'}\n" for n in range(1 << 17))
     plan = Plan(labels=("l7protocol", "dport"), services=services.parse_services(text))
     line = "ipv4 2 {} src=10.0.0.1 dst=10.0.0.2 dport={} src=10.0.0.2 dst=10.0.0.1 use=1\n"

@@ -1,4 +1,4 @@
-"""What the pure engine makes of entries; that the compiled one does the same is in test_engines."""
+"""The groups of the pure engine. test_engines.py compares the compiled one with it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def groups(plan: Plan, *entries: Entry) -> list[tuple[str, ...]]:
     return [*tables.sums(tally(plan, *entries))]
 
 
-def test_a_group_has_a_value_for_each_label_that_is_kept() -> None:
+def test_a_group_has_a_value_for_each_label() -> None:
     full = entry(egress="198.51.100.1", backend="10.9.9.9", zone=7, mark=42)
     assert groups(Plan(labels=LABELS), full) == [
         (
@@ -110,12 +110,12 @@ def test_without_translation_there_is_neither_egress_nor_backend() -> None:
     assert groups(by, entry()) == [("", "")]
     assert groups(by, entry(egress="192.0.2.9")) == [("192.0.2.9", "")]
     assert groups(by, entry(backend="10.0.0.9")) == [("", "10.0.0.9")]
-    # Translated to an address that a network names, or to a network of no length.
+    # A network's name also applies to them.
     named = by._replace(networks=parse_names("0.0.0.0/0 all\n"))
     assert groups(named, entry(egress="192.0.2.9")) == [("all", "")]
 
 
-def test_groups_ascend_by_address_and_number_and_not_by_text() -> None:
+def test_groups_are_sorted_by_address_and_number_not_by_text() -> None:
     named = parse_names("10.0.0.9 b\n10.0.0.8 a\n")
     sources = ("10.0.0.10", "10.0.0.2", "10.0.0.9", "10.0.0.8", "2001:db8::1", "9.0.0.1")
     found = groups(
@@ -130,7 +130,7 @@ def test_groups_ascend_by_address_and_number_and_not_by_text() -> None:
     assert found == [(src, port) for src in order for port in ("9", "100")]
 
 
-def test_prefixes_make_networks_of_addresses_but_not_of_translations() -> None:
+def test_prefixes_apply_to_src_and_dst_only() -> None:
     plan = Plan(
         labels=("src", "dst", "egress"), src_prefix=Prefix(24, 48), dst_prefix=Prefix(0, 127)
     )
@@ -142,7 +142,7 @@ def test_prefixes_make_networks_of_addresses_but_not_of_translations() -> None:
     ]
 
 
-def test_names_go_before_prefixes_and_the_smallest_network_counts() -> None:
+def test_names_precede_prefixes_and_the_longest_prefix_wins() -> None:
     named = parse_names(
         "10.0.0.0/8 company\n10.1.0.0/16 office\n10.1.2.3 printer\n::/0 world6\n2001:db8::/32 lab\n"
     )
@@ -153,7 +153,7 @@ def test_names_go_before_prefixes_and_the_smallest_network_counts() -> None:
     assert groups(plan, entry("2001:db8::1", "2001:db9::1")) == [("lab", "world6")]
 
 
-def test_names_of_hosts_are_of_addresses_that_are_kept_whole() -> None:
+def test_host_names_apply_to_labels_with_whole_addresses() -> None:
     laptop = ipaddress.ip_address("10.1.2.3").packed
     phone = ipaddress.ip_address("2001:db8::7").packed
     plan = Plan(
@@ -166,12 +166,12 @@ def test_names_of_hosts_are_of_addresses_that_are_kept_whole() -> None:
     cut = plan._replace(src_prefix=Prefix(24, 128), dst_prefix=Prefix(32, 64))
     assert groups(cut, entry("10.1.2.3", "10.1.2.3")) == [("10.1.2.0/24", "laptop", "", "")]
     assert groups(cut, entry("2001:db8::7", "2001:db8::7")) == [("phone", "2001:db8::/64", "", "")]
-    # The network's name stays where the host's does not apply.
+    # Where the host's name does not apply, the network's does.
     both = cut._replace(networks=parse_names("10.1.2.3 printer\n"))
     assert groups(both, entry("10.1.2.3", "10.1.2.3")) == [("printer", "laptop", "", "")]
 
 
-def test_networks_of_one_name_are_one_group() -> None:
+def test_networks_with_the_same_name_are_one_group() -> None:
     named = parse_names("10.0.0.0/8 us\n192.168.0.0/16 us\n2001:db8::/32 us\n")
     sources = (entry("10.0.0.1"), entry("192.168.1.1"), entry("2001:db8::1", "::"))
     assert tables.sums(tally(Plan(labels=("src",), networks=named), *sources)) == {
@@ -179,7 +179,7 @@ def test_networks_of_one_name_are_one_group() -> None:
     }
 
 
-def test_services_have_the_users_names() -> None:
+def test_services_have_the_configured_names() -> None:
     named = parse_services("frontend 443/tcp\nbilling 40000/udp\n")
     plan = Plan(labels=("l7protocol", "dport"), services=named, known_ports=True)
     found = groups(
@@ -198,7 +198,7 @@ def test_services_have_the_users_names() -> None:
     }
 
 
-def test_a_mask_keeps_bits_of_the_mark() -> None:
+def test_the_mark_is_masked() -> None:
     plan = Plan(labels=("mark",), mark_mask=0xFF00)
     assert groups(plan, entry(mark=0x12345678), entry(mark=0x5600)) == [("22016",)]
     assert groups(plan._replace(mark_mask=0xFFFFFFFF), entry(mark=2**32 - 1)) == [("4294967295",)]
@@ -240,7 +240,7 @@ def test_an_entry_must_meet_all_conditions(rule: dict[str, str], passes: bool) -
 
 
 @pytest.mark.parametrize("name", ["egress", "backend"])
-def test_what_is_not_translated_meets_no_condition_on_it(name: str) -> None:
+def test_an_entry_without_translation_matches_no_egress_or_backend_filter(name: str) -> None:
     assert tally(Draft(include=({name: "0.0.0.0/0"},)).plan, entry()).filtered == 1
     assert tally(Draft(exclude=({name: "0.0.0.0/0"},)).plan, entry()).filtered == 0
 
@@ -259,7 +259,7 @@ def test_exclude_wins_over_any_include() -> None:
     ]
 
 
-def test_states_flags_and_what_is_uncounted_are_of_the_whole_table() -> None:
+def test_states_flags_and_uncounted_ignore_the_filters() -> None:
     nothing = Draft(exclude=({"src": "0.0.0.0/0"}, {"src": "::/0"})).plan
     found = tally(
         nothing,
@@ -280,7 +280,7 @@ def test_states_flags_and_what_is_uncounted_are_of_the_whole_table() -> None:
 @pytest.mark.parametrize(
     ("by", "largest"), [("connections", "c"), ("packets", "p"), ("bytes", "b")]
 )
-def test_the_largest_are_kept(by: str, largest: str) -> None:
+def test_the_largest_groups_are_kept(by: str, largest: str) -> None:
     named = parse_names("10.0.0.1 c\n10.0.0.2 p\n10.0.0.3 b\n10.0.0.4 z\n")
     entries = [entry("10.0.0.1", counters=None)] * 3
     entries += [entry("10.0.0.2", counters=(0, 9, 10, 0)), entry("10.0.0.3", counters=(1, 5, 0, 5))]
@@ -293,7 +293,7 @@ def test_the_largest_are_kept(by: str, largest: str) -> None:
         assert [*rows.groups] == [("b",), ("c",), ("p",), ("z",)]
 
 
-def test_of_equals_the_first_are_kept() -> None:
+def test_of_equal_groups_the_first_are_kept() -> None:
     sources = [f"10.0.{n % 7}.{n}" for n in range(200)]
     rows = tally(Plan(labels=("src",)), *map(entry, reversed(sources))).groups.rows(3, "bytes")
     assert [*rows.groups] == [("10.0.0.0",), ("10.0.0.7",), ("10.0.0.14",)]

@@ -1,4 +1,4 @@
-"""Groups by their keys, in both engines: what the counters ask for."""
+"""tally.Groups by their keys, in both engines, and key_parser()."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
-def test_labels_give_the_key_of_their_group(name: str, plan: Plan) -> None:
+def test_key_parser_is_the_inverse_of_labels(name: str, plan: Plan) -> None:
     groups = engines.make(name, plan).tally(FLOWS).groups
     key_of = key_parser(plan)
     found = groups.largest(100, "bytes")
@@ -76,7 +76,7 @@ def test_labels_give_the_key_of_their_group(name: str, plan: Plan) -> None:
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 @pytest.mark.parametrize("by", ["bytes", "packets", "connections"])
-def test_both_engines_have_the_same_largest(plan: Plan, by: str) -> None:
+def test_engines_agree_on_largest(plan: Plan, by: str) -> None:
     pure, compiled = [engines.make(name, plan).tally(FLOWS).groups for name in engines.NAMES]
     for limit in (0, 1, 3, 1 << 31):
         assert pure.largest(limit, by) == compiled.largest(limit, by)
@@ -90,9 +90,7 @@ def test_both_engines_have_the_same_largest(plan: Plan, by: str) -> None:
     st.integers(0, 50),
     st.sets(st.integers(1, 40)),
 )
-def test_the_largest_are_those_that_a_sort_gives(
-    rows: list[tuple[int, int]], limit: int, hidden: set[int]
-) -> None:
+def test_largest_equals_a_sort(rows: list[tuple[int, int]], limit: int, hidden: set[int]) -> None:
     plan = Plan(labels=("src",))
     key_of = key_parser(plan)
     sums: dict[str, int] = {}
@@ -112,7 +110,7 @@ def test_the_largest_are_those_that_a_sort_gives(
         assert [(-row.sent_bytes, key) for key, row in found] == wanted
 
 
-def test_what_is_not_there_is_none(name: str) -> None:
+def test_get_returns_none_for_a_missing_key(name: str) -> None:
     plan = Plan(labels=("src",))
     feed: Feed = engines.make(name, plan)
     there, gone = (key_parser(plan)((src,)) for src in ("10.0.0.1", "10.0.0.3"))
@@ -135,6 +133,16 @@ def test_a_key_of_another_plan_is_refused_by_the_compiled_engine() -> None:
     ):
         with pytest.raises(ValueError, match="another plan"):
             use(b"12345678")
+
+
+def test_a_key_with_the_index_of_another_plan_is_refused_by_the_compiled_engine() -> None:
+    """Out of bounds it would read memory that is not a name."""
+    service, name = b"\0\xff\xff", b"\3\xff\xff\xff\xff" + bytes(12)
+    plan = Plan(labels=("l7protocol", "src"))
+    groups = engines.make("compiled", plan).tally(FLOWS).groups
+    for key in (service + bytes(17), bytes(3) + name, service + name):
+        with pytest.raises(ValueError, match="another plan"):
+            groups.labels(key + bytes(4))
 
 
 @pytest.mark.parametrize(
@@ -161,16 +169,16 @@ def test_a_key_of_another_plan_is_refused_by_the_compiled_engine() -> None:
         ("mark", ""),
     ],
 )
-def test_labels_that_no_group_has_have_no_key(label: str, text: str) -> None:
+def test_impossible_label_values_have_no_key(label: str, text: str) -> None:
     assert key_parser(Plan(labels=(label,)))((text,)) is None
 
 
-def test_another_number_of_labels_has_no_key() -> None:
+def test_a_wrong_number_of_labels_has_no_key() -> None:
     assert key_parser(Plan(labels=("src",)))(("10.0.0.1", "tcp")) is None
 
 
-def test_names_that_are_gone_have_no_key_and_stay_apart() -> None:
-    """A service once called 5 is not the fifth service."""
+def test_names_that_were_removed_have_no_key() -> None:
+    """A service named "5" is not the fifth service."""
     services = Plan(labels=("l7protocol",), services=parse_services("5 4711/tcp\n"))
     assert key_parser(services)(("5",)) is not None
     assert key_parser(Plan(labels=("l7protocol",)))(("5",)) is None
@@ -180,14 +188,14 @@ def test_names_that_are_gone_have_no_key_and_stay_apart() -> None:
 
 
 def test_an_address_that_has_a_name_has_no_key_of_its_own() -> None:
-    """So its series ends when that of the name begins, and the other way round."""
+    """Its series ends when that of the name begins, and vice versa."""
     address = bytes([10, 0, 0, 1])
     named = Plan(labels=("src", "dst"), hosts={address: "laptop"}, dst_prefix=Prefix(24, 64))
     key_of = key_parser(named)
     assert key_of(("laptop", "10.0.0.0/24")) is not None
     assert key_of(("10.0.0.2", "10.0.0.0/24")) is not None
     assert key_of(("10.0.0.1", "10.0.0.0/24")) is None
-    assert key_of(("10.0.0.2", "laptop")) is not None  # it has none such, and is idle
+    assert key_of(("10.0.0.2", "laptop")) is not None  # a name, though the plan has no such host
     assert key_parser(named._replace(hosts={}))(("laptop", "10.0.0.0/24")) is None
     network = Plan(labels=("src",), networks=parse_names("10.0.0.0/8 lan\n"))
     assert key_parser(network)(("10.0.0.1",)) is None

@@ -1,15 +1,17 @@
-"""The ledger against a simple model, and its two engines against each other."""
+"""The ledger of both engines: against a model, and against each other."""
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conntrack_textfile.kernel import ctnetlink, ledger
+from conntrack_textfile.kernel import ctnetlink, ledger, uapi
 from conntrack_textfile.plan import Plan
+from tests import flows
 from tests.flows import DESTROY, Flow, message
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 def dump(
     engine: Engine, book: Any, flows: Sequence[Flow], now: int, *, events: bool = True
 ) -> None:
-    """A whole dump of the table."""
+    """Feed a whole dump of the table."""
     decoder = engine.decoder(book)
     book.begin_dump()
     for flow in flows:
@@ -83,7 +85,7 @@ def grown(flow: Flow, a: int, b: int, c: int, d: int) -> Flow:
     return flow._replace(counters=(a, b, c, d))
 
 
-def test_a_connection_counts_what_is_more_than_was_last_seen(engine: Engine) -> None:
+def test_a_connection_adds_its_difference_to_the_last_observation(engine: Engine) -> None:
     book = engine.ledger()
     dump(engine, book, [FLOW], 10)
     assert sums(book) == {GROUP: (1, 1, 100, 2, 200)}
@@ -96,19 +98,19 @@ def test_a_connection_counts_what_is_more_than_was_last_seen(engine: Engine) -> 
     assert len(book) == 0
 
 
-def test_a_connection_that_no_dump_saw_counts_by_its_event(engine: Engine) -> None:
+def test_a_connection_without_a_dump_counts_by_its_event(engine: Engine) -> None:
     book = engine.ledger()
     end(book, FLOW, 1)
     assert sums(book) == {GROUP: (1, 1, 100, 2, 200)}
     assert book.statistics["received"] == 1
 
 
-def test_what_was_there_at_the_baseline_is_no_traffic(engine: Engine) -> None:
+def test_counters_at_the_baseline_are_not_traffic(engine: Engine) -> None:
     book = engine.ledger()
     book.baseline = True
     other = FLOW._replace(sport=1)
     dump(engine, book, [FLOW], 10)
-    end(book, other, 11)  # it may have been older than the start
+    end(book, other, 11)  # it may be older than the start
     dump(engine, book, [grown(FLOW, 2, 150, 2, 200)], 12)
     book.baseline = False
     assert sums(book) == {GROUP: (0, 1, 50, 0, 0)}
@@ -116,7 +118,7 @@ def test_what_was_there_at_the_baseline_is_no_traffic(engine: Engine) -> None:
     assert sums(book) == {GROUP: (1, 1, 110, 2, 200)}
 
 
-def test_counters_that_somebody_zeroed_count_from_0(engine: Engine) -> None:
+def test_zeroed_counters_count_from_0(engine: Engine) -> None:
     book = engine.ledger()
     dump(engine, book, [FLOW], 10)
     sums(book)
@@ -125,7 +127,7 @@ def test_counters_that_somebody_zeroed_count_from_0(engine: Engine) -> None:
     assert book.statistics["zeroed"] == 1
 
 
-def test_an_event_that_comes_twice_is_a_duplicate(engine: Engine) -> None:
+def test_a_repeated_event_is_a_duplicate(engine: Engine) -> None:
     book = engine.ledger()
     dump(engine, book, [FLOW], 10)
     for _ in range(3):
@@ -134,8 +136,8 @@ def test_an_event_that_comes_twice_is_a_duplicate(engine: Engine) -> None:
     assert book.statistics["duplicate"] == 2
 
 
-def test_where_nobody_else_listens_nothing_comes_twice(engine: Engine) -> None:
-    """Then it is a new connection with the same tuple, id and counters."""
+def test_without_another_listener_there_are_no_duplicates(engine: Engine) -> None:
+    """An equal event is that of a new connection with the same tuple, id and counters."""
     book = engine.ledger()
     book.duplicates = False
     for _ in range(3):
@@ -144,8 +146,8 @@ def test_where_nobody_else_listens_nothing_comes_twice(engine: Engine) -> None:
     assert book.statistics["duplicate"] == 0
 
 
-def test_a_tuple_made_anew_counts_anew(engine: Engine) -> None:
-    """One with the same id is told from a duplicate by its counters, or by its start."""
+def test_a_new_connection_with_the_same_tuple_counts_from_0(engine: Engine) -> None:
+    """Its counters or its start distinguish it from a duplicate."""
     book = engine.ledger()
     for counters in ((1, 10, 0, 0), (2, 20, 0, 0), (1, 11, 0, 0)):
         end(book, grown(FLOW, *counters), 1)
@@ -155,7 +157,7 @@ def test_a_tuple_made_anew_counts_anew(engine: Engine) -> None:
     assert sums(book) == {GROUP: (3, 3, 300, 6, 600)}
 
 
-def test_a_dump_may_still_show_what_has_ended(engine: Engine) -> None:
+def test_an_ended_connection_in_a_dump_is_stale(engine: Engine) -> None:
     book = engine.ledger()
     decoder = engine.decoder(book)
     book.begin_dump()
@@ -164,13 +166,13 @@ def test_a_dump_may_still_show_what_has_ended(engine: Engine) -> None:
     book.end_dump(2, events=True)
     assert sums(book) == {GROUP: (1, 1, 100, 2, 200)}
     assert len(book) == 0
-    # Long after that it is a new one.
+    # Some seconds later it is a new connection.
     end(book, FLOW._replace(sport=1), 30)
     dump(engine, book, [FLOW], 31)
     assert sums(book) == {GROUP: (2, 2, 200, 4, 400)}
 
 
-def test_what_ends_unseen_is_kept_some_minutes(engine: Engine) -> None:
+def test_a_connection_that_ends_unseen_is_kept_some_minutes(engine: Engine) -> None:
     book = engine.ledger()
     dump(engine, book, [FLOW], 10)
     sums(book)
@@ -184,7 +186,7 @@ def test_what_ends_unseen_is_kept_some_minutes(engine: Engine) -> None:
     assert (len(book), book.statistics["ended_unseen"]) == (0, 1)
 
 
-def test_without_events_what_is_gone_from_two_dumps_has_ended(engine: Engine) -> None:
+def test_without_events_a_connection_missing_in_two_dumps_has_ended(engine: Engine) -> None:
     book = engine.ledger()
     dump(engine, book, [FLOW], 10, events=False)
     dump(engine, book, [], 20, events=False)  # which may have missed it
@@ -195,25 +197,25 @@ def test_without_events_what_is_gone_from_two_dumps_has_ended(engine: Engine) ->
     assert (len(book), book.statistics["ended_unseen"]) == (0, 1)
 
 
-def test_a_dump_that_fails_keeps_nothing_in_memory(engine: Engine) -> None:
+def test_a_failed_dump_does_not_stop_forgetting(engine: Engine) -> None:
     book = engine.ledger()
     end(book, FLOW, 10)
     for now in (100, 200, 300):
         book.begin_dump()
         book.abandon_dump()
         end(book, FLOW._replace(sport=now), now)
-    end(book, FLOW, 310)  # forgotten, so it is another one
+    end(book, FLOW, 310)  # forgotten, so it is no duplicate
     assert book.statistics["duplicate"] == 0
 
 
-def test_zones_and_equal_tuples_are_apart(engine: Engine) -> None:
+def test_zone_and_id_are_part_of_the_identity(engine: Engine) -> None:
     book = engine.ledger()
     dump(engine, book, [FLOW, FLOW._replace(zone=1), FLOW._replace(zone=2), FLOW._replace(id=2)], 1)
     assert sums(book) == {GROUP: (4, 4, 400, 8, 800)}
     assert len(book) == 4
 
 
-def test_without_accounting_connections_count_alone(engine: Engine) -> None:
+def test_without_accounting_only_connections_count(engine: Engine) -> None:
     book = engine.ledger()
     bare = FLOW._replace(counters=None)
     dump(engine, book, [bare], 1)
@@ -224,12 +226,110 @@ def test_without_accounting_connections_count_alone(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("saved", [b"x", bytes(100), b"\0" * 39])
-def test_what_was_not_saved_by_a_ledger_is_refused(engine: Engine, saved: bytes) -> None:
+def test_a_saved_ledger_of_the_wrong_format_raises_value_error(
+    engine: Engine, saved: bytes
+) -> None:
     with pytest.raises(ValueError, match="a ledger"):
         engine.ledger(saved)
 
 
-def test_each_engine_goes_on_with_what_the_other_saved() -> None:
+# Unknown attributes make a tuple long.
+LONG_PARTS = [b"", b"\1", bytes(4), bytes(8), bytes(60_000)]
+
+
+@given(
+    st.integers(uapi.MAX_TUPLE - 8, uapi.MAX_TUPLE + 40),
+    st.sampled_from(LONG_PARTS),
+    st.sampled_from(LONG_PARTS),
+)
+@settings(max_examples=100)
+def test_an_identity_of_any_length_is_valid_or_malformed(
+    size: int, id_: bytes, start: bytes
+) -> None:
+    tuple_ = flows.tuple_(1, FLOW)
+    size = (size - len(tuple_)) & ~3
+    body = struct.pack("!BBH", 2, 0, 0) + b"".join(
+        [
+            flows.nested(1, tuple_[4:], flows.attribute(99, bytes(size))),
+            flows.tuple_(2, FLOW, reply=True),
+            flows.attribute(12, id_),
+            flows.nested(20, flows.attribute(1, start)),
+        ]
+    )
+    outcomes = []
+    for engine in engines():
+        book = engine.ledger()
+        for now in (1, 2):
+            book.destroy(struct.pack("=IHHII", 16 + len(body), DESTROY, 2, 0, 0) + body, now)
+        decoder = engine.decoder(book)
+        decoder.feed(struct.pack("=IHHII", 16 + len(body), flows.NEW, 2, 0, 0) + body)
+        tally = decoder.finish()
+        outcomes.append((book.statistics, sums(book), tally.malformed))
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0][0]["malformed"] in (0, 2)
+
+
+def test_an_event_that_is_cut_off_is_lost(engine: Engine) -> None:
+    book = engine.ledger()
+    event = message(FLOW, DESTROY)
+    for size in range(len(event)):
+        book.destroy(event + event[:size], 1)
+    assert book.statistics["malformed"] == len(event) - 1
+
+
+TIMES = st.sampled_from([0, 1, 9, 10, 11, 299, 300, 301, 310, 311, 2**31, 2**32 - 6, 2**32 - 1])
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(0, 2), TIMES), max_size=8),
+    st.integers(0, 8),
+    st.lists(st.tuples(st.integers(1, 4), TIMES, st.booleans()), max_size=6),
+)
+@settings(max_examples=300)
+def test_engines_agree_on_any_rows_and_times_of_a_saved_ledger(
+    rows: list[tuple[int, int, int]], live: int, steps: list[tuple[int, int, bool]]
+) -> None:
+    """Identities more than once, and times that are not past yet."""
+    kinds = engines()
+    flows_ = [FLOW._replace(sport=port) for port in range(1, 5)]
+    live = min(live, len(rows))
+    book = kinds[0].ledger()
+    for flow in flows_:
+        dump(kinds[0], book, [flow], 10)
+    saved = bytes(book.save())
+    head, size = ledger.HEADER.size, ledger.CONNECTION.size
+    identities = [saved[head + i * size :][:16] for i in range(4)]
+    made = ledger.HEADER.pack(saved[: ledger.SECRET_SIZE], live, len(rows) - live) + b"".join(
+        ledger.CONNECTION.pack(identities[port - 1], *[n * 50] * 4, at) for port, n, at in rows
+    )
+    outcomes = []
+    for engine in kinds:
+        book = engine.ledger(made)
+        found: list[object] = []
+        for port, now, is_dump in steps:
+            if is_dump:
+                book.destroy(b"", now)
+                dump(engine, book, [flows_[port - 1]], now)
+            else:
+                end(book, flows_[port - 1], now)
+            found.append((sums(book), len(book), len(book.save()), book.statistics.copy()))
+        outcomes.append(found)
+    assert outcomes[0] == outcomes[1]
+
+
+@given(st.binary(max_size=200), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
+def test_engines_agree_on_a_damaged_ledger(rows: bytes, live: int, ended: int) -> None:
+    seen: list[object] = []
+    for data in (rows, ledger.HEADER.pack(bytes(32), live, ended) + rows):
+        for engine in engines():
+            try:
+                seen.append(len(engine.ledger(data)))
+            except ValueError as error:  # noqa: PERF203
+                seen.append(str(error))
+    assert seen[0::2] == seen[1::2]
+
+
+def test_each_engine_loads_the_ledger_of_the_other() -> None:
     one, other = engines()
     for first, second in ((one, other), (other, one), (one, one), (other, other)):
         book = first.ledger()
@@ -242,8 +342,8 @@ def test_each_engine_goes_on_with_what_the_other_saved() -> None:
         assert sums(again) == {GROUP: (0, 0, 599, 0, 0)}
 
 
-def test_an_event_that_comes_again_while_another_listener_stalls(engine: Engine) -> None:
-    """One comes again and again, all others only when the stall ends: minutes later."""
+def test_events_repeated_while_another_listener_stalls_are_duplicates(engine: Engine) -> None:
+    """One is repeated all the time, the others minutes later, when the stall ends."""
     book = engine.ledger()
     flows = [FLOW._replace(sport=port) for port in range(1, 200)]
     for now, flow in enumerate(flows, 100):
@@ -252,15 +352,15 @@ def test_an_event_that_comes_again_while_another_listener_stalls(engine: Engine)
     for flow in flows:
         end(book, flow, 300)
     assert sums(book) == {GROUP: (199, 199, 19900, 398, 39800)}
-    # After it they are forgotten as ever.
+    # After that, ended connections are forgotten again.
     for now in (310, 316, 322):
         end(book, FLOW._replace(sport=now), now)
     end(book, flows[5], 323)
     assert sums(book)[GROUP][0] == 4
 
 
-def test_an_event_that_comes_again_after_a_restart(engine: Engine) -> None:
-    """Between one-shot runs they wait in the socket, a minute and more."""
+def test_events_repeated_after_a_restart_are_duplicates(engine: Engine) -> None:
+    """Between one-shot runs events are queued for a minute and more."""
     book = engine.ledger()
     flows = [FLOW._replace(sport=port) for port in range(1, 100)]
     for flow in flows:
@@ -276,7 +376,7 @@ def test_an_event_that_comes_again_after_a_restart(engine: Engine) -> None:
     assert book.statistics["duplicate"] == 99
 
 
-def test_what_ended_is_kept_for_one_run_and_no_longer(engine: Engine) -> None:
+def test_ended_connections_are_saved_for_one_run(engine: Engine) -> None:
     book = engine.ledger()
     for run in range(5):
         for port in range(1, 51):
@@ -288,7 +388,6 @@ def test_what_ended_is_kept_for_one_run_and_no_longer(engine: Engine) -> None:
 def test_memory_of_ended_connections_is_bounded(
     monkeypatch: pytest.MonkeyPatch, engine: Engine
 ) -> None:
-    """However long a stall lasts."""
     monkeypatch.setattr(ledger, "MAX_REMEMBERED", 50)
     book = engine.ledger()
     for port in range(1, 1000):
@@ -299,7 +398,7 @@ def test_memory_of_ended_connections_is_bounded(
     assert len(book.save()) < ledger.HEADER.size + 120 * ledger.CONNECTION.size
 
 
-def test_one_made_anew_is_seen_by_a_dump_some_seconds_later(engine: Engine) -> None:
+def test_a_new_connection_is_not_stale_some_seconds_later(engine: Engine) -> None:
     book = engine.ledger()
     end(book, FLOW, 100)
     book = engine.ledger(bytes(book.save()))
@@ -308,7 +407,7 @@ def test_one_made_anew_is_seen_by_a_dump_some_seconds_later(engine: Engine) -> N
     assert sums(book) == {GROUP: (1, 9, 900, 0, 0)}
 
 
-def test_what_ended_late_in_a_long_dump_is_remembered_after_it(engine: Engine) -> None:
+def test_a_connection_that_ended_in_a_long_dump_is_remembered_after_it(engine: Engine) -> None:
     book = engine.ledger()
     end(book, FLOW._replace(sport=1), 100)
     book.begin_dump()
@@ -319,14 +418,14 @@ def test_what_ended_late_in_a_long_dump_is_remembered_after_it(engine: Engine) -
 
 
 class World:
-    """A kernel, and a model of what the ledger is to find, connection by connection.
+    """A model of the kernel and of the traffic that the ledger is to find.
 
-    What was carried since the baseline is the truth. It knows whether events were
-    lost or counters zeroed, so that less than the truth may be found.
+    truth: the traffic since the baseline. exact: False after lost events or zeroed
+    counters, when the ledger may find less.
     """
 
     def __init__(self, kinds: Sequence[Engine], *, timestamps: bool) -> None:
-        self.kinds = kinds  # the ledger's of now, and the one after a restart
+        self.kinds = kinds  # the engine of the ledger, and that after a restart
         self.timestamps = timestamps
         self.now = 1000
         self.live: dict[int, list[int]] = {}
@@ -384,7 +483,7 @@ class World:
                 end(self.book, flow, self.now)
 
     def stall(self, port: int) -> None:
-        """Of a listener in reliable mode: one event comes on and on, another when it ends."""
+        """Let another listener in reliable mode stall: one event is repeated, others at its end."""
         self.make(port)
         self.die(port)
         begun = self.now
@@ -397,7 +496,7 @@ class World:
         self.now += 3 * ledger.REMEMBER_SECONDS
 
     def dump(self, dying: int = 0) -> None:
-        """A dump that repeats what is in it, and in the middle of which one ends."""
+        """Dump with repeated entries; a connection may end in the middle."""
         decoder = self.kinds[0].decoder(self.book)
         self.book.begin_dump()
         flows = [self.flow(port) for port in self.live]
@@ -423,7 +522,7 @@ class World:
         self.saved = bytes(self.book.save()), list(self.found), len(self.sent)
 
     def restart(self) -> None:
-        """In the other engine, and with what was counted until the state was saved."""
+        """Load the saved state in the other engine."""
         saved, found, sent = self.saved
         for name, number in self.book.statistics.items():
             self.statistics[name] += number
@@ -433,7 +532,7 @@ class World:
         self.book = self.kinds[0].ledger(saved)
 
     def read(self) -> None:
-        """The traffic: never negative, never more than there was."""
+        """Add the traffic: never negative, never more than the truth."""
         for row in sums(self.book).values():
             assert all(value >= 0 for value in row)
             self.found = [a + b for a, b in zip(self.found, row, strict=True)]
@@ -469,10 +568,10 @@ STEPS = st.lists(
 
 @given(STEPS, st.booleans())
 @settings(max_examples=400)
-def test_any_interleaving_adds_up_to_the_truth(
+def test_any_interleaving_equals_the_model(
     steps: list[tuple[str, int, int]], timestamps: bool
 ) -> None:
-    """Exact where nothing is lost or zeroed; never more than the truth, and engines agree."""
+    """Exact unless events are lost or counters zeroed; and engines agree."""
     outcomes = []
     one, other = engines()
     for kinds in ((one, other), (other, one)):

@@ -27,7 +27,7 @@ RULES = "table inet t {\nchain o {\ntype filter hook output priority 0\nct state
 
 @pytest.fixture(scope="module")
 def name() -> Iterator[str]:
-    """A namespace with some connections."""
+    """Make a namespace with five connections."""
     need("ip", "nft", "conntrack", "ping", "sysctl", root=True)
     with namespaces("ns") as (made,):
         check(*inside(made), "nft", "-f", "-", text=RULES)
@@ -38,7 +38,7 @@ def name() -> Iterator[str]:
 
 
 def passed(space: Namespace, count: int) -> list[socket.socket]:
-    """Sockets for dumps as systemd makes them."""
+    """Return sockets for dumps, as systemd passes them."""
     kind = socket.AF_NETLINK, socket.SOCK_RAW, 12
     return [space.run(lambda: socket.socket(*kind)) for _ in range(count)]
 
@@ -54,19 +54,19 @@ def test_names_are_resolved_to_paths() -> None:
     }
 
 
-def test_all_is_every_name_under_run_netns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_all_is_each_name_in_run_netns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(namespace, "DIRECTORY", str(tmp_path / "none"))
     assert namespace.find(["all"], "/proc") == {}
     monkeypatch.setattr(namespace, "DIRECTORY", str(tmp_path))
     (tmp_path / "file").touch()  # as ip netns add makes first
-    (tmp_path / "handed").touch()  # as one looks whose mount is not seen
+    (tmp_path / "passed").touch()  # with sockets from systemd, but its mount is not visible here
     for link in ("blue", "host", "pid:1", "all"):
         (tmp_path / link).symlink_to("/proc/self/ns/net")
     os.symlink("/proc/self/ns/net", os.fsencode(tmp_path) + b"/\xff")
-    found = namespace.find(["all"], "/proc", ["handed"])
-    # A name that means something else is the path, which means this.
+    found = namespace.find(["all"], "/proc", ["passed"])
+    # A name with another meaning in --netns is replaced by its path.
     others = {f"{tmp_path}/{other}" for other in ("all", "host", "pid:1")}
-    assert found.keys() == {"blue", "handed", "\\xff"} | others
+    assert found.keys() == {"blue", "passed", "\\xff"} | others
 
 
 def test_only_the_thread_that_enters_is_inside(name: str) -> None:
@@ -89,7 +89,7 @@ def test_errors_of_the_function_are_raised(name: str) -> None:
         Namespace(f"/run/netns/{name}").run(fails)
 
 
-def test_why_a_path_cannot_be_entered(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_entered_has_a_reason(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"^there is no /run/netns/nope$"):
         Namespace("/run/netns/nope").run(list)
     os.mkfifo(tmp_path / "fifo")

@@ -40,7 +40,7 @@ def test_the_kernel_answers_a_dump() -> None:
     assert decoder.finish().malformed == 0
 
 
-def test_a_datagram_is_what_the_kernel_sent() -> None:
+def test_a_datagram_has_the_bytes_of_the_kernel() -> None:
     assert datagram(MESSAGES[0]) == MESSAGES[0]
 
 
@@ -48,11 +48,11 @@ def test_a_datagram_not_from_the_kernel_is_empty() -> None:
     assert datagram((MESSAGES[0], 0, (4711, 0))) == b""
 
 
-def test_silence_is_a_timeout() -> None:
+def test_no_datagram_is_a_timeout() -> None:
     with pytest.raises(TimeoutError):
         datagram(BlockingIOError(errno.EAGAIN, "would block"))
 
 
-def test_a_datagram_that_is_cut_off_is_an_error() -> None:
+def test_a_truncated_datagram_is_an_error() -> None:
     with pytest.raises(OSError, match=os.strerror(errno.EMSGSIZE)):
         datagram((MESSAGES[0], socket.MSG_TRUNC, (0, 0)))

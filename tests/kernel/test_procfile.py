@@ -141,7 +141,7 @@ HEAD = b"ipv4     2 tcp      6 431999 ESTABLISHED "
         (b"ipv4     2 tcp      6 119 SYN_SENT2 ", ("ipv4", "tcp", "SYN_SENT2")),
         (b"ipv4     2 sctp     132 8 HEARTBEAT_ACKED ", ("ipv4", "sctp", "HEARTBEAT_ACKED")),
         (b"ipv4     2 dccp     33 8 CLOSEREQ ", ("ipv4", "dccp", "CLOSEREQ")),
-        # Not the state of that protocol, or of a kernel to come.
+        # A state of another protocol, or of a later kernel.
         (b"ipv4     2 dccp     33 8 ESTABLISHED ", ("ipv4", "dccp", "unknown")),
         (b"ipv4     2 tcp      6 8 ESTABLISHEDX ", ("ipv4", "tcp", "unknown")),
         (b"ipv4     2 tcp      6 8 ESTABLISH ", ("ipv4", "tcp", "unknown")),
@@ -182,7 +182,7 @@ def test_flags_stand_in_brackets(flags: bytes, unreplied: bool, counted: list[st
     assert count(line).flags == {("ipv4", "tcp", flag): 1 for flag in counted}
 
 
-def test_what_is_malformed_has_neither_state_nor_flags() -> None:
+def test_a_malformed_line_counts_no_state_and_no_flag() -> None:
     tally = count(TCP.replace(b"dport=443", b"dport=x"))
     assert (tally.malformed, tally.states, tally.flags) == (1, {}, {})
 
@@ -242,7 +242,7 @@ def test_empty_lines_are_no_entries() -> None:
     ],
     ids=lambda line: repr(line[:60]),
 )
-def test_what_is_no_entry_is_malformed_and_skipped(line: bytes) -> None:
+def test_a_malformed_line_is_counted_and_skipped(line: bytes) -> None:
     tally = count(line.rstrip(b"\n") + b"\n" + TCP)
     assert tally.malformed == 1
     assert tally.uncounted == 0
@@ -256,7 +256,7 @@ def test_counters_reach_to_64_bits_and_sums_beyond() -> None:
     assert sums(line * 3)[GROUP][2] == 3 * most
 
 
-def test_a_line_without_end_costs_no_memory() -> None:
+def test_an_endless_line_has_bounded_memory() -> None:
     decoder = Decoder(Plan(labels=BY))
     for _ in range(100):
         decoder.feed(b"src=" * 10_000)
@@ -275,12 +275,12 @@ def test_the_limit_of_a_line_is_the_same_however_it_is_cut(length: int, step: in
     assert tally.malformed == (length > MAX_LINE)
 
 
-def test_of_many_malformed_lines_the_first_is_kept() -> None:
+def test_the_first_malformed_line_is_kept() -> None:
     tally = count(TCP, b"first\n" + TCP + b"second\nthi", b"rd")
     assert (tally.malformed, tally.first_malformed) == (3, b"first")
 
 
-# One entry, with all that the kernel writes of it.
+# An entry with all fields that the kernel writes.
 FULL = (
     b"ipv4     2 tcp      6 431999 ESTABLISHED src=10.0.0.1 dst=10.0.0.2 sport=40000 dport=443 "
     b"zone-orig=5 packets=3 bytes=300 [UNREPLIED] src=10.0.0.3 dst=192.0.2.1 sport=443 dport=1024 "
@@ -305,7 +305,7 @@ def test_all_fields_of_an_entry() -> None:
     [
         (b"", b"", 5),
         (b"zone-orig=5 ", b"", 7),
-        # The zone of the reply alone is that of no original tuple.
+        # A zone of the reply direction alone does not count.
         (b"zone-orig=5 packets=3 bytes=300 [UNREPLIED] ", b"", 7),
         (b"zone-orig=5", b"zone-orig=65535", 65535),
         (b"zone-orig=5 packets=3 bytes=300", b"packets=3 bytes=300 zone-orig=5", 7),
@@ -339,7 +339,7 @@ def test_an_entry_without_a_mark_has_mark_0() -> None:
         (b"a:b:c", b"x" * MAX_LINE, f"a line longer than {MAX_LINE} bytes"),
     ],
 )
-def test_the_reason_is_told(old: bytes, new: bytes, reason: str) -> None:
+def test_a_malformed_line_has_a_reason(old: bytes, new: bytes, reason: str) -> None:
     assert old in FULL
     with pytest.raises(ValueError, match=reason):
         parse(FULL.replace(old, new))
@@ -349,7 +349,7 @@ RANDOM = st.randoms(use_true_random=False)
 
 
 @given(RANDOM)
-def test_where_blocks_are_cut_does_not_matter(rand: Random) -> None:
+def test_the_tally_does_not_depend_on_block_boundaries(rand: Random) -> None:
     text = tables.damaged_text(rand)
     assert same(count(*tables.cut(text, rand)), count(text))
     assert same(count(*(text[i : i + 1] for i in range(len(text)))), count(text))
@@ -365,5 +365,5 @@ def test_every_line_is_an_entry_or_malformed(rand: Random) -> None:
 
 
 @given(st.binary(max_size=2000))
-def test_any_bytes_are_survived(junk: bytes) -> None:
+def test_any_bytes_are_accepted(junk: bytes) -> None:
     count(junk)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_the_table_stands_under_the_proc_root(capture: Path) -> None:
+def test_the_file_is_under_the_proc_root(capture: Path) -> None:
     path = procfs.path_of(str(capture))
     assert path == str(capture / "net" / "nf_conntrack")
     text = (capture / "net" / "nf_conntrack").read_bytes()
@@ -32,9 +32,7 @@ def test_an_empty_file_has_no_blocks(tmp_path: Path) -> None:
     assert list(procfs.blocks(str(tmp_path / "empty"))) == []
 
 
-def test_nothing_to_read_yet_is_not_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_eagain_is_an_error_not_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)

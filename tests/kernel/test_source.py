@@ -77,12 +77,12 @@ def test_a_missing_table_names_its_causes(tmp_path: Path) -> None:
         assert word in str(error.value)
 
 
-def test_a_missing_proc_root_is_not_blamed_on_the_module(tmp_path: Path) -> None:
+def test_a_missing_proc_root_is_an_error_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"no proc root .*nope: see --path.procfs"):
         source.read("procfs", str(tmp_path / "nope"), make(Plan()))
 
 
-def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+def test_a_read_error_has_its_reason(tmp_path: Path) -> None:
     # The kernel answers EIO to every read of this file at its beginning.
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "nf_conntrack").symlink_to("/proc/self/mem")
@@ -93,7 +93,7 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "stumble", [OSError(errno.EIO, "Input/output error"), BlockingIOError(errno.EAGAIN, "again")]
 )
-def test_a_reading_that_fails_in_the_middle_starts_again(
+def test_a_read_that_fails_in_the_middle_is_repeated(
     monkeypatch: pytest.MonkeyPatch, capture: Path, stumble: OSError
 ) -> None:
     engine = make(Plan(labels=LABELS))
@@ -122,7 +122,7 @@ KERNEL = (0, 0)
 
 
 def dumps(monkeypatch: pytest.MonkeyPatch, *dumped: Dump | OSError) -> list[Dump | OSError]:
-    """Let these be the dumps, one after the other."""
+    """Replace netlink.dump() by prepared dumps, one after the other."""
     left = list(dumped)
 
     def start(**_: object) -> Dump:
@@ -136,7 +136,7 @@ def dumps(monkeypatch: pytest.MonkeyPatch, *dumped: Dump | OSError) -> list[Dump
 
 
 @pytest.mark.parametrize("name", ["pure", "compiled"])
-def test_both_sources_give_the_same_of_all_labels(
+def test_sources_agree_on_all_labels(
     monkeypatch: pytest.MonkeyPatch, capture: Path, name: str
 ) -> None:
     monkeypatch.setenv("CONNTRACK_TEXTFILE_ENGINE", name)
@@ -165,7 +165,7 @@ def test_both_sources_give_the_same_of_all_labels(
         OSError(errno.ENOBUFS, "No buffer space available"),
     ],
 )
-def test_a_broken_dump_starts_again_and_nothing_of_it_counts(
+def test_a_failed_dump_is_discarded_and_repeated(
     monkeypatch: pytest.MonkeyPatch, broken: Dump | OSError
 ) -> None:
     left = dumps(monkeypatch, broken, Dump(DUMP))
@@ -188,7 +188,7 @@ def test_a_broken_dump_starts_again_and_nothing_of_it_counts(
         (OSError(errno.EPROTONOSUPPORT, "Protocol not supported"), "modprobe nf_conntrack_netlink"),
     ],
 )
-def test_a_dump_that_fails_says_why(
+def test_a_dump_error_has_its_reason(
     monkeypatch: pytest.MonkeyPatch, dump: Dump | OSError, reason: str
 ) -> None:
     dumps(monkeypatch, dump)
@@ -220,7 +220,7 @@ def test_when_both_fail_one_error_names_both(
     assert "modprobe nf_conntrack" in str(error.value)
 
 
-# A table of which nothing can be read
+# Tables with only malformed entries
 
 
 def proc_root(path: Path, text: bytes) -> str:
@@ -237,12 +237,12 @@ def test_a_file_with_only_malformed_entries_is_an_error(
     bad = TCP.replace(b"mark=0", b"mark=x\x1b[31m\xff" + b"y" * 200)
     with pytest.raises(SourceError) as error:
         source.read("procfs", proc_root(tmp_path, bad + b"more\n"), make(Plan()))
-    told = str(error.value)
-    assert told.startswith(f"nothing of {tmp_path}/net/nf_conntrack could be read: 2 malformed")
-    assert "the first because its mark is not a number up to 4294967295: 'ipv4     2 tcp" in told
-    assert told.isascii()
-    assert told.isprintable()
-    assert len(told) < 600
+    text = str(error.value)
+    assert text.startswith(f"nothing of {tmp_path}/net/nf_conntrack could be read: 2 malformed")
+    assert "the first because its mark is not a number up to 4294967295: 'ipv4     2 tcp" in text
+    assert text.isascii()
+    assert text.isprintable()
+    assert len(text) < 600
 
 
 def test_a_very_long_line_is_a_short_error(tmp_path: Path) -> None:

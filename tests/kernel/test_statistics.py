@@ -31,12 +31,12 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return set_
 
 
-def test_cpus_are_summed_up(answer: Callable[..., None]) -> None:
+def test_cpus_are_summed(answer: Callable[..., None]) -> None:
     answer(cpu(found=1, drop=2) + cpu(found=3), cpu(drop=4, insert_failed=5), DONE)
     assert statistics.read() == {"found": 4, "drop": 6, "insert_failed": 5}
 
 
-def test_a_wrap_on_one_cpu_is_no_fall(answer: Callable[..., None]) -> None:
+def test_the_wrap_of_a_cpu_keeps_the_sum_rising(answer: Callable[..., None]) -> None:
     most = 2**32 - 1
     answer(cpu(found=most) + cpu(found=3_000_000_000), DONE)
     before = statistics.read()["found"]
@@ -53,7 +53,7 @@ def test_a_wrap_on_one_cpu_is_no_fall(answer: Callable[..., None]) -> None:
         [DONE],
     ],
 )
-def test_without_an_answer_there_are_none(
+def test_an_error_is_an_empty_result(
     answer: Callable[..., None], answers: list[bytes | OSError]
 ) -> None:
     answer(*answers)

@@ -40,13 +40,13 @@ def test_a_missing_sysctl_is_absent(tmp_path: Path) -> None:
     assert sysctl.read(str(tmp_path)) == sysctl.Conntrack(None, None, None, None)
 
 
-def test_accounting_is_switched_on(tmp_path: Path) -> None:
+def test_accounting_is_enabled(tmp_path: Path) -> None:
     root = proc_root(tmp_path, nf_conntrack_acct="0\n")
     sysctl.enable_accounting(root)
     assert sysctl.read(root).accounting is True
 
 
-def test_accounting_that_is_on_need_not_be_writable(tmp_path: Path) -> None:
+def test_enabled_accounting_need_not_be_writable(tmp_path: Path) -> None:
     root = proc_root(tmp_path)
     acct = tmp_path / "sys" / "net" / "netfilter" / "nf_conntrack_acct"
     acct.write_text("1 \n")  # which a write would change
@@ -69,7 +69,7 @@ def test_a_sysctl_that_reads_back_another_value_is_an_error(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["nf_conntrack_count", "nf_conntrack_max", "nf_conntrack_acct"])
-def test_a_fifo_is_not_waited_for(tmp_path: Path, name: str) -> None:
+def test_a_fifo_does_not_block(tmp_path: Path, name: str) -> None:
     root = proc_root(tmp_path, nf_conntrack_count="1\n", nf_conntrack_max="1\n")
     file = tmp_path / "sys" / "net" / "netfilter" / name
     file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The tracker, its event socket and the namespace that they are in: on real events."""
+"""The tracker and its event socket, with real events in a network namespace."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ table inet t {
 }
 """
 
-# What each program begins with: ends() makes UDP connections and ends them.
+# The beginning of each program. ends() creates UDP connections and deletes them.
 PRELUDE = """
 import json, os, socket, struct, sys, time
 from conntrack_textfile import activation
@@ -57,7 +57,7 @@ def totals(reading):
     rows = list(reading.traffic.protocols.values())
     return [sum(row[i] for row in rows) for i in (0, 1, 2)]
 
-flush()  # what the program before has left
+flush()  # the connections of the program before
 engine = make(Plan(labels=("dst",)))
 
 def tracker(sock, saved=b"", **more):
@@ -77,7 +77,7 @@ def namespace() -> Iterator[str]:
         sysctl(
             name,
             net__netfilter__nf_conntrack_acct=1,
-            # By the default, 2, what is older than the first listener sends no event.
+            # With the default, 2, connections older than the first listener send no event.
             net__netfilter__nf_conntrack_events=1,
             net__netfilter__nf_conntrack_udp_timeout=600,
             net__netfilter__nf_conntrack_udp_timeout_stream=600,
@@ -87,7 +87,7 @@ def namespace() -> Iterator[str]:
 
 
 def run(namespace: str, program: str, engine: str = "compiled") -> object:
-    """What a program printed as JSON."""
+    """Run a program, and return the JSON that it prints."""
     quiet = ["-W", "error", "-W", "ignore::ResourceWarning"]  # sockets live to the end
     argv = [sys.executable, *quiet, "-c", PRELUDE + program]
     prefix = [*inside(namespace), "env", f"CONNTRACK_TEXTFILE_ENGINE={engine}"]
@@ -103,7 +103,9 @@ ENGINES = pytest.mark.parametrize("engine", ["pure", "compiled"])
 
 
 @ENGINES
-def test_what_ended_between_two_readings_is_in_the_second(namespace: str, engine: str) -> None:
+def test_connections_that_end_between_readings_are_in_the_second(
+    namespace: str, engine: str
+) -> None:
     program = """
 lives(5)
 of = tracker(events.listen(1 << 22))
@@ -121,8 +123,8 @@ print(json.dumps([totals(first), totals(second), first.tracked, second.tracked,
 
 
 @ENGINES
-def test_what_does_not_fit_is_lost_and_counted(namespace: str, engine: str) -> None:
-    """A buffer of 4 KiB: received and lost are what was sent, and nothing is counted twice."""
+def test_events_beyond_the_receive_buffer_are_counted_as_lost(namespace: str, engine: str) -> None:
+    """Received and lost add up to the events that were sent."""
     program = """
 of = tracker(events.listen(4096))
 dump(of), dump(of)
@@ -137,7 +139,7 @@ print(json.dumps([numbers["received"] + numbers["lost"], numbers["lost"] > 0,
     assert run(namespace, program, engine) == [500, True, True, 0]
 
 
-def test_a_thread_that_drains_loses_less_than_fits(namespace: str) -> None:
+def test_the_drain_thread_keeps_the_receive_buffer_from_overflow(namespace: str) -> None:
     program = """
 of = tracker(events.listen(1 << 20))
 dump(of), dump(of)
@@ -176,10 +178,10 @@ print(json.dumps([totals(last)[0], totals(after)[0],
 
 
 @ENGINES
-def test_old_events_of_connections_that_were_given_up_are_no_traffic(
+def test_events_of_connections_that_ended_unseen_are_no_traffic(
     namespace: str, engine: str
 ) -> None:
-    """On a socket that another process held while runs went by without it."""
+    """On a socket that systemd held open during runs without it."""
     program = """
 sock = events.listen(1 << 22)
 lives(10)
@@ -197,7 +199,7 @@ print(json.dumps([first, totals(again.reading(listening=True, save=False))[0]]))
     assert run(namespace, program, engine) == [[0, 0, 0], 3]
 
 
-def test_a_socket_is_known_by_what_it_is(namespace: str) -> None:
+def test_is_listening_needs_the_destroy_group(namespace: str) -> None:
     program = """
 found = []
 for groups in (4, 1 | 4, 1, 0):
@@ -217,7 +219,7 @@ print(json.dumps(found))
 
 
 def test_a_socket_of_another_namespace_is_not_ours(namespace: str) -> None:
-    """Its events are of another table."""
+    """A socket of another namespace has the events of another table."""
     program = """
 import ctypes
 sock = events.listen(1 << 20)
@@ -231,7 +233,7 @@ print(json.dumps([ours, events.is_in(sock, namespace.OWN.identity()),
     assert run(namespace, program) == [True, False, [True, False, False]]
 
 
-def test_no_right_to_listen_is_an_error_to_be_told(namespace: str) -> None:
+def test_listening_without_privileges_is_a_permission_error(namespace: str) -> None:
     need("setpriv")
     program = """
 import ctypes
@@ -249,8 +251,10 @@ except OSError as error:
 
 
 @ENGINES
-def test_the_same_tuple_made_anew_in_a_loop(namespace: str, engine: str) -> None:
-    """The kernel gives it the same id. Nobody else listens, so nothing comes twice."""
+def test_new_connections_with_the_same_tuple_and_id_are_counted(
+    namespace: str, engine: str
+) -> None:
+    """Without another listener an equal event is no duplicate."""
     program = """
 of = tracker(events.listen(1 << 24))
 dump(of), dump(of)
@@ -275,8 +279,10 @@ print(json.dumps([totals(found), found.statistics["duplicate"]]))
 
 
 @ENGINES
-def test_a_listener_in_reliable_mode_that_stalls_beside_us(namespace: str, engine: str) -> None:
-    """The kernel sends to us again what that does not take."""
+def test_events_repeated_for_a_listener_in_reliable_mode_count_once(
+    namespace: str, engine: str
+) -> None:
+    """The kernel repeats events that a listener in reliable mode has no room for."""
     program = """
 from conntrack_textfile.kernel import ledger
 ledger.REMEMBER_SECONDS = 1  # of both engines
@@ -289,7 +295,7 @@ dump(of), dump(of)
 of.reading(listening=True, save=False)
 Drain().add(of)
 ends(1000)
-time.sleep(3)  # longer than what ended is remembered otherwise
+time.sleep(3)  # longer than REMEMBER_SECONDS
 stalled.close()
 end = time.monotonic() + 60
 found = 0
@@ -350,7 +356,7 @@ ends(20)
 
 @ENGINES
 def test_a_reading_that_fails_loses_nothing(namespace: str, engine: str) -> None:
-    """The next has the traffic of both, and what was counted beside it."""
+    """The next one has the traffic and statistics of both."""
     program = """
 buffer, events.buffer = events.buffer, fault
 failed = [fails(lambda: of.reading(listening=True, save=True))]
@@ -362,8 +368,8 @@ print(json.dumps([failed, totals(found)[0], found.statistics["received"]]))
     assert run(namespace, FAULTS + program, engine) == [[True, True], 20, 20]
 
 
-def test_events_that_cannot_be_read_leave_no_baseline_and_no_dump_behind(namespace: str) -> None:
-    """With a baseline that stays, new connections would count from what they have then."""
+def test_a_failed_drain_leaves_no_baseline_and_no_dump(namespace: str) -> None:
+    """In a baseline, new connections would not count from 0."""
     program = """
 again = tracker(of.socket, of.reading(listening=True, save=True).ledger, stale=True)
 drain, again.ledger.drain = again.ledger.drain, fault
