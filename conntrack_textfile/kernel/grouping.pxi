@@ -289,8 +289,9 @@ cdef class Grouping:
     cdef int add_sums(
         self, const uint8_t *group, const Entry *entry, uint64_t connections, const uint64_t *counters
     ) except -1 nogil:
-        """Add counters to a group and to the protocols of an entry."""
+        """Add counters to a group and to the protocols of an entry. A MemoryError adds nothing."""
         cdef int v6 = entry.l3 == 6
+        self.make_room()
         cdef Addition *addition = &self.batch[self.batch_size]
         memcpy(addition.group, group, self.plan.group_size)
         memcpy(addition.counters, counters, sizeof(addition.counters))
@@ -298,25 +299,30 @@ cdef class Grouping:
         addition.hashed = self.groups.table.hash(group)
         self.groups.table.prefetch(addition.hashed)
         self.batch_size += 1
-        if self.batch_size == BATCH:
-            self.add_batch()
         add_counters(&self.totals[v6][entry.l4], connections, counters)
         self.has_entries[v6][entry.l4] = self.has_sums[v6][entry.l4] = True
         return 0
 
+    cdef inline int make_room(self) except -1 nogil:
+        """Make sure that the next add_sums() raises no MemoryError."""
+        if self.batch_size == BATCH:
+            self.add_batch()
+        return 0
+
     cdef int add_batch(self) except -1 nogil:
+        """Add the batch to the sums of groups. After a MemoryError the rest is still in it."""
         cdef const Addition *addition
         cdef uint8_t *row
         cdef int i
         for i in range(self.batch_size):
             self.groups.table.prefetch_row(self.batch[i].hashed)
-        for i in range(self.batch_size):
-            addition = &self.batch[i]
+        while self.batch_size:
+            addition = &self.batch[self.batch_size - 1]
             row = self.groups.table.add_hashed(addition.group, addition.hashed)
             add_counters(
                 <Total *>(row + self.plan.group_size), addition.connections, addition.counters
             )
-        self.batch_size = 0
+            self.batch_size -= 1
         return 0
 
     cdef int add_malformed(self, const void *data, size_t size) except -1 nogil:

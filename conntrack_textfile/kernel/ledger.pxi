@@ -120,6 +120,8 @@ cdef class Ledger:
     cdef uint64_t keys[4]
     cdef uint64_t received, duplicate, zeroed, ended_unseen, ended_uncounted, malformed
     cdef ctf_datagrams *datagrams
+    cdef int datagram_count
+    cdef int datagram           # the first that is not taken yet
     cdef object twin
     cdef uint32_t remember_seconds
     cdef uint32_t max_remembered
@@ -208,6 +210,7 @@ cdef class Ledger:
             return 0
         row = find_connection(self.connections, identity)
         if row == NULL:
+            self.sums.make_room()
             row = put_connection(self.connections, identity, entry.counters, 0)
             if not self.baseline:
                 self.sums.add_sums(group, entry, 1, entry.counters)
@@ -261,15 +264,25 @@ cdef class Ledger:
 
     cdef int receive(self, int descriptor) except -1 nogil:
         """Read events until there are none, or MAX_BATCHES. Return 0 or an errno."""
-        cdef int received, i
+        cdef int received
+        self.destroy_received()
         for _ in range(MAX_BATCHES):
             received = ctf_receive(descriptor, self.datagrams)
             if received == -EAGAIN:
                 return 0
             if received < 0 and received != -ENOBUFS and received != -EINTR:
                 return -received
-            for i in range(received):
-                self.destroy_all(span(self.datagrams.data[i], ctf_size(self.datagrams, i)))
+            self.datagram, self.datagram_count = 0, received
+            self.destroy_received()
+        return 0
+
+    cdef int destroy_received(self) except -1 nogil:
+        """Take the datagrams received. After a MemoryError the next call takes the rest."""
+        cdef int i
+        while self.datagram < self.datagram_count:
+            i = self.datagram
+            self.datagram += 1
+            self.destroy_all(span(self.datagrams.data[i], ctf_size(self.datagrams, i)))
         return 0
 
     cdef int destroy_all(self, Span datagram) except -1 nogil:
@@ -277,39 +290,40 @@ cdef class Ledger:
         while next_message(&datagram, &message):
             if message.kind == IPCTNL_MSG_CT_DELETE:
                 self.received += 1
-                self.end(message.payload)
+                self.malformed += 1  # lost as well if there is no memory for it
+                if self.end(message.payload):
+                    self.malformed -= 1
         return 0
 
-    cdef int end(self, Span message) except -1 nogil:
-        """Take one DESTROY event."""
+    cdef bint end(self, Span message) except -1 nogil:
+        """Take one DESTROY event. Return False if it is malformed. A MemoryError changes nothing."""
         cdef Entry entry
         cdef Connection *row
         cdef uint64_t identity[2]
         cdef uint8_t group[MAX_GROUP]
         if not message_to_entry(message, &entry) or not self.identify(&entry, identity):
-            self.malformed += 1
-            return 0
+            return False
         if not self.plan.passes(&entry):
-            return 0
+            return True
         self.plan.group_of(&entry, group)
         row = find_connection(self.connections, identity)
+        if row == NULL and self.duplicates and (
+            self.is_duplicate(find_connection(self.ended, identity), &entry)
+            or self.is_duplicate(find_connection(self.ended_before, identity), &entry)
+        ):
+            self.duplicate += 1
+            self.duplicate_at = self.now
+            return True
+        self.sums.make_room()
+        put_connection(self.ended, identity, entry.counters, self.now)
+        self.ended_last = self.now
+        self.ended_uncounted += not entry.counted
         if row != NULL:
             self.add_difference(row, &entry, group)
             self.connections.remove(self.connections.number_of(row))
-        else:
-            if self.duplicates and (
-                self.is_duplicate(find_connection(self.ended, identity), &entry)
-                or self.is_duplicate(find_connection(self.ended_before, identity), &entry)
-            ):
-                self.duplicate += 1
-                self.duplicate_at = self.now
-                return 0
-            if not self.baseline:
-                self.sums.add_sums(group, &entry, 1, entry.counters)
-        self.ended_uncounted += not entry.counted
-        put_connection(self.ended, identity, entry.counters, self.now)
-        self.ended_last = self.now
-        return 0
+        elif not self.baseline:
+            self.sums.add_sums(group, &entry, 1, entry.counters)
+        return True
 
     cdef inline bint is_stale(self, const Connection *ended) noexcept nogil:
         return ended != NULL and ended.absent + self.remember_seconds >= self.dump_since
@@ -379,9 +393,10 @@ cdef class Ledger:
 
     def traffic(self):
         """Return the traffic since the last call. Its connections are those first seen since."""
-        sums = self.sums
-        self.sums = Grouping(self.plan)
-        return sums.tally()
+        following = Grouping(self.plan)
+        tally = self.sums.tally()
+        self.sums = following  # last: after a MemoryError the next call has the same traffic
+        return tally
 
     def save(self):
         """Return what a restart needs: all but the statistics."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -486,3 +489,58 @@ def test_any_interleaving_adds_up_to_the_truth(
             assert world.found == world.truth
         outcomes.append((world.found, world.statistics, world.book.statistics, len(world.book)))
     assert outcomes[0] == outcomes[1]
+
+
+# Events of new groups while the address space cannot grow, until 100 of them have failed.
+OUT_OF_MEMORY = """
+import json, resource, socket, struct
+from conntrack_textfile.kernel import _speedups
+from conntrack_textfile.plan import Plan
+from tests.flows import DESTROY, Flow, message
+
+EVENTS, FAILURES, QUEUED = 200_000, 100, 10  # net.unix.max_dgram_qlen
+flow = Flow(src="1.2.3.4", counters=(1, 10, 1, 10))
+parts = message(flow, DESTROY).split(socket.inet_aton(flow.src))
+events = [struct.pack("!I", i).join(parts) for i in range(EVENTS)]
+book = _speedups.Ledger(_speedups.Plan(Plan(labels=("src",))))
+book.duplicates = False
+here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+failed = 0
+
+def drain():
+    global failed
+    while True:
+        try:
+            return book.drain(there.fileno(), 1)
+        except MemoryError:
+            failed += 1
+            if failed == FAILURES:
+                resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used, hard))
+for i, event in enumerate(events):
+    here.send(event)
+    if i % QUEUED == QUEUED - 1:
+        drain()
+tally = book.traffic()
+groups = [sum(column) for column in tally.groups.rows(0, "bytes").columns]
+print(json.dumps([failed, book.statistics["malformed"], groups, *tally.protocols.values()]))
+"""
+
+
+def test_out_of_memory_an_event_is_counted_or_lost() -> None:
+    """A batch of sums that could not be added was written beyond its end, and added twice."""
+    done = subprocess.run(
+        [sys.executable, "-c", OUT_OF_MEMORY],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    failed, lost, groups, protocols = json.loads(done.stdout)
+    assert failed == lost == 100
+    assert groups == protocols == [199_900, 199_900, 1_999_000, 199_900, 1_999_000]
