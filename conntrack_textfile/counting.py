@@ -149,19 +149,23 @@ class Counting:
         Where names change, series end. With other labels or filters the counters begin
         again at 0: the series are others, and the ledgers lack what passes the filters now.
         """
-        self._settle()  # its keys are of the old plan
+        self._settle()
         restart = _series(plan) != _series(self._plan)
-        for name, table in self._tables.by_name.items():
-            if table.tracker:
-                self._pending[name] = table.tracker.replace(engine.ledger, empty=restart)
-        if restart:
-            self._pending = {}
-            self._counters = Counters(self._tables.labels(plan), self._options.limit)
-        else:
-            self._settle()
-            self._counters.rekey(self._tables.key_parser(plan))
-        self._plan, self._engine = plan, engine
-        self._counted_at = None
+        # Both at once, or neither: no event may be counted with the key of another plan.
+        with contextlib.ExitStack() as replaced:
+            for name, table in self._tables.by_name.items():
+                if table.tracker:
+                    self._pending[name] = replaced.enter_context(
+                        table.tracker.replacing(engine.ledger, empty=restart)
+                    )
+            if restart:
+                self._counters = Counters(self._tables.labels(plan), self._options.limit)
+                self._pending = {}
+            else:
+                self._settle()
+                self._counters.rekey(self._tables.key_parser(plan))
+            self._plan, self._engine = plan, engine
+            self._counted_at = None
 
     def count(self, live: Groups, failed: Collection[str]) -> Counted | None:
         """Add the traffic since the snapshot before, and save the state. Raises OutputError.
@@ -240,13 +244,11 @@ class Counting:
 
     def _add(self, live: Groups | None, failed: Collection[str]) -> Tally:
         """Add what is pending. Returns the traffic of all tables together."""
-        readings = self._pending
-        traffic = self._tables.merge({name: of.traffic for name, of in readings.items()})
-        present = readings if self._tables.netns else ()
-        self._counters.update(traffic, live, namespace.seconds(), present, failed)
-        self._pending = {}
-        for name, reading in readings.items():
-            self._counters.add_totals(reading.statistics, name)
+        traffic = self._tables.merge({name: of.traffic for name, of in self._pending.items()})
+        statistics = {name: of.statistics for name, of in self._pending.items()}
+        pending: dict[str, Reading] = {}  # here: after update() nothing may fail
+        self._counters.update(traffic, live, namespace.seconds(), statistics, failed)
+        self._pending = pending
         return traffic
 
     def _recently_lost(self, lost: int, now: float) -> int:
