@@ -362,6 +362,6 @@ with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as sock:  # conntrack
     sock.recv(4096)
 found = [one.take().traffic for _ in range(3)][-1]
 received = one._counting._counters.health["deleted"].totals["received"]
-print(json.dumps([errors, received, sum(found.protocols.columns[0])]))
+print(json.dumps([errors, received > 0, sum(found.protocols.columns[0])]))
 """
-    assert run(namespace, tmp_path, program) == [{}, 1, 0]
+    assert run(namespace, tmp_path, program) == [{}, True, 0]
