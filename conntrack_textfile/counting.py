@@ -221,10 +221,13 @@ class Counting:
         trackers = {}
         for name, table in self._tables.by_name.items():
             tracker = table.tracker
-            # A baseline that was not read to its end is repeated.
-            unfinished = name in failed and tracker and tracker.ledger.baseline
+            if tracker is None:
+                continue
             by_procfs = table.last is not None and table.last.source != "netlink"
-            if tracker and not unfinished and not by_procfs:
+            # A baseline that was not read to its end is repeated.
+            unfinished = tracker.ledger.baseline and (name in failed or by_procfs)
+            # Beside other tables a ledger without a dump is saved, with its events.
+            if not unfinished and (self._tables.netns or not by_procfs):
                 trackers[name] = tracker
         # Of an earlier namespace with the same name, or of a count() that failed.
         if self._pending.keys() & trackers:

@@ -162,6 +162,19 @@ def test_a_change_of_plan_that_fails_loses_nothing() -> None:
     bench.check()
 
 
+@pytest.mark.parametrize("baseline", [False, True])
+def test_a_table_read_from_the_proc_file_keeps_its_ledger(tmp_path: Path, baseline: bool) -> None:
+    """Its events have been read: without them the next run would count too little."""
+    file = str(tmp_path / "state")
+    bench = Bench(file)
+    bench.tables.by_name["a"].last = SimpleNamespace(source="procfs")  # type: ignore[assignment]
+    bench.trackers["a"].ledger = SimpleNamespace(baseline=baseline)
+    bench.count()
+    saved = state.load(file)
+    assert saved is not None
+    assert list(saved.numbers["tables"]) == (["b"] if baseline else ["a", "b"])
+
+
 def test_after_the_end_nothing_is_pending(tmp_path: Path) -> None:
     file = str(tmp_path / "state")
     bench = Bench(file)
