@@ -132,16 +132,19 @@ class Counting:
         self._resumable.pop(table.name, None)  # last: finish() may save the state meanwhile
 
     def retire(self, table: Table) -> None:
-        """Read the last events of a table whose namespace is gone."""
+        """Read the last events of a table whose namespace is gone.
+
+        It can be dumped no more: all connections that its ledger still has end unseen.
+        """
         if table.tracker is None:
             return
         if table.name in self._pending:  # of an earlier namespace with this name
             self._settle()
         if self._drain is not None:
             self._drain.remove(table.tracker)
-        self._pending[table.name] = table.tracker.reading(
-            listening=table.listening(), save=False, last=True
-        )
+        reading = table.tracker.reading(listening=table.listening(), save=False, last=True)
+        self._pending[table.name] = reading
+        reading.statistics["ended_unseen"] += reading.tracked
 
     def change_plan(self, plan: Plan, engine: Engine) -> None:
         """Continue with another plan.

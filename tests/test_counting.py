@@ -143,6 +143,8 @@ def test_a_namespace_that_is_gone_has_its_last_traffic_in_the_next_snapshot() ->
     assert gone.tracker.finished
     counted = bench.count()
     assert counted.interval.entries == 2
+    # The connection that its ledger still had can be followed no more.
+    assert [of.totals["ended_unseen"] for of in counted.namespaces.values()] == [0, 1]
     # Another with its name, which goes before a snapshot: the first is not lost for it.
     for _ in range(2):
         bench.counting.retire(gone)
