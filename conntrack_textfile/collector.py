@@ -197,7 +197,8 @@ class Collector:
         for name, table in self._tables.by_name.items():
             try:
                 if self._counting and table.tracker is None:
-                    self._counting.track(table)
+                    with self._lock:  # stop() in the other thread saves the state
+                        self._counting.track(table)
                 tallies[name] = table.read(self._engine)
             except SourceError as error:  # noqa: PERF203
                 if self._tables.is_expected(table):
@@ -227,8 +228,10 @@ class Collector:
     def _count(self, readings: _Readings) -> Counted | None:
         if self._counting is None:
             return None
+        # Not readings.errors: a namespace that is gone is no error, and was not read either.
+        failed = self._tables.by_name.keys() - readings.tallies.keys()
         with self._lock:
-            counted = self._counting.count(readings.tally.groups, readings.errors)
+            counted = self._counting.count(readings.tally.groups, failed)
         self._counted = counted is not None
         return counted
 

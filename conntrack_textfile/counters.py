@@ -14,6 +14,7 @@ by protocol, at most one snapshot later.
 from __future__ import annotations
 
 import time
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from conntrack_textfile.aggregate import (
@@ -28,7 +29,7 @@ from conntrack_textfile.aggregate import (
 from conntrack_textfile.tally import Rows, Sums, add
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from conntrack_textfile.tally import Group, Groups, Tally
 
@@ -104,17 +105,19 @@ class Counters:
         traffic: Tally,
         live: Groups | None,
         now: int,
-        present: Collection[str] = (),
+        statistics: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
         failed: Collection[str] = (),
     ) -> None:
-        """Add the traffic since the last call.
+        """Add the traffic since the last call, and what was counted besides it.
+
+        An exception adds nothing, and the same can be added again.
 
         live: the groups of the snapshot; None between two snapshots.
         now: seconds of a monotonic clock.
-        present: the network namespaces that traffic is of, with the label netns.
-        failed: those that could not be read.
+        statistics: of TOTALS, by the network namespaces that traffic is of; "" is the only table.
+        failed: the network namespaces that could not be read.
         """
-        self._see([*present, *self.health.keys() & set(failed)], now)
+        self._see([*statistics, *self.health.keys() & set(failed)], now)
         published, self.published = self.published, False
         # No slot is evicted before its sums, without this traffic, were published.
         if published:
@@ -128,13 +131,16 @@ class Counters:
         if published and live is not None:
             self._replace_smallest(traffic, waiting, now)
         # All sums are made before the first is stored: a MemoryError adds nothing.
-        for slot, sums in self._sums_with(traffic, now):
+        found = self._sums_with(traffic, now)
+        totals = [
+            (health, {name: old + numbers.get(name, 0) for name, old in health.totals.items()})
+            for netns, numbers in statistics.items()
+            for health in (self.health[netns],)
+        ]
+        for slot, sums in found:
             slot.sums = sums
-
-    def add_totals(self, numbers: dict[str, int], netns: str = "") -> None:
-        """Add to the totals of a network namespace; "" is the only table."""
-        for name, number in numbers.items():
-            self.health[netns].totals[name] += number
+        for health, sums_besides in totals:
+            health.totals = sums_besides
 
     def groups(self) -> Rows:
         """Return the series by group, those of "other" last."""
@@ -148,30 +154,25 @@ class Counters:
         """Rekey the slots for a new plan, the largest first.
 
         A slot is evicted where there is no key for its group, or no room under the limit.
+        An exception leaves the old keys, and may have evicted some of these slots.
         """
-        slots = sorted(
-            self.slots.values(), key=lambda s: MEASURES[self.limit.by](s.sums), reverse=True
-        )
-        self.slots = {}
-        for slot in slots:
+        size = MEASURES[self.limit.by]
+        slots: dict[bytes, Slot] = {}
+        unfit = []
+        for old, slot in sorted(self.slots.items(), key=lambda s: size(s[1].sums), reverse=True):
             key = key_of(slot.labels)
-            if key is not None and (not self._limited or len(self.slots) < self.limit.keys):
-                self.slots[key] = slot
-                continue
-            self._evict(slot, 2)  # one more: the next update() is before a snapshot without it
-            if slot.unpublished >= 2:  # no value but 0 was published: "other" takes it
-                other = other_group(self.labels, self._protocol_of(slot.labels))
-                known = other in self.others
-                found = self._slot(self.others, other, slot.active)
-                found.sums = found.plus(slot.sums)
-                if not known:
-                    found.unpublished += 1
-        candidates = self._candidates.values()
-        self._candidates = {
+            if key is not None and (not self._limited or len(slots) < self.limit.keys):
+                slots[key] = slot
+            else:
+                unfit.append(old)
+        candidates = {
             key: (labels, count)
-            for labels, count in candidates
+            for labels, count in self._candidates.values()
             if (key := key_of(labels)) is not None
         }
+        for old in unfit:
+            self._evict_to_other(old)
+        self.slots, self._candidates = slots, candidates
 
     def save(self, *, published: bool) -> dict[str, object]:
         """Return all for JSON. published: whether the sums as they are will be published."""
@@ -296,7 +297,7 @@ class Counters:
             ):
                 slot.active = now
             elif now - slot.active >= IDLE_SECONDS and not slot.unpublished:
-                self._evict(self.slots.pop(key), 1)
+                self._evict(key, 1)
 
     def _see(self, present: Collection[str], now: int) -> None:
         for netns in present:
@@ -323,11 +324,30 @@ class Counters:
         """Return the network namespace of a group, "" without the label netns."""
         return labels[0] if self.labels[:1] == ("netns",) else ""
 
-    def _evict(self, slot: Slot, snapshots: int) -> None:
-        health = self.health.get(self._netns_of(slot.labels))
+    def _evict(self, key: bytes, snapshots: int) -> None:
+        labels = self.slots[key].labels
+        health = self.health.get(self._netns_of(labels))
+        self._evicted[labels] = snapshots
         if health:
             health.totals["evicted"] += 1
-        self._evicted[slot.labels] = snapshots
+        del self.slots[key]  # last: without memory the slot stays
+
+    def _evict_to_other(self, key: bytes) -> None:
+        """Evict a slot between two snapshots."""
+        slot = self.slots[key]
+        if slot.unpublished < 2:
+            self._evict(key, 2)  # one more: the next update() is before a snapshot without it
+            return
+        # No value but 0 was published: "other" takes it.
+        labels = other_group(self.labels, self._protocol_of(slot.labels))
+        other = self.others.get(labels)
+        if other is None:
+            other = Slot(labels, slot.active)
+            other.unpublished += 1
+            self.others[labels] = other
+        sums = other.plus(slot.sums)
+        self._evict(key, 2)
+        other.sums = sums
 
     def _admit(self, traffic: Tally, now: int) -> list[tuple[bytes, Group, int]]:
         """Give free slots to new groups. Returns the largest without a slot: key, group, size."""
@@ -374,8 +394,9 @@ class Counters:
             if count + 1 < REPLACE_SNAPSHOTS:
                 candidates[key] = labels, count + 1
             else:
-                self._evict(self.slots.pop(old), 1)
-                self.slots[key] = Slot(labels, now)
+                slot = Slot(labels, now)
+                self._evict(old, 1)
+                self.slots[key] = slot
         self._candidates = candidates
 
     def _measure(self, traffic: Tally) -> str:

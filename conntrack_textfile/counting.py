@@ -130,16 +130,19 @@ class Counting:
         self._resumable.pop(table.name, None)  # last: finish() may save the state meanwhile
 
     def retire(self, table: Table) -> None:
-        """Read the last events of a table whose namespace is gone."""
+        """Read the last events of a table whose namespace is gone.
+
+        It can be dumped no more: all connections that its ledger still has end unseen.
+        """
         if table.tracker is None:
             return
         if table.name in self._pending:  # of an earlier namespace with this name
             self._settle()
         if self._drain is not None:
             self._drain.remove(table.tracker)
-        self._pending[table.name] = table.tracker.reading(
-            listening=table.listening(), save=False, last=True
-        )
+        reading = table.tracker.reading(listening=table.listening(), save=False, last=True)
+        self._pending[table.name] = reading
+        reading.statistics["ended_unseen"] += reading.tracked
 
     def change_plan(self, plan: Plan, engine: Engine) -> None:
         """Continue with another plan.
@@ -147,19 +150,23 @@ class Counting:
         Where names change, series end. With other labels or filters the counters begin
         again at 0: the series are others, and the ledgers lack what passes the filters now.
         """
-        self._settle()  # its keys are of the old plan
+        self._settle()
         restart = _series(plan) != _series(self._plan)
-        for name, table in self._tables.by_name.items():
-            if table.tracker:
-                self._pending[name] = table.tracker.replace(engine.ledger, empty=restart)
-        if restart:
-            self._pending = {}
-            self._counters = Counters(self._tables.labels(plan), self._options.limit)
-        else:
-            self._settle()
-            self._counters.rekey(self._tables.key_parser(plan))
-        self._plan, self._engine = plan, engine
-        self._counted_at = None
+        # Both at once, or neither: no event may be counted with the key of another plan.
+        with contextlib.ExitStack() as replaced:
+            for name, table in self._tables.by_name.items():
+                if table.tracker:
+                    self._pending[name] = replaced.enter_context(
+                        table.tracker.replacing(engine.ledger, empty=restart)
+                    )
+            if restart:
+                self._counters = Counters(self._tables.labels(plan), self._options.limit)
+                self._pending = {}
+            else:
+                self._settle()
+                self._counters.rekey(self._tables.key_parser(plan))
+            self._plan, self._engine = plan, engine
+            self._counted_at = None
 
     def count(self, live: Groups, failed: Collection[str]) -> Counted | None:
         """Add the traffic since the snapshot before, and save the state. Raises OutputError.
@@ -215,10 +222,13 @@ class Counting:
         trackers = {}
         for name, table in self._tables.by_name.items():
             tracker = table.tracker
-            # A baseline that was not read to its end is repeated.
-            unfinished = name in failed and tracker and tracker.ledger.baseline
+            if tracker is None:
+                continue
             by_procfs = table.last is not None and table.last.source != "netlink"
-            if tracker and not unfinished and not by_procfs:
+            # A baseline that was not read to its end is repeated.
+            unfinished = tracker.ledger.baseline and (name in failed or by_procfs)
+            # Beside other tables a ledger without a dump is saved, with its events.
+            if not unfinished and (self._tables.netns or not by_procfs):
                 trackers[name] = tracker
         # Of an earlier namespace with the same name, or of a count() that failed.
         if self._pending.keys() & trackers:
@@ -238,13 +248,11 @@ class Counting:
 
     def _add(self, live: Groups | None, failed: Collection[str]) -> Tally:
         """Add what is pending. Returns the traffic of all tables together."""
-        readings = self._pending
-        traffic = self._tables.merge({name: of.traffic for name, of in readings.items()})
-        present = readings if self._tables.netns else ()
-        self._counters.update(traffic, live, namespace.seconds(), present, failed)
-        self._pending = {}
-        for name, reading in readings.items():
-            self._counters.add_totals(reading.statistics, name)
+        traffic = self._tables.merge({name: of.traffic for name, of in self._pending.items()})
+        statistics = {name: of.statistics for name, of in self._pending.items()}
+        pending: dict[str, Reading] = {}  # here: after update() nothing may fail
+        self._counters.update(traffic, live, namespace.seconds(), statistics, failed)
+        self._pending = pending
         return traffic
 
     def _recently_lost(self, lost: int, now: float) -> int:

@@ -54,12 +54,10 @@ class Tables:
         paths = self.names()
         for name, table in list(self.by_name.items()):
             if name not in paths or not table.is_of(paths[name]):
-                try:
-                    retire(table)
-                finally:
-                    del self.by_name[name]
-                    self._dump_sockets.pop(name, None)
-                    table.close()
+                retire(table)  # if that fails, again in the next update
+                del self.by_name[name]
+                self._dump_sockets.pop(name, None)
+                table.close()
         for name, path in paths.items():
             if name in self.by_name:
                 continue

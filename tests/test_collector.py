@@ -328,3 +328,40 @@ for _ in range(2):
 print(json.dumps([found, protocols["ipv4", "udp"]]))
 """
     assert run(namespace, tmp_path, program) == [[None, []], 2]
+
+
+def test_a_namespace_deleted_during_its_baseline_has_no_traffic_from_before(
+    namespace: str, tmp_path: Path
+) -> None:
+    """Its sockets keep it alive, and its connections end after its name has gone."""
+    program = """
+from conntrack_textfile.errors import SourceError
+from conntrack_textfile.kernel import namespace
+from conntrack_textfile.kernel.table import Table
+
+namespace.DIRECTORY = os.path.dirname(PATH) + "/netns"
+os.mkdir(namespace.DIRECTORY)
+for name in ("deleted", "there"):
+    os.symlink(f"/proc/{os.getpid()}/ns/net", f"{namespace.DIRECTORY}/{name}")
+send(5020)
+opts = options.parse(["serve", "--netns=all", "--aggregate.by=dport"])
+one = Collector(opts, make(opts.plan))
+one.start_counting(lambda table: (table.space.run(lambda: events.listen(1 << 22)), False))
+read = Table.read
+
+def deleted(self, engine):
+    if self.name == "deleted":
+        os.unlink(self.space.path)
+        raise SourceError("deleted")
+    return read(self, engine)
+
+Table.read = deleted
+errors = one.take().errors
+with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as sock:  # conntrack -F
+    sock.send(struct.pack("=IHHIIBBH", 20, 0x102, 5, 1, 0, 0, 0, 0))
+    sock.recv(4096)
+found = [one.take().traffic for _ in range(3)][-1]
+received = one._counting._counters.health["deleted"].totals["received"]
+print(json.dumps([errors, received > 0, sum(found.protocols.columns[0])]))
+"""
+    assert run(namespace, tmp_path, program) == [{}, True, 0]

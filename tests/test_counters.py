@@ -436,7 +436,7 @@ def test_counters_of_a_namespace_that_is_gone_live_for_an_hour() -> None:
     def update(now: int, *present: str, failed: tuple[str, ...] = ()) -> set[str]:
         """The namespaces with counters, by key, by protocol and for themselves."""
         tally = merge.merge({netns: feed.tally([Flow(counters=(1, 1, 1, 1))]) for netns in present})
-        counters.update(tally, tally.groups, now, present, failed)
+        counters.update(tally, tally.groups, now, {netns: {} for netns in present}, failed)
         counters.published = True
         by_key = {labels[0] for labels in counters.groups().groups}
         assert by_key == {labels[0] for labels in counters.by_protocol().groups}
@@ -461,8 +461,7 @@ def test_what_namespaces_have_is_saved_and_loaded() -> None:
     counters = Counters(("netns", "dst"), Limit())
     parse = merge.key_parser(key_parser(plan))
     tally = merge.merge({netns: feed.tally([Flow()]) for netns in ("a", "b")})
-    counters.update(tally, tally.groups, 5, ("a", "b"))
-    counters.add_totals({"lost": 7}, "b")
+    counters.update(tally, tally.groups, 5, {"a": {}, "b": {"lost": 7}})
     saved = json.loads(json.dumps(counters.save(published=True)))
     again = Counters(("netns", "dst"), Limit())
     again.load(saved, parse)
@@ -480,15 +479,16 @@ def test_a_namespace_that_is_gone_keeps_no_counters_where_all_are_0() -> None:
     feed = engines.make("pure", Plan(labels=("dst",)))
     counters = Counters(("netns", "dst"), Limit())
 
-    def update(now: int, **flows: list[Flow]) -> set[str]:
+    def update(now: int, lost: int = 0, **flows: list[Flow]) -> set[str]:
         tally = merge.merge({netns: feed.tally(of) for netns, of in flows.items()})
-        counters.update(tally, tally.groups, now, list(flows))
+        statistics = {netns: {"lost": lost} if netns == "losing" else {} for netns in flows}
+        counters.update(tally, tally.groups, now, statistics)
         counters.published = True
         return set(counters.health) - {""}
 
     # Of these the second has an event that was lost, and the third traffic.
-    seen = update(1000, stays=[], lost=[], busy=[Flow(counters=(1, 1, 1, 1))], idle=[])
-    counters.add_totals({"lost": 1}, "lost")
-    assert seen == {"stays", "lost", "busy", "idle"}
-    assert update(1001, stays=[]) == {"stays", "lost", "busy"}
+    busy = [Flow(counters=(1, 1, 1, 1))]
+    seen = update(1000, lost=1, stays=[], losing=[], busy=busy, idle=[])
+    assert seen == {"stays", "losing", "busy", "idle"}
+    assert update(1001, stays=[]) == {"stays", "losing", "busy"}
     assert update(1000 + IDLE_SECONDS, stays=[]) == {"stays"}

@@ -109,8 +109,13 @@ class Tracker:
             self._listening = listening
             return self._take(save=save)
 
-    def replace(self, make: Callable[[bytes], Ledger], *, empty: bool = False) -> Reading:
-        """Replace the ledger, and return the last reading of the old one.
+    @contextlib.contextmanager
+    def replacing(
+        self, make: Callable[[bytes], Ledger], *, empty: bool = False
+    ) -> Iterator[Reading]:
+        """Replace the ledger at the end of the block, unless the block raises.
+
+        Yields the last reading of the old ledger. No event is read in the block.
 
         make: makes a ledger of a saved one. empty: begin with an empty ledger, in its baseline.
         """
@@ -118,10 +123,8 @@ class Tracker:
             self._drain()
             ledger = make(b"" if empty else bytes(self.ledger.save()))
             ledger.baseline = empty or self.ledger.baseline
-            reading = self._take(save=False)
-            self.ledger = ledger
-            self._statistics = {}
-            return reading
+            yield self._take(save=False)
+            self.ledger, self._statistics = ledger, {}
 
     def close(self) -> None:
         """Read no more events, and close the socket."""
@@ -139,11 +142,12 @@ class Tracker:
         if buffer:
             statistics["lost"] += buffer.drops - self.drops & 0xFFFFFFFF
         saved = bytes(self.ledger.save()) if save else b""
+        tracked = len(self.ledger)
         traffic = self.ledger.traffic()
         self._statistics = now
         if buffer:
             self.drops = buffer.drops
-        return Reading(traffic, statistics, len(self.ledger), buffer, saved)
+        return Reading(traffic, statistics, tracked, buffer, saved)
 
     def drain(self) -> bool:
         """Read the queued events. Returns False, and reads none, after the last reading."""

@@ -361,7 +361,7 @@ def test_a_reading_that_fails_loses_nothing(namespace: str, engine: str) -> None
 buffer, events.buffer = events.buffer, fault
 failed = [fails(lambda: of.reading(listening=True, save=True))]
 events.buffer = buffer
-failed.append(fails(lambda: of.replace(fault)))
+failed.append(fails(lambda: of.replacing(fault).__enter__()))
 found = of.reading(listening=True, save=False)
 print(json.dumps([failed, totals(found)[0], found.statistics["received"]]))
 """
