@@ -218,7 +218,7 @@ def make_networks(path: Path, lines: int) -> None:
     rand = random.Random(2)
     made: set[tuple[int, int]] = set()
     while len(made) < lines:
-        length = (9, 12, 16, 18, 20, 22, 24, 26, 28, 32)[len(made) % 10]
+        length = rand.choice((9, 12, 16, 18, 20, 22, 24, 26, 28, 32))
         made.add((rand.getrandbits(length), length))
     with path.open("w") as file:
         for i, (prefix, length) in enumerate(sorted(made)):
