@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -22,6 +23,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("unhurried")
 
 DATA = Path(__file__).parent / "data"
+ROOT = Path(__file__).parent.parent
 
 
 def need(*programs: str, root: bool = False) -> None:
@@ -55,6 +57,12 @@ def pytest_runtest_makereport(
 def capture(request: pytest.FixtureRequest) -> Path:
     """A proc root with a capture of a real table."""
     return DATA / str(request.param)
+
+
+@pytest.fixture(scope="module")
+def dashboard() -> Any:
+    """The Grafana dashboard."""
+    return json.loads((ROOT / "grafana" / "conntrack.json").read_text())
 
 
 @pytest.fixture(scope="session")

@@ -83,16 +83,23 @@ TO_THE_ENDS = {
 
 
 def modules(root: Path) -> Iterator[tuple[str, Path]]:
-    """The name of each module without that of the package, and its files: .py, .pyx or .pyi."""
+    """The name of each module without that of the package, and its files.
+
+    They are .py, .pyx or .pyi, and for a .pyx what it includes.
+    """
     for file in sorted(root.rglob("*.py*")):
         if file.suffix in (".py", ".pyx", ".pyi"):
-            yield ".".join(file.relative_to(root).with_suffix("").parts), file
+            name = ".".join(file.relative_to(root).with_suffix("").parts)
+            yield name, file
+            if file.suffix == ".pyx":
+                for part in re.findall(r'^include "(.+)"$', file.read_text(), re.MULTILINE):
+                    yield name, file.parent / part
 
 
 def statements(file: Path) -> Iterator[ast.Import | ast.ImportFrom]:
     """The imports of a file, wherever they stand in it."""
     text = file.read_text()
-    if file.suffix == ".pyx":  # not Python: the imports alone are
+    if file.suffix in (".pyx", ".pxi"):  # not Python: the imports alone are
         pattern = r"^[ \t]*((?:from\s+\S+\s+)?c?import\s+(?:\([^)]*\)|[^\n#]+))"
         found = re.findall(pattern, text, re.MULTILINE)
         text = "\n".join(re.sub(r"\bcimport\b", "import", line).strip() for line in found)
@@ -197,10 +204,15 @@ def test_every_kind_of_import_is_seen(tmp_path: Path) -> None:
         "one.py": "def f():\n    from package import two, VERSION\n",
         "two.py": "if TYPE_CHECKING:\n    from package.three import Type\n",
         "three.py": "import os, package.kernel.fast\n",
-        "kernel/fast.pyx": "from libc.string cimport memcpy\nfrom package import (\n    four,\n)\n",
+        "kernel/fast.pyx": (
+            "from libc.string cimport memcpy\nfrom package import (\n    four,\n)\n"
+            'include "part.pxi"\n'
+        ),
         "kernel/fast.pyi": "from package.five import Plan\n",
+        "kernel/part.pxi": "cdef int f():\n    from package import six\n",
         "four.py": "import package\nfrom package.kernel import fast\n",
         "five.py": "import one\nfrom packages import two\n",
+        "six.py": "",
     }
     for name, text in files.items():
         (root / name).write_text(text)
@@ -211,8 +223,9 @@ def test_every_kind_of_import_is_seen(tmp_path: Path) -> None:
         "one": {"two", "__init__"},
         "two": {"three"},
         "three": {"kernel.fast"},
-        "kernel.fast": {"four", "five"},
+        "kernel.fast": {"four", "five", "six"},
         "four": {"__init__", "kernel.fast"},
         "five": set(),
+        "six": set(),
     }
     assert set(circle(graph)) == {"four", "kernel.fast"}

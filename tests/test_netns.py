@@ -470,14 +470,14 @@ ACTIVATED = """
 import json, os, socket, subprocess, sys, tempfile, time
 from conntrack_textfile.kernel.namespace import Namespace
 python, state, flows, *names = sys.argv[1:]
-handed = []
+passed = []
 for name in names:
     for groups in (4, 0, 0):
         made = socket.AF_NETLINK, socket.SOCK_RAW, 12
         sock = Namespace("/run/netns/" + name).run(lambda: socket.socket(*made))
         sock.bind((0, groups))
         sock.setsockopt(socket.SOL_SOCKET, 33, 1 << 25)  # SO_RCVBUFFORCE
-        handed.append((name, sock))
+        passed.append((name, sock))
 
 def run():
     files = [tempfile.TemporaryFile("w+") for _ in range(2)]
@@ -485,11 +485,11 @@ def run():
     if not pid:
         for file, fd in zip(files, (1, 2)):
             os.dup2(file.fileno(), fd)
-        high = [os.dup2(sock.fileno(), 100 + at) for at, (_, sock) in enumerate(handed)]
+        high = [os.dup2(sock.fileno(), 100 + at) for at, (_, sock) in enumerate(passed)]
         for at, fd in enumerate(high):
             os.dup2(fd, 3 + at)
-        os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(handed)),
-            LISTEN_FDNAMES=":".join("netns=" + name for name, _ in handed))
+        os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(passed)),
+            LISTEN_FDNAMES=":".join("netns=" + name for name, _ in passed))
         os.execvp("setpriv", ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
             "--inh-caps=" + CAPS, "--ambient-caps=" + CAPS, "--bounding-set=-all," + CAPS,
             python, "-m", "conntrack_textfile", "write", "--state.file=" + state,

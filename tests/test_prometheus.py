@@ -115,7 +115,7 @@ for _ in range(int(count)):
 """
 
 # The same with a socket that listens.
-HAND_OVER = """
+PASS = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
@@ -257,11 +257,6 @@ class Api:
         return [one["metric"] for one in data["result"]]
 
 
-@pytest.fixture(scope="module")
-def dashboard() -> Any:
-    return json.loads((ROOT / "grafana" / "conntrack.json").read_text())
-
-
 @contextlib.contextmanager
 def tracked(tmp: Path) -> Iterator[tuple[str, int]]:
     """A network namespace with traffic, and the port of serve for it.
@@ -276,7 +271,7 @@ def tracked(tmp: Path) -> Iterator[tuple[str, int]]:
             sysctl(namespace, **{f"net__netfilter__nf_conntrack_{name}": 2})
         check(*inside(namespace), "nft", "-f", "-", text=RULES)
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        argv = [*inside(namespace), sys.executable, "-c", HAND_OVER, str(listener.fileno())]
+        argv = [*inside(namespace), sys.executable, "-c", PASS, str(listener.fileno())]
         argv += [*COMMAND, "serve", "--collector.interval=1", "--web.systemd-socket"]
         fds = (listener.fileno(),)
         stack.enter_context(running(*argv, log=tmp / "serve.log", fds=fds))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import shlex
 import subprocess
@@ -116,11 +115,6 @@ def test_the_command_line_of_cron_is_valid() -> None:
     assert (taken.file, taken.log_level) == (TEXTFILE, "info")
     assert words[told + 1 :] == shlex.split("| logger -t conntrack-textfile -p daemon.warning")
     assert len(fields[6]) < 1000  # MAX_COMMAND of Debian's cron
-
-
-@pytest.fixture(scope="module")
-def dashboard() -> Any:
-    return json.loads((ROOT / "grafana" / "conntrack.json").read_text())
 
 
 def expressions(dashboard: Any) -> list[str]:

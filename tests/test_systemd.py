@@ -231,13 +231,13 @@ def test_leases_of_a_group_name_hosts(machine: Machine) -> None:
     traffic(machine, 7050)
     machine.systemctl("start", "conntrack-textfile.service")
     assert 'src="laptop",dst="laptop"' in machine.run("cat", f"{STATE}/conntrack.prom")
-    # And what root alone may read, handed over by systemd for each run.
+    # And what root alone may read, passed by systemd for each run.
     machine.run("chmod", "0600", file)
     machine.run("sed", "-i", "s/laptop/desktop/", file)
     machine.fails("systemctl", "start", "conntrack-textfile.service")
     machine.dropin("conntrack-textfile.service", f"[Service]\nLoadCredential=leases:{file}\n")
-    handed = "/run/credentials/conntrack-textfile.service/leases"
-    machine.write("/etc/default/conntrack-textfile", f'ARGS="--hosts.file={handed}"\n')
+    passed = "/run/credentials/conntrack-textfile.service/leases"
+    machine.write("/etc/default/conntrack-textfile", f'ARGS="--hosts.file={passed}"\n')
     for name in ("desktop", "tower"):
         machine.run("sed", "-i", f"s/desktop/{name}/", file)
         machine.systemctl("start", "conntrack-textfile.service")

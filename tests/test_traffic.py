@@ -279,7 +279,7 @@ def held(table: Table, buffer_bytes: int) -> Iterator[socket.socket]:
 def one_shot(
     table: Table, sock: socket.socket | None, *args: str
 ) -> subprocess.CompletedProcess[str]:
-    """A run of write that is handed a socket, as systemd does: as descriptor 3."""
+    """A run of write that is passed a socket, as by systemd: as descriptor 3."""
     argv = [*COMMAND, "write", "--log.level=info", *args]
     if sock is not None:
         hand = f'exec 3<&{sock.fileno()}; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'

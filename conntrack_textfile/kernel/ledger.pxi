@@ -404,7 +404,7 @@ cdef class Ledger:
         """Return the traffic since the last call. Its connections are those first seen since."""
         following = Grouping(self.plan)
         tally = self.sums.tally()
-        self.sums = following
+        self.sums = following  # last: without memory the next call has the same traffic
         return tally
 
     def save(self):

@@ -53,12 +53,12 @@ _REPLY = "the reply direction, to the source of a connection"
 
 
 class State(NamedTuple):
-    """The state of the readings at the time of a request."""
+    """The state of the snapshots at the time of a request."""
 
     now: float  # monotonic seconds, as in History.add()
     fresh: bool  # whether the snapshot is recent enough to be shown as current
     interval: float  # seconds from one to the next
-    cause: str  # error of the last reading, "" if it worked
+    cause: str  # error of the last snapshot, "" if it succeeded
 
 
 class _View(NamedTuple):
@@ -78,7 +78,7 @@ def render(
     state: State,
     telemetry_path: str,
 ) -> bytes:
-    """Render the page. snapshot and overview are None before the first reading has worked."""
+    """Render the page. snapshot and overview are None before the first one succeeded."""
     clock = time.time()
     parts = [*_banners(snapshot, overview, state)]
     if snapshot is not None:

@@ -113,9 +113,9 @@ class Refresher:
         snapshot = state.snapshot if state else None
         if snapshot is not None and not fresh:
             snapshot = snapshot.failed
-        readings = page.State(now, fresh, self._interval, self._cause)
+        status = page.State(now, fresh, self._interval, self._cause)
         with self._rendering:
-            text = page.render(snapshot, shown, view, readings, telemetry_path)
+            text = page.render(snapshot, shown, view, status, telemetry_path)
         return text, page.CONTENT_SECURITY_POLICY
 
     def ready(self) -> bool:

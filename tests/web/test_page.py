@@ -382,7 +382,7 @@ def test_the_rest_has_no_view_of_its_own() -> None:
     assert "=other" not in text
 
 
-def test_each_network_namespace_has_its_fill() -> None:
+def test_each_network_namespace_has_its_usage() -> None:
     shown = snapshots({("<b>", "a", "tcp", "x"): (1,) * 5}, labels=("netns", *KEYS[1:]))[0]
     parts = {
         name: shown._replace(conntrack=CONNTRACK._replace(entries=entries, entries_limit=limit))
