@@ -231,7 +231,8 @@ def _summary(snapshot: Snapshot) -> list[str]:
         parts.append(f"{sent} sent, {reply} reply")
         parts.append(f"{_rate(talkers.totals.connections / talkers.seconds)} new/s")
     counted = f", {live.uncounted} uncounted" if live.uncounted else ""
-    parts.append(f"{totals.connections} connections in {live.keys} keys{counted}")
+    keys = "1 key" if live.keys == 1 else f"{live.keys} keys"
+    parts.append(f"{totals.connections} connections in {keys}{counted}")
     sent, reply = (binary(totals[f]) if known else _UNKNOWN for f in (2, 4))
     parts.append(f"{sent} sent, {reply} reply")
     for name, entries, limit in snapshot.fills[:1]:

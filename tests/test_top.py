@@ -336,7 +336,7 @@ def test_a_screen_says_how_it_is_made_and_no_part_of_it_is_cut() -> None:
         for part in (
             "   by connections   every 0.5 s   filter 53   PAUSED   "
             "512 MiB/s sent, 512 GiB/s reply",
-            "   617 new/s   1234 connections in 1 keys   1.0 GiB sent, 1.0 TiB reply   "
+            "   617 new/s   1234 connections in 1 key   1.0 GiB sent, 1.0 TiB reply   "
             "table 50 of 200 (25.0%)",
         ):
             assert part in text
