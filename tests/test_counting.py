@@ -145,6 +145,7 @@ def test_a_namespace_that_is_gone_has_its_last_traffic_in_the_next_snapshot() ->
     assert counted.interval.entries == 2
     # The connection that its ledger still had can be followed no more.
     assert [of.totals["ended_unseen"] for of in counted.namespaces.values()] == [0, 1]
+    assert counted.traffic.totals["ended_unseen"] == 1
     # Another with its name, which goes before a snapshot: the first is not lost for it.
     for _ in range(2):
         bench.counting.retire(gone)
