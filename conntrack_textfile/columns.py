@@ -24,7 +24,7 @@ def _columns(letter: str) -> int:
 
 
 def printable(text: str) -> str:
-    """Return text without control characters: those of a name would move the cursor."""
+    """Return text with control characters escaped: in a name they could move the cursor."""
     return text if text.isprintable() else ascii(text)
 
 

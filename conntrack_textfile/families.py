@@ -23,7 +23,7 @@ _PYTHON = sys.version.partition(" ")[0]
 class Family(NamedTuple):
     """A family with a fixed set of labels. Without samples it is not exposed.
 
-    With --netns the first label is netns, but for a family about this process.
+    With --netns the first label is netns, except for a family about this process.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Family(NamedTuple):
     samples: Callable[[Snapshot], Iterable[Sample]]
     labels: tuple[str, ...] = ()
     type: str = "gauge"
-    of_process: bool = False  # about this process: no label netns
+    of_process: bool = False  # about this process
 
     def labelled(self, snapshot: Snapshot) -> tuple[tuple[str, ...], list[Sample]]:
         """Return the label names, and the samples of a snapshot with their values."""
@@ -72,7 +72,7 @@ def _value(
 
 
 def _live(name: str, help_: str, value: Callable[[Aggregate], float]) -> Family:
-    """A family of one sample about live connections, absent without a recent reading."""
+    """A family of one sample about live connections, absent where the last reading is too old."""
     return _value(name, help_, lambda s: None if s.live is None else value(s.live))
 
 

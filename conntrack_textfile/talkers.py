@@ -16,7 +16,7 @@ class Talker(NamedTuple):
 
     group: Group
     live: Sums
-    traffic: Sums  # since the snapshot before; 0 where it is not known
+    traffic: Sums  # since the previous snapshot; 0 where it is unknown
 
 
 class Talkers(NamedTuple):
@@ -24,8 +24,8 @@ class Talkers(NamedTuple):
 
     labels: tuple[str, ...]
     rows: list[Talker]
-    totals: Sums | None  # the traffic of all groups; None where it is not known
-    seconds: float  # since the snapshot before; 0 where the traffic is not known
+    totals: Sums | None  # the traffic of all groups; None where it is unknown
+    seconds: float  # since the previous snapshot; 0 where the traffic is unknown
     ended_unseen: int  # connections that ended without an event: their last traffic is missing
 
 
