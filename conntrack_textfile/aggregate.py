@@ -77,7 +77,7 @@ def fold(tally: Tally, labels: tuple[str, ...], limit: Limit) -> Aggregate:
     found = summary(tally, labels)
     if tally.nat:
         found = found._replace(nat=nats({"": tally.nat}, limit)[""])
-    # Where all labels are in KEPT, "other" would be the same groups again.
+    # Where all labels are in KEPT, "other" would have the labels of the groups themselves.
     if 0 < limit.keys < found.keys and set(labels) - set(KEPT):
         rows = tally.groups.rows(limit.keys, measure(limit.by, found.totals))
         groups, columns = _with_others(rows, tally.protocols, labels)

@@ -58,6 +58,7 @@ def cut_address(text: str, room: int) -> str:
         return _first(text, room - 1 - width(end)) + CUT + end if room > 0 else ""
     separator = ":" if ":" in text else "."
     parts = text.split(separator)
+    # Keep the more telling end if possible; then the longest, and most balanced, text is best.
     found = []
     for head in range(len(parts)):
         for tail in range(len(parts) - head):

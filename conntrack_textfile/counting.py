@@ -69,8 +69,8 @@ class Counting:
         self._resumable: dict[str, State] = {}  # saved ledgers of tables without a tracker yet
         self._pending: dict[str, Reading] = {}  # readings that the counters do not have yet
         self._counted_at: float | None = None  # where the next interval begins (monotonic seconds)
-        self._lost = 0
-        self._lost_until = 0.0
+        self._lost = 0  # events, since the last minute without a loss
+        self._lost_until = 0.0  # the end of that minute (monotonic seconds)
 
     def resume(self, saved: State | None, interrupted: int) -> int:
         """Continue from a saved state, unless it is of another boot or table.

@@ -152,7 +152,7 @@ GROUPS = (
 )
 
 # By group and by protocol, in the order of the fields of tally.Sums.
-_TRAFFIC = (
+_TRAFFIC_SUMS = (
     ("connections", "Connections first seen since the counters started."),
     ("sent_packets", "Packets of live and ended connections in the original direction."),
     ("sent_bytes", "Bytes of live and ended connections in the original direction."),
@@ -162,7 +162,7 @@ _TRAFFIC = (
 
 TRAFFIC_GROUPS = tuple(
     GroupFamily(f"conntrack_traffic_{name}_total", help_, column, "counter")
-    for column, (name, help_) in enumerate(_TRAFFIC)
+    for column, (name, help_) in enumerate(_TRAFFIC_SUMS)
 )
 
 
@@ -190,7 +190,7 @@ TRAFFIC = (
             labels=("l3protocol", "l4protocol"),
             type="counter",
         )
-        for column, (name, help_) in enumerate(_TRAFFIC)
+        for column, (name, help_) in enumerate(_TRAFFIC_SUMS)
     ),
     _traffic(
         "conntrack_counters_start_timestamp_seconds",

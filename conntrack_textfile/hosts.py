@@ -352,7 +352,7 @@ def _text_of(file: str) -> str:
 
 
 def _existing(*files: str) -> list[str]:
-    """Read those of the files that exist."""
+    """Return the texts of the files that exist, in order."""
     texts = []
     for file in files:
         with contextlib.suppress(FileNotFoundError):

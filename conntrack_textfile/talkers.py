@@ -31,7 +31,7 @@ class Talkers(NamedTuple):
 
 def largest(live: Tally, traffic: Tally | None, count: int) -> list[Talker]:
     """Return the top N groups by each measure, of the live connections and of the traffic."""
-    # The labels of a key are those of the tally that has it: the other may lack its namespace.
+    # Labels are made by the tally that has the key: the other may lack its network namespace.
     found = {
         key: tally.groups
         for tally in (live, traffic)

@@ -46,7 +46,8 @@ _GAP = "  "  # between columns
 _BETWEEN = "   "  # between parts of the summary
 _SHORTEST = 8  # columns of an address
 _UNKNOWN = "?"
-# Columns, and which fields of Sums they add up, from that of the original direction on.
+# Heads of columns, and the fields of Sums that each adds up: 0 is the original direction, 2 the
+# reply, as offsets to the field of packets or bytes.
 _DIRECTIONS = (("SENT", (0,)), ("REPLY", (2,)))
 _BOTH = (("BOTH", (0, 2)),)
 
@@ -434,7 +435,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def _flow(parts: list[str], width: int, between: str = _BETWEEN) -> list[str]:
-    """Join parts to lines, with line breaks between parts alone."""
+    """Join parts to lines, with line breaks only between parts."""
     lines = [""]
     for part in parts:
         joined = f"{lines[-1]}{between}{part}" if lines[-1] else part

@@ -143,7 +143,7 @@ cdef class Groups:
         cdef uint32_t *heap
         if self.taken:
             raise ValueError("the rows were taken")
-        self.taken = True  # the index of the table is no longer true
+        self.taken = True  # rows move: the index of the table becomes invalid
         if 0 < limit < self.table.count:
             heap = <uint32_t *>calloc(limit, sizeof(uint32_t))
             if heap == NULL:

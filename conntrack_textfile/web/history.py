@@ -169,7 +169,7 @@ class History:
 
 
 def bounded(labels: Sequence[str], rows: Rows, most: int = GROUPS) -> Rows:
-    """Return the largest groups. The others are merged by source, so that a scan keeps its name.
+    """Return the largest groups. The others are merged by source, so that a scanner stays visible.
 
     Beyond the largest sources, too, the rest is merged by protocol.
     """

@@ -345,7 +345,7 @@ class _Exchange:
             "conntrack_textfile.connection": self.connection,
         }
         for name, value in request.headers.items():
-            if "_" not in name:  # HTTP_A_B stands for A-B alone
+            if "_" not in name:  # A_B would pass for A-B: both are HTTP_A_B
                 environ["HTTP_" + name.upper().replace("-", "_")] = value
         return environ
 
@@ -389,7 +389,7 @@ class _Response(SimpleHandler):
     """A response of the application, written as HTTP/1.1."""
 
     http_version = "1.1"
-    os_environ: dict[str, str] = {}  # noqa: RUF012  # not those of this process
+    os_environ: dict[str, str] = {}  # noqa: RUF012  # without the environment of this process
     environ: dict[str, Any]  # this and the next are set by SimpleHandler
     status: str | None
     error: Any  # Application.error

@@ -77,8 +77,8 @@ class Connection:
 class Limiter:
     """A limit of connections, with a fair share for each client once it is reached.
 
-    First those without a request are evicted, of the client that has most of them.
-    If there is none, the client with most connections loses one to a client with fewer.
+    First a connection without a request is evicted, of the client that has most of these.
+    If all have requests, the client with most connections loses one to a client with fewer.
     """
 
     def __init__(self, limit: int) -> None:

@@ -60,7 +60,7 @@ class Overview(NamedTuple):
     labels: tuple[str, ...]
     keys: int  # live groups before the limit
     connections: int
-    tables: dict[str, GroupTraffic]  # by those of query.BY that are available
+    tables: dict[str, GroupTraffic]  # by the values of query.BY that are available
     past: Past
     cache: dict[tuple[str, ...], RankedView]  # unfiltered views, once requested
 

@@ -228,7 +228,7 @@ def _levels(points: Points, series: Sequence[float], longest: float) -> list[Spa
 
 
 def _top_sources(view: _View) -> Iterable[Element]:
-    """Who uses the bandwidth, who did in the last hour, who opens most connections."""
+    """Top sources by bandwidth now, by traffic of the last hour, and by new connections."""
     overview = view.overview
     if view.query != Query() or not view.state.fresh or "src" not in overview.labels:
         return

@@ -44,7 +44,7 @@ _FIRST_SNAPSHOT_SECONDS = 5.0
 class _State(NamedTuple):
     """The data for requests. Replaced as a whole, so that readers need no lock."""
 
-    snapshot: Snapshot  # without its tallies, which body holds as text
+    snapshot: Snapshot  # without live, traffic and interval, which body has as text
     body: Body
     overview: Overview | None
     expires: float  # monotonic seconds
