@@ -112,7 +112,7 @@ class Snapshot(NamedTuple):
 
     @property
     def failed(self) -> Snapshot:
-        """This snapshot with success=False, to be published after a failed reading."""
+        """The same snapshot with success=False, to be published after a failed reading."""
         parts = self.parts
         if parts is not None:
             parts = {name: part.failed for name, part in parts.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 from pathlib import Path
@@ -213,10 +214,12 @@ class Faults:
         self.calls: list[tuple[str, int, str]] = []
 
     def __enter__(self) -> None:
+        gc.disable()  # its callbacks (Hypothesis has one) would be calls, at no fixed place
         sys.setprofile(self._profile)
 
     def __exit__(self, *_: object) -> None:
         sys.setprofile(None)
+        gc.enable()
 
     def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
         caller = frame.f_back if event == "call" else frame
