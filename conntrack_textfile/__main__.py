@@ -11,7 +11,7 @@ gc.disable()
 def run() -> None:
     """Run the command line of this process and exit."""
     try:
-        # Imported here: Ctrl-C during the imports is no traceback either.
+        # Imported here: Ctrl-C during the imports must not print a traceback either.
         from conntrack_textfile.cli import main
 
         status = main(sys.argv[1:])

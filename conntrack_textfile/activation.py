@@ -18,19 +18,20 @@ class Passed:
 
     def __init__(self) -> None:
         self.listeners: list[socket.socket] = []
-        """All but NETLINK_NETFILTER sockets."""
+        """Sockets other than NETLINK_NETFILTER ones: the listeners of serve."""
         self.events: dict[str, socket.socket] = {}
-        """Of DESTROY events, by network namespace; "" is that of the process."""
+        """Sockets for DESTROY events, by network namespace; "" is that of the process."""
         self.dumps: dict[str, list[socket.socket]] = {}
-        """For dumps, by network namespace."""
+        """Sockets for dump requests, by network namespace."""
         self.netlink: list[socket.socket] = []
-        """All in events and dumps."""
+        """All sockets in events and dumps."""
 
 
 def take() -> Passed:
-    """Take the passed sockets, and close those without a use.
+    """Sort the passed sockets by use, and close those without one.
 
-    FileDescriptorName=netns=NAME is that of a socket in a network namespace. Raises SourceError.
+    FileDescriptorName=netns=NAME of a socket unit names the network namespace of its sockets.
+    Raises SourceError if the namespace of this process cannot be identified.
     """
     passed = Passed()
     if "LISTEN_FDS" not in os.environ:
@@ -46,7 +47,7 @@ def take() -> Passed:
         if groups < 0:
             passed.listeners.append(sock)
             continue
-        if netns and groups == 0:
+        if netns and groups == 0:  # no multicast group: for requests
             passed.dumps.setdefault(netns, []).append(sock)
         elif (
             netns not in passed.events
@@ -62,9 +63,9 @@ def take() -> Passed:
 
 
 def sockets() -> list[tuple[str, socket.socket]]:
-    """Return the passed sockets of any family; [] if LISTEN_PID is not this process.
+    """Return (name, socket) of each passed socket; [] if LISTEN_PID is not this process.
 
-    Each with the FileDescriptorName= of its unit, "" if not given.
+    The name is the FileDescriptorName= of its unit, "" if not given.
     Removes LISTEN_* from the environment, so a second call returns []. Other
     descriptors are left open.
     """

@@ -72,12 +72,12 @@ class Ranking(NamedTuple):
 def fold(tally: Tally, labels: tuple[str, ...], limit: Limit) -> Aggregate:
     """Return a tally under a limit: the largest groups, and an "other" for each protocol.
 
-    The tally's groups cannot be used after it.
+    It frees the groups of the tally: see tally.Groups.rows().
     """
     found = summary(tally, labels)
     if tally.nat:
         found = found._replace(nat=nats({"": tally.nat}, limit)[""])
-    # Where all labels are in KEPT, "other" would be the same groups again.
+    # Where all labels are in KEPT, "other" would have the labels of the groups themselves.
     if 0 < limit.keys < found.keys and set(labels) - set(KEPT):
         rows = tally.groups.rows(limit.keys, measure(limit.by, found.totals))
         groups, columns = _with_others(rows, tally.protocols, labels)
@@ -87,7 +87,7 @@ def fold(tally: Tally, labels: tuple[str, ...], limit: Limit) -> Aggregate:
 
 
 def summary(tally: Tally, labels: tuple[str, ...]) -> Aggregate:
-    """Return all of a tally but its groups and NAT."""
+    """Return the aggregate of a tally, without groups and NAT."""
     keys = len(tally.groups)
     return Aggregate(
         labels=labels,
@@ -106,18 +106,23 @@ def summary(tally: Tally, labels: tuple[str, ...]) -> Aggregate:
 
 
 def protocol_labels(labels: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the labels of the sums by protocol, where groups have these labels."""
+    """Return the labels of the sums by protocol. labels: those of the groups."""
     return KEPT if "netns" in labels else PROTOCOLS
 
 
 def nats(translations: Mapping[str, Translations], limit: Limit) -> dict[str, Nat]:
-    """Return the translated entries of each table, under one limit for all together."""
-    found = {name: of.nat(limit.keys, limit.destinations) for name, of in translations.items()}
+    """Return the translated entries of each table, by name. All tables share one limit."""
+    found = {
+        name: table.nat(limit.keys, limit.destinations) for name, table in translations.items()
+    }
     return _with_busiest_destinations(_with_busiest_egress(found, limit.keys), limit.keys)
 
 
 def _with_busiest_egress(found: dict[str, Nat], keys: int) -> dict[str, Nat]:
-    """Return the same with the top N egress addresses of all tables, and "other" in each."""
+    """Keep the top N egress addresses over all tables; fold those of each table into "other".
+
+    keys: N, 0 for no limit.
+    """
     order = sorted(
         (-row.ports, -row.connections, name, at)
         for name, nat in found.items()
@@ -127,7 +132,7 @@ def _with_busiest_egress(found: dict[str, Nat], keys: int) -> dict[str, Nat]:
     if not 0 < keys < len(order):
         return found
     kept = {(name, at) for _, _, name, at in order[:keys]}
-    cut = {}
+    limited = {}
     for name, nat in found.items():
         rows = []
         others: dict[str, Egress] = {}
@@ -140,29 +145,29 @@ def _with_busiest_egress(found: dict[str, Nat], keys: int) -> dict[str, Nat]:
                 connections=other.connections + row.connections,
                 ports=max(other.ports, row.ports),
             )
-        cut[name] = nat._replace(egress=[*rows, *others.values()])
-    return cut
+        limited[name] = nat._replace(egress=[*rows, *others.values()])
+    return limited
 
 
 def _with_busiest_destinations(found: dict[str, Nat], keys: int) -> dict[str, Nat]:
-    """Return the same with the top N destinations of all tables."""
+    """Keep the top N destinations over all tables. keys: N, 0 for no limit."""
     egress = [row for nat in found.values() for row in nat.egress]
-    ports = [row[2] for of in egress for row in of.destinations]
-    if not 0 < keys < len(ports):
+    counts = [ports for row in egress for _, _, ports in row.destinations]
+    if not 0 < keys < len(counts):
         return found
-    least = sorted(ports, reverse=True)[keys - 1]
-    # Of the destinations that equal the last one, the first fill the limit.
-    room = keys - sum(count > least for count in ports)
-    cut = {}
+    least = sorted(counts, reverse=True)[keys - 1]
+    # Of the destinations with exactly this many ports, only the first fit.
+    room = keys - sum(count > least for count in counts)
+    limited = {}
     for name, nat in found.items():
-        kept = []
-        for of in nat.egress:
-            rows = [row for row in of.destinations if row[2] > least]
-            equals = [row for row in of.destinations if row[2] == least][:room]
-            room -= len(equals)
-            kept.append(of._replace(destinations=rows + equals))
-        cut[name] = nat._replace(egress=kept)
-    return cut
+        rows = []
+        for row in nat.egress:
+            larger = [dst for dst in row.destinations if dst[2] > least]
+            equal = [dst for dst in row.destinations if dst[2] == least][:room]
+            room -= len(equal)
+            rows.append(row._replace(destinations=larger + equal))
+        limited[name] = nat._replace(egress=rows)
+    return limited
 
 
 def totals(tally: Tally) -> Sums:
@@ -182,10 +187,10 @@ def rank(
 
     wanted: the label sets, each a subset of labels.
     """
-    at = [[labels.index(label) for label in kept] for kept in wanted]
+    positions = [[labels.index(label) for label in kept] for kept in wanted]
     sums: list[dict[Group, list[int]]] = [{} for _ in wanted]
     for group, row in rows.pairs():
-        for indexes, into in zip(at, sums, strict=True):
+        for indexes, into in zip(positions, sums, strict=True):
             add(into, tuple([group[index] for index in indexes]), row)
     return [_ranking(tuple(kept), by, into, count) for kept, into in zip(wanted, sums, strict=True)]
 
@@ -195,7 +200,7 @@ def _ranking(labels: tuple[str, ...], by: str, sums: dict[Group, list[int]], cou
     import heapq
 
     size = MEASURES[by]
-    # Stable: of equal ones the first.
+    # Stable: of equally large groups the first are taken.
     largest = heapq.nlargest(count, sums.items(), key=lambda item: size(item[1]))
     rows = [(group, Sums(*row)) for group, row in largest]
     return Ranking(labels, by, rows, len(sums) - len(rows))
@@ -204,8 +209,12 @@ def _ranking(labels: tuple[str, ...], by: str, sums: dict[Group, list[int]], cou
 def _with_others(
     rows: Rows, protocols: dict[Group, Sums], labels: tuple[str, ...]
 ) -> tuple[Sequence[Group], tuple[Sequence[int], ...]]:
-    """Return rows, with an "other" for each protocol that the labels distinguish."""
+    """Return rows, with an "other" for each protocol that the labels distinguish.
+
+    rows: the groups with series of their own. protocols: the sums over all groups.
+    """
     names_of = protocol_labels(labels)
+    # Where the shared labels are in a group, and in a key of protocols.
     at = [labels.index(label) for label in names_of if label in labels]
     kept = [names_of.index(labels[index]) for index in at]
     # "other" is the total of its protocol less the rows: the folded groups are not visited.

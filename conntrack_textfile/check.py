@@ -80,7 +80,7 @@ class _Check(NamedTuple):
 def run(opts: Options) -> list[Result]:
     """Run all checks that apply to these options. Return their results in order."""
     results = []
-    spaces = {"": ""}
+    spaces = {"": ""}  # paths of the network namespaces by name
     if opts.netns:
         try:
             spaces = namespace.find(opts.netns, opts.proc_root)
@@ -193,7 +193,7 @@ def _setting(opts: Options, name: str, on: str, off: str) -> _Found:
 
 
 def _remedy(opts: Options, name: str, value: int) -> str:
-    """Return how to change a setting, which is that of a network namespace."""
+    """Return the command that sets a sysctl, in the network namespace that opts name."""
     command = f"sysctl -w net.netfilter.{name}={value}"
     if opts.netns in ((), (_HOST,)):
         return f"{command}, and in /etc/sysctl.d"

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     _occupy_closed_descriptors()
     with contextlib.suppress(MemoryError):
         return _run(argv)
-    # Here, where the stack no longer holds the data.
+    # Not in _run(), whose frame still refers to the data.
     print_error("conntrack-textfile: out of memory: reduce the keys (--aggregate.by, --filter.*)")
     return 1
 
@@ -199,7 +199,7 @@ def _check(opts: Options) -> int:
 
 
 def _configure_accounting(opts: Options) -> None:
-    if not opts.configure_accounting or opts.netns:  # the collector does it in each
+    if not opts.configure_accounting or opts.netns:  # Tables does it in each namespace
         return
     try:
         sysctl.enable_accounting(opts.proc_root)
@@ -247,7 +247,7 @@ def _count(
 ) -> None:
     """Count traffic in serve, with event sockets passed by systemd or made here.
 
-    stack: ends the run that the state file records. Raises StateError.
+    stack: called at the end of serve, it ends the run in the lock file. Raises StateError.
     """
     from conntrack_textfile import state
     from conntrack_textfile.kernel.listener import listener
@@ -298,9 +298,9 @@ def _version() -> str:
 
 
 def _with_own_state(opts: Options) -> Options:
-    """Return the options, without a state file that is of another program.
+    """Return the options, without --state.file where that file is of another program.
 
-    That file is left as it is. Raises StateError.
+    Raises StateError if it cannot be read.
     """
     from conntrack_textfile import state
 

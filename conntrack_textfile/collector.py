@@ -71,7 +71,7 @@ class Collector:
         self._tables = Tables(options, dump_sockets or {})
         self._counting: Counting | None = None
         self._lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-        self._counted = False  # the counters were updated for the snapshot under way, or the last
+        self._counted = False  # whether the counters include the current snapshot
 
     def start_counting(
         self, listen: Listen, saved: State | None = None, *, interrupted: int = 0
@@ -79,8 +79,9 @@ class Collector:
         """Begin to count traffic, or continue from a saved state.
 
         listen: returns the event socket of a table.
-        interrupted: the count of the state's lock file. Returns it, or that of the saved
-        counters where it is higher.
+        interrupted: the count of interrupted runs in the lock file of the state.
+
+        Returns the larger of that count and the one in the saved counters.
         """
         # Imported here: a run without counters need not pay for it.
         from conntrack_textfile.counting import Counting
@@ -93,12 +94,12 @@ class Collector:
 
     @property
     def can_count(self) -> bool:
-        """Whether the source has an identity of connections, which the proc file lacks."""
+        """Whether traffic can be counted: the proc file has no connection ids."""
         options = self._options
         return self._tables.netns or may_be_netlink(options.source, options.proc_root)
 
     def drain(self) -> None:
-        """Start a thread that reads events as they come."""
+        """Start a thread that reads events as they come. Call start_counting() first."""
         assert self._counting is not None
         self._counting.drain()
 
@@ -122,9 +123,9 @@ class Collector:
         return self._snapshot(readings, counted, live)._replace(interval=interval)
 
     def top(self, count: int) -> Snapshot:
-        """Return a snapshot with the top talkers, in place of the series by group.
+        """Return a snapshot with the top talkers in place of the series by group.
 
-        count: of groups, for each measure. Raises SourceError where no table can be read.
+        count: the number of groups for each measure. Raises SourceError where no table can be read.
         """
         from conntrack_textfile import talkers
 
@@ -144,8 +145,8 @@ class Collector:
     def failure(self, last: Snapshot | None) -> Snapshot:
         """Return the snapshot to publish after a failure, with the current size of the table.
 
-        last: the last snapshot that was published, None before the first. The failure may
-        be of take(), or of what published its snapshot.
+        Either take() failed, or its snapshot could not be published.
+        last: the last snapshot that was published, None before the first.
         """
         if self._counted and self._counting:
             self._counting.withdraw()
@@ -171,7 +172,7 @@ class Collector:
         return last._replace(parts=parts).failed
 
     def stop(self) -> None:
-        """Save the traffic since the last snapshot; none is taken after it. Raises OutputError."""
+        """Save the traffic since the last snapshot. A later take() blocks. Raises OutputError."""
         if self._counting is None:
             return
         # Never released: a take() in the other thread must not count after the last save.
@@ -228,7 +229,7 @@ class Collector:
     def _count(self, readings: _Readings) -> Counted | None:
         if self._counting is None:
             return None
-        # Not readings.errors: a namespace that is gone is no error, and was not read either.
+        # Also namespaces that were deleted meanwhile, which is no error.
         failed = self._tables.by_name.keys() - readings.tallies.keys()
         with self._lock:
             counted = self._counting.count(readings.tally.groups, failed)
@@ -236,7 +237,7 @@ class Collector:
         return counted
 
     def _interval(self, counted: Counted | None) -> Rows | None:
-        """Return the traffic since the snapshot before, under a limit of its own."""
+        """Return the traffic since the previous snapshot, limited to interval_groups."""
         if not self._interval_groups or counted is None or counted.seconds is None:
             return None
         limit = self._options.limit._replace(keys=self._interval_groups)
@@ -272,7 +273,7 @@ class Collector:
     ) -> tuple[Aggregate, dict[str, Snapshot]]:
         """Return live with the NAT of all network namespaces, and a snapshot of each namespace.
 
-        A namespace that is gone has counters still.
+        A namespace that was deleted still has its counters.
         """
         from conntrack_textfile import merge
 
@@ -282,9 +283,9 @@ class Collector:
         traffic = counted.namespaces if counted else {}
         parts = {}
         for name in sorted({*self._tables.by_name, *traffic}):
-            # Without a reading and an error, the namespace was deleted meanwhile.
-            there = name in readings.tallies or name in readings.errors
-            table = self._tables.by_name[name] if there else None
+            # With neither a reading nor an error, the namespace was deleted meanwhile.
+            exists = name in readings.tallies or name in readings.errors
+            table = self._tables.by_name[name] if exists else None
             last = table.last if table else None
             conntrack = last.conntrack if last else Conntrack()
             if table and name in readings.errors:
@@ -293,7 +294,7 @@ class Collector:
             if summary:
                 summary = summary._replace(exported=exported[name], nat=nats.get(name))
             parts[name] = Snapshot(
-                success=summary is not None if there else None,
+                success=summary is not None if exists else None,
                 source=last.source if last else "netlink",
                 engine=self._engine.name,
                 conntrack=conntrack,
@@ -314,5 +315,5 @@ def _first(errors: list[SourceError]) -> SourceError:
 
 
 def _sum(tables: list[Conntrack]) -> Conntrack:
-    """Return the number of entries in all tables. The limits are of each table by itself."""
+    """Return the entries of all tables together. A sum of their limits has no meaning."""
     return Conntrack(entries=sum(of.entries for of in tables if of.entries is not None))

@@ -24,7 +24,7 @@ def _columns(letter: str) -> int:
 
 
 def printable(text: str) -> str:
-    """Return text without control characters: those of a name would move the cursor."""
+    """Return text with control characters escaped: in a name they could move the cursor."""
     return text if text.isprintable() else ascii(text)
 
 
@@ -58,6 +58,7 @@ def cut_address(text: str, room: int) -> str:
         return _first(text, room - 1 - width(end)) + CUT + end if room > 0 else ""
     separator = ":" if ":" in text else "."
     parts = text.split(separator)
+    # Keep the more telling end if possible; then the longest, and most balanced, text is best.
     found = []
     for head in range(len(parts)):
         for tail in range(len(parts) - head):

@@ -54,10 +54,10 @@ class Slot:
         self.labels = labels
         self.active = active  # when it last had traffic or a live connection, in seconds
         self.sums = [0, 0, 0, 0, 0]
-        self.unpublished = 2  # values: the first 0, and the one after it
+        self.unpublished = 2  # how many values are still to be published: 0, and the first sums
 
     def plus(self, row: Iterable[int]) -> list[int]:
-        """Return the sums with a row of traffic added. A snapshot may have the old list."""
+        """Return the sums with a row of traffic added, as a new list: snapshots share the old."""
         return [a + b for a, b in zip(self.sums, row, strict=True)]
 
 
@@ -83,9 +83,9 @@ class Counters:
         self.protocols: dict[Group, Slot] = {}
         # "" is all tables together; with the label netns also of each namespace.
         self.health = {"": Health(0)}
-        self.published = True  # to be set where the sums of the last update() are published
-        # Evicted groups get no slot before a snapshot without them was published: else their
-        # series would fall to 0. The number of snapshots to go.
+        self.published = True  # set by the caller once the sums of the last update() are published
+        # Evicted groups, and how many snapshots must be published before they get a slot again:
+        # without a snapshot that lacks them, their series would fall to 0.
         self._evicted: dict[Group, int] = {}
         # Groups without a slot, and in how many consecutive snapshots they were large enough.
         self._candidates: dict[bytes, tuple[Group, int]] = {}
@@ -132,15 +132,11 @@ class Counters:
             self._replace_smallest(traffic, waiting, now)
         # All sums are made before the first is stored: a MemoryError adds nothing.
         found = self._sums_with(traffic, now)
-        totals = [
-            (health, {name: old + numbers.get(name, 0) for name, old in health.totals.items()})
-            for netns, numbers in statistics.items()
-            for health in (self.health[netns],)
-        ]
+        totals = self._totals_with(statistics)
         for slot, sums in found:
             slot.sums = sums
-        for health, sums_besides in totals:
-            health.totals = sums_besides
+        for netns, counts in totals.items():
+            self.health[netns].totals = counts
 
     def groups(self) -> Rows:
         """Return the series by group, those of "other" last."""
@@ -249,7 +245,7 @@ class Counters:
         return slot
 
     def _kept_protocol(self, protocol: Group) -> Group:
-        """Return the values of a protocol's group that are also labels of the groups."""
+        """Return the values of a group of protocols for the labels that all groups have, too."""
         return tuple(
             [
                 name
@@ -259,13 +255,13 @@ class Counters:
         )
 
     def _protocol_of(self, labels: Group) -> Group:
-        """Return the same values of a group."""
+        """Return the values of a group for the labels in KEPT: what its "other" is chosen by."""
         return tuple(
             [value for label, value in zip(self.labels, labels, strict=True) if label in KEPT]
         )
 
     def _sums_with(self, traffic: Tally, now: int) -> list[tuple[Slot, list[int]]]:
-        """Return the slots that traffic belongs to, with what it makes of their sums."""
+        """Return each slot with traffic, and its sums with the traffic added."""
         found = []
         rest: dict[Group, list[int]] = {}
         for protocol, total in traffic.protocols.items():
@@ -284,7 +280,23 @@ class Counters:
                 found.append((slot, slot.plus(row)))
         return found
 
+    def _totals_with(
+        self, statistics: Mapping[str, Mapping[str, int]]
+    ) -> dict[str, dict[str, int]]:
+        """Return the totals by network namespace, and of all together, with statistics added."""
+        found = {netns: dict(self.health[netns].totals) for netns in ("", *statistics)}
+        for netns, numbers in statistics.items():
+            for name, number in numbers.items():
+                found[netns][name] += number
+                if netns:
+                    found[""][name] += number
+        return found
+
     def _free_idle(self, traffic: Groups, live: Groups, now: int, failed: Collection[str]) -> None:
+        """Evict slots without traffic or live connections for IDLE_SECONDS.
+
+        Those of a namespace that could not be read stay.
+        """
         keys = list(self.slots)
         for key, traffic_sums, live_sums in zip(
             keys, traffic.get(keys), live.get(keys), strict=True
@@ -300,6 +312,7 @@ class Counters:
                 self._evict(key, 1)
 
     def _see(self, present: Collection[str], now: int) -> None:
+        """Note which network namespaces exist now."""
         for netns in present:
             self.health.setdefault(netns, Health(now)).seen = now
 
@@ -325,20 +338,19 @@ class Counters:
         return labels[0] if self.labels[:1] == ("netns",) else ""
 
     def _evict(self, key: bytes, snapshots: int) -> None:
+        """Evict a slot. Its group gets none until that many snapshots were published."""
         labels = self.slots[key].labels
-        health = self.health.get(self._netns_of(labels))
         self._evicted[labels] = snapshots
-        if health:
-            health.totals["evicted"] += 1
+        for netns in {"", self._netns_of(labels)} & self.health.keys():
+            self.health[netns].totals["evicted"] += 1
         del self.slots[key]  # last: without memory the slot stays
 
     def _evict_to_other(self, key: bytes) -> None:
-        """Evict a slot between two snapshots."""
+        """Evict a slot between two snapshots. Sums of which only 0 was published go to "other"."""
         slot = self.slots[key]
         if slot.unpublished < 2:
-            self._evict(key, 2)  # one more: the next update() is before a snapshot without it
+            self._evict(key, 2)  # not 1: the next update() precedes the snapshot without it
             return
-        # No value but 0 was published: "other" takes it.
         labels = other_group(self.labels, self._protocol_of(slot.labels))
         other = self.others.get(labels)
         if other is None:
@@ -350,7 +362,7 @@ class Counters:
         other.sums = sums
 
     def _admit(self, traffic: Tally, now: int) -> list[tuple[bytes, Group, int]]:
-        """Give free slots to new groups. Returns the largest without a slot: key, group, size."""
+        """Give free slots to new groups. Return the largest without one: key, group and size."""
         room = len(traffic.groups)
         if self._limited:
             room = max(0, self.limit.keys - len(self.slots))
@@ -378,17 +390,17 @@ class Counters:
     def _replace_smallest(
         self, traffic: Tally, waiting: Iterable[tuple[bytes, Group, int]], now: int
     ) -> None:
-        """Replace the smallest slots by much larger groups, the largest first."""
+        """Evict the smallest slots in favour of much larger groups, the largest first."""
         size = MEASURES[self._measure(traffic)]
-        # Not unpublished ones: their sums would be in no increase.
+        # Not slots that are unpublished: their sums would be in no increase().
         slots = {key: slot for key, slot in self.slots.items() if not slot.unpublished}
         smallest = sorted(
             (size(sums) if sums is not None else 0, key)
             for key, sums in zip(slots, traffic.groups.get(slots), strict=True)
         )
         candidates = {}
-        for (key, labels, much), (little, old) in zip(waiting, smallest, strict=False):
-            if much == 0 or much < REPLACE_FACTOR * little:
+        for (key, labels, new_size), (old_size, old) in zip(waiting, smallest, strict=False):
+            if new_size == 0 or new_size < REPLACE_FACTOR * old_size:
                 break
             _, count = self._candidates.get(key, (labels, 0))
             if count + 1 < REPLACE_SNAPSHOTS:
@@ -404,6 +416,7 @@ class Counters:
 
 
 def _published(slots: list[Slot]) -> Rows:
+    """Return the series of slots: 0 for one that was never published."""
     rows = [(0,) * 5 if slot.unpublished >= 2 else slot.sums for slot in slots]
     return Rows(
         [slot.labels for slot in slots], tuple([row[field] for row in rows] for field in range(5))
@@ -411,6 +424,7 @@ def _published(slots: list[Slot]) -> Rows:
 
 
 def _loaded(saved: object, labels: int) -> dict[Group, Slot]:
+    """Return slots from JSON. labels: how many each has. Raises TypeError or ValueError."""
     found = {}
     for texts, sums, active, unpublished in saved:  # type: ignore[attr-defined]
         slot = Slot(tuple(map(str, texts)), int(active))

@@ -44,8 +44,8 @@ class Counted(NamedTuple):
 
     traffic: Traffic  # of all tables
     namespaces: dict[str, Traffic]  # of each network namespace, without groups
-    interval: Tally  # the traffic since the snapshot before
-    seconds: float | None  # since that; None after a start, a new plan or a failure
+    interval: Tally  # the traffic since the previous snapshot
+    seconds: float | None  # of the interval; None after a start, a new plan or a failure
     ended_unseen: int  # connections that ended without an event, in the interval
 
 
@@ -56,7 +56,7 @@ class Counting:
         self, options: Options, tables: Tables, plan: Plan, engine: Engine, listen: Listen
     ) -> None:
         self.lock = threading.Lock()
-        """To be held by who changes the tables or calls a method that changes the counters."""
+        """Held while the tables or the counters change, as finish() runs in another thread."""
         self.saved = False
         """Whether the state file was written."""
         self._options = options
@@ -69,8 +69,8 @@ class Counting:
         self._resumable: dict[str, State] = {}  # saved ledgers of tables without a tracker yet
         self._pending: dict[str, Reading] = {}  # readings that the counters do not have yet
         self._counted_at: float | None = None  # where the next interval begins (monotonic seconds)
-        self._lost = 0
-        self._lost_until = 0.0
+        self._lost = 0  # events, since the last minute without a loss
+        self._lost_until = 0.0  # the end of that minute (monotonic seconds)
 
     def resume(self, saved: State | None, interrupted: int) -> int:
         """Continue from a saved state, unless it is of another boot or table.
@@ -90,7 +90,7 @@ class Counting:
                 self._counters = Counters(self._tables.labels(self._plan), self._options.limit)
         if interrupted > self._counters.totals["interrupted"]:
             self._counters.totals["interrupted"] = interrupted
-            self._counters.published = False  # the run may have been killed before that
+            self._counters.published = False  # the run may have been killed before it published
         for table in self._tables.by_name.values():
             with contextlib.suppress(SourceError):  # the first snapshot reports it
                 self.track(table)
@@ -117,7 +117,7 @@ class Counting:
                 LOG.warning("the state cannot be used (%s): counting from a new baseline", error)
                 ledger = None
         if ledger is None:
-            # Also for other filters: what passes them now was not in the ledger.
+            # Also where filters changed: the ledger lacks connections that only now pass them.
             ledger = self._engine.ledger(b"")
             ledger.baseline = True
         stale = shared and not same_socket
@@ -127,12 +127,12 @@ class Counting:
         if self._drain is not None and sock is not None:
             self._drain.add(tracker)
         table.tracker = tracker
-        self._resumable.pop(table.name, None)  # last: finish() may save the state meanwhile
+        self._resumable.pop(table.name, None)  # last: until there is a tracker, _save() needs it
 
     def retire(self, table: Table) -> None:
         """Read the last events of a table whose namespace is gone.
 
-        It can be dumped no more: all connections that its ledger still has end unseen.
+        There is no further dump: all connections left in its ledger have ended unseen.
         """
         if table.tracker is None:
             return
@@ -218,7 +218,7 @@ class Counting:
                 self._drain.add(table.tracker)
 
     def _read(self, failed: Collection[str], *, last: bool) -> dict[str, Reading]:
-        """Return a reading of each tracker. They are pending, too."""
+        """Take a reading of each tracker. They stay pending until _add()."""
         trackers = {}
         for name, table in self._tables.by_name.items():
             tracker = table.tracker
@@ -227,10 +227,10 @@ class Counting:
             by_procfs = table.last is not None and table.last.source != "netlink"
             # A baseline that was not read to its end is repeated.
             unfinished = tracker.ledger.baseline and (name in failed or by_procfs)
-            # Beside other tables a ledger without a dump is saved, with its events.
+            # With --netns a ledger that had no dump is saved, too, with its events.
             if not unfinished and (self._tables.netns or not by_procfs):
                 trackers[name] = tracker
-        # Of an earlier namespace with the same name, or of a count() that failed.
+        # Readings of an earlier namespace with the same name, or of a count() that failed.
         if self._pending.keys() & trackers:
             self._settle()
         readings = {}
@@ -242,15 +242,15 @@ class Counting:
         return readings
 
     def _settle(self) -> None:
-        """Add what is pending, between two snapshots."""
+        """Add the pending readings, between two snapshots."""
         if self._pending:
             self._add(None, ())
 
     def _add(self, live: Groups | None, failed: Collection[str]) -> Tally:
-        """Add what is pending. Returns the traffic of all tables together."""
+        """Add the pending readings to the counters. Return their traffic, merged."""
         traffic = self._tables.merge({name: of.traffic for name, of in self._pending.items()})
         statistics = {name: of.statistics for name, of in self._pending.items()}
-        pending: dict[str, Reading] = {}  # here: after update() nothing may fail
+        pending: dict[str, Reading] = {}  # made before update(), after which nothing may fail
         self._counters.update(traffic, live, namespace.seconds(), statistics, failed)
         self._pending = pending
         return traffic
@@ -307,7 +307,7 @@ class Counting:
 
     @property
     def _filters(self) -> str:
-        """Compared with those of a saved ledger, which has only connections that passed them."""
+        """The filters as text, saved with a ledger: it has only connections that pass them."""
         return repr((self._plan.include, self._plan.exclude))
 
     def _mismatch(self, saved: State) -> str:
@@ -354,6 +354,7 @@ def _ledgers(saved: State) -> dict[str, State]:
     for name, numbers in saved.numbers["tables"].items():
         for number in ("drops", "others_at", "ledger"):
             int(numbers[number])
+        # Raises KeyError here, not later in track().
         numbers["table"], numbers["filters"], numbers["socket"]
         found[name] = saved._replace(
             numbers=numbers, ledger=saved.ledger[at : at + numbers["ledger"]]

@@ -41,7 +41,7 @@ class ListenError(Exception):
 
 
 def print_error(line: str) -> None:
-    """Write a line to standard error, unprintable characters escaped, and ignore errors.
+    """Write a line to standard error, with unprintable characters escaped. Errors are ignored.
 
     Not with sys.stderr: it keeps what it could not write, and at exit tries again and
     makes the exit status 120.

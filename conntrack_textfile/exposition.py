@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from conntrack_textfile.snapshot import Snapshot
     from conntrack_textfile.tally import Group
 
-# Per piece of output: the whole text is never in memory.
+# Lines in a piece of output: the whole text is never in memory.
 _LINES = 1024
 
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})

@@ -23,7 +23,7 @@ _PYTHON = sys.version.partition(" ")[0]
 class Family(NamedTuple):
     """A family with a fixed set of labels. Without samples it is not exposed.
 
-    With --netns the first label is netns, but for a family about this process.
+    With --netns the first label is netns, except for a family about this process.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Family(NamedTuple):
     samples: Callable[[Snapshot], Iterable[Sample]]
     labels: tuple[str, ...] = ()
     type: str = "gauge"
-    of_process: bool = False  # about this process: no label netns
+    of_process: bool = False  # about this process
 
     def labelled(self, snapshot: Snapshot) -> tuple[tuple[str, ...], list[Sample]]:
         """Return the label names, and the samples of a snapshot with their values."""
@@ -72,7 +72,7 @@ def _value(
 
 
 def _live(name: str, help_: str, value: Callable[[Aggregate], float]) -> Family:
-    """A family of one sample about live connections, absent without a recent reading."""
+    """A family of one sample about live connections, absent where the last reading is too old."""
     return _value(name, help_, lambda s: None if s.live is None else value(s.live))
 
 
@@ -152,7 +152,7 @@ GROUPS = (
 )
 
 # By group and by protocol, in the order of the fields of tally.Sums.
-_TRAFFIC = (
+_TRAFFIC_SUMS = (
     ("connections", "Connections first seen since the counters started."),
     ("sent_packets", "Packets of live and ended connections in the original direction."),
     ("sent_bytes", "Bytes of live and ended connections in the original direction."),
@@ -162,7 +162,7 @@ _TRAFFIC = (
 
 TRAFFIC_GROUPS = tuple(
     GroupFamily(f"conntrack_traffic_{name}_total", help_, column, "counter")
-    for column, (name, help_) in enumerate(_TRAFFIC)
+    for column, (name, help_) in enumerate(_TRAFFIC_SUMS)
 )
 
 
@@ -190,7 +190,7 @@ TRAFFIC = (
             labels=("l3protocol", "l4protocol"),
             type="counter",
         )
-        for column, (name, help_) in enumerate(_TRAFFIC)
+        for column, (name, help_) in enumerate(_TRAFFIC_SUMS)
     ),
     _traffic(
         "conntrack_counters_start_timestamp_seconds",

@@ -8,9 +8,9 @@ import stat
 
 
 def regular(path: str, flags: int) -> int:
-    """An opener for open() that takes regular files alone. Raises OSError.
+    """Open a regular file: an opener for open(). Raises OSError for any other file.
 
-    To open a FIFO waits for a writer, and to read a terminal for its user.
+    Opening a FIFO would block until it has a writer, reading a terminal until a user types.
     """
     fd = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
     mode = os.fstat(fd).st_mode

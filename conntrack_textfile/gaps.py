@@ -1,4 +1,4 @@
-"""Gaps: traffic that the rates of a snapshot lack, in words."""
+"""Gaps: messages about traffic that is missing in the rates of a snapshot."""
 
 from __future__ import annotations
 

@@ -49,14 +49,14 @@ class Lease(NamedTuple):
     """The name of an address."""
 
     name: str
-    ends: float = NEVER  # Unix time; -NEVER has no name
+    ends: float = NEVER  # Unix time; -NEVER where the address has no name now
 
 
 class Hosts(NamedTuple):
     """The names that are valid at one time."""
 
     names: dict[bytes, str]  # by packed address
-    until: float  # Unix time at which the first lease of these ends
+    until: float  # Unix time at which the first of them expires
 
 
 def read(files: Iterable[str], now: float) -> Hosts:
@@ -100,6 +100,7 @@ def labels(hosts: Mapping[bytes, str], named: Networks) -> dict[bytes, str]:
     A name that is not unique, or that reads as an address or as such a label, is followed
     by the address in parentheses: no two addresses have the same label.
     """
+    # Networks, without single addresses.
     wider = tuple(row for row in named if row[1] < row[0] * 8)
     single = [
         (prefix.to_bytes(size, "big"), name)
@@ -148,7 +149,7 @@ def parse(text: str) -> dict[bytes, Lease]:
 
 
 def _hosts(text: str) -> dict[bytes, Lease]:
-    """The first name of each address, as getnameinfo(3) returns it."""
+    """Parse /etc/hosts: the first name of each address, as getnameinfo(3) returns it."""
     found: dict[bytes, Lease] = {}
     for number, line in enumerate(_lines(text), 1):
         words = line.partition("#")[0].split(None, 2)
@@ -281,7 +282,7 @@ def _dhcpd_time(text: str) -> float:
 
 
 def _put(found: dict[bytes, Lease], address: str, name: str, ends: float) -> None:
-    """Set the lease of an address, in place of an earlier one. The name "" is none."""
+    """Set the lease of an address, in place of an earlier one. name: "" for none."""
     packed = networks.pack(address)
     if not packed:
         return
@@ -351,7 +352,7 @@ def _text_of(file: str) -> str:
 
 
 def _existing(*files: str) -> list[str]:
-    """Read those of the files that exist."""
+    """Return the texts of the files that exist, in order."""
     texts = []
     for file in files:
         with contextlib.suppress(FileNotFoundError):

@@ -1,6 +1,6 @@
 """The labels: a row for each field that entries can be summed by.
 
-The engine makes the value of a field: kernel/grouping.py and its compiled twin.
+The engine computes the values: kernel/grouping.py and its compiled twin.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Label(NamedTuple):
     title: str  # heading of its column in tables
     plural: str  # heading of its ranking
     default: bool  # whether --aggregate.by has it by default
-    filter: Callable[[str], object] | None = None  # parses the value of its condition, if any
+    filter: Callable[[str], object] | None = None  # parses its value in a filter; None: no filter
     number: bool = False  # whether its column is aligned to the right
     left_out: int = 0  # order in which a narrow terminal omits columns, from 1; 0: never
 

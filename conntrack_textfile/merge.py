@@ -25,7 +25,7 @@ _Item = TypeVar("_Item")
 
 
 def merge(tallies: Mapping[str, Tally]) -> Tally:
-    """Return one tally of those of the namespaces, by name."""
+    """Merge tallies into one. tallies: by the name of their namespace."""
     states: Counts = collections.Counter()
     flags: Counts = collections.Counter()
     for tally in tallies.values():
@@ -50,7 +50,7 @@ def merge(tallies: Mapping[str, Tally]) -> Tally:
 
 
 def exported(tally: Tally) -> Mapping[str, int]:
-    """Return how many groups of each namespace are in the rows of a merged tally."""
+    """Return how many groups of each namespace rows() of a merged tally returned."""
     assert isinstance(tally.groups, MergedGroups)
     return tally.groups.exported
 
@@ -87,7 +87,7 @@ def _prefix(name: str) -> bytes:
 
 
 class MergedGroups:
-    """See tally.Groups."""
+    """The groups of all namespaces: see tally.Groups."""
 
     def __init__(self, parts: Mapping[str, Groups]) -> None:
         """parts: the groups of each namespace, by name."""
@@ -102,7 +102,7 @@ class MergedGroups:
         """See tally.Groups."""
         chosen = dict.fromkeys(self._parts, 0)
         if 0 < limit < len(self):
-            # The number for each namespace is enough: they are the largest of it.
+            # Only their number is needed: they are the largest of their namespace.
             for key, _ in self.largest(limit, by):
                 chosen[_split(key)[0]] += 1
             self.exported = {self._parts[prefix][0]: count for prefix, count in chosen.items()}

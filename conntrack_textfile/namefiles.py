@@ -22,7 +22,7 @@ _Parsed = TypeVar("_Parsed")
 
 
 def read(files: NameFiles, plan: Plan) -> tuple[Plan, float]:
-    """Return the plan with the names, and the Unix time at which one expires.
+    """Return the plan with the names of the files, and the Unix time at which the first expires.
 
     Raises UsageError.
     """

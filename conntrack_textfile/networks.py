@@ -10,7 +10,7 @@ from conntrack_textfile.names import check_all, checked
 
 
 class Network(NamedTuple):
-    """A network."""
+    """A network in CIDR notation."""
 
     size: int  # of an address, in bytes: 4 or 16
     length: int  # of the prefix, in bits
@@ -129,7 +129,7 @@ def _named(words: list[str]) -> tuple[Network, str]:
     if len(words) != 2:
         raise ValueError("a line is CIDR and a name of one word")
     network, name = parse(words[0]), checked(words[1])
-    # Else a label would not tell the network from the address.
+    # As a label value it could not be told from that address or network.
     if reads_as_address(name):
         raise ValueError(f"the name {name!r} is an address")
     return network, name

@@ -181,7 +181,7 @@ FAMILIES = ("live", "traffic")
 
 
 def usage(*commands: str) -> str:
-    """Return the usage text of some commands; of check alone with all of its options."""
+    """Return the usage text of some commands. Options of check are in it only for check alone."""
     calls, texts, _ = zip(*[_COMMANDS[command] for command in commands], strict=True)
     examples = [f"  {example}\n" for command in commands for example in _EXAMPLES[command]]
     return "\n".join(

@@ -31,7 +31,7 @@ class Plan(NamedTuple):
     src_prefix: Prefix = WHOLE
     dst_prefix: Prefix = WHOLE
     networks: Networks = ()
-    # Labels by packed address (hosts.labels()), used where the prefix is the whole address.
+    # Labels by packed address (hosts.labels()), used where addresses are not masked.
     hosts: dict[bytes, str] = {}  # noqa: RUF012 (never changed)
     services: services.Services = services.SERVICES
     known_ports: bool = False  # ports without a service become "other"

@@ -10,9 +10,9 @@ _TCP_LISTEN = "0A"
 
 
 def holders(proc_root: str, inodes: list[int]) -> list[str]:
-    """Return the processes that hold sockets, the first of those that share one.
+    """Return the process that holds each socket, as "COMM (pid N)"; the first if several share it.
 
-    inodes: of the sockets. One whose process this user cannot see is returned as "socket N".
+    inodes: of the sockets. A socket whose process this user cannot see is "socket INODE".
     """
     wanted = {f"socket:[{inode}]": f"socket {inode}" for inode in inodes}
     for pid in pids(proc_root):
@@ -34,8 +34,10 @@ def pids(proc_root: str) -> list[str]:
 
 
 def comm(proc_root: str, pid: str) -> str:
-    """Return the name of a process, truncated by the kernel to 15 characters."""
-    with contextlib.suppress(OSError), open(os.path.join(proc_root, pid, "comm")) as file:
+    """Return the name of a process, truncated by the kernel to 15 bytes; "" if it has ended."""
+    path = os.path.join(proc_root, pid, "comm")
+    # prctl(PR_SET_NAME) takes any bytes, from any user.
+    with contextlib.suppress(OSError), open(path, errors="surrogateescape") as file:
         return file.read().strip()
     return ""
 

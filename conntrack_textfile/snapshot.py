@@ -51,7 +51,7 @@ class Traffic(NamedTuple):
     totals: dict[str, int]  # of counters.TOTALS
     lost: int  # events, since there was a minute without a loss
     started: float  # Unix time of the baseline, in seconds
-    # None for a network namespace that could not be read or is gone, and for several together:
+    # None where the network namespace could not be read or was deleted, and for several together:
     tracked: int | None  # connections in the ledger
     listening: bool | None  # whether the kernel sends events
     buffer: Buffer | None  # of the event socket, None without one
@@ -60,7 +60,7 @@ class Traffic(NamedTuple):
 class Snapshot(NamedTuple):
     """What is published after a reading of the table, or after one that failed."""
 
-    success: bool | None  # of the last reading; None for a network namespace that is gone
+    success: bool | None  # of the last reading; None for a network namespace that was deleted
     source: str  # "netlink" or "procfs"
     engine: str  # "compiled" or "pure"
     conntrack: Conntrack
@@ -77,21 +77,21 @@ class Snapshot(NamedTuple):
     """None where traffic is not counted."""
 
     interval: Rows | None = None
-    """The traffic since the snapshot before: the top groups, and "other" for the rest.
-    None where it is not known, or Collector.interval_groups is 0."""
+    """The traffic since the previous snapshot: the top groups, and "other" for the rest.
+    None where it is unknown or was not requested (see Collector)."""
 
     statistics: Mapping[str, int] = MappingProxyType({})
     """The kernel's error counters, by name (see statistics.read()). Empty where unreadable."""
 
     talkers: Talkers | None = None
-    """None but from Collector.top()."""
+    """Only from Collector.top()."""
 
     uncountable: bool = False
     """Traffic is to be counted, but the proc file was read, which has no connection ids."""
 
     parts: Mapping[str, Snapshot] | None = None
     """A snapshot of each network namespace, by name, without groups; None without the
-    label netns. A namespace that is gone has counters still."""
+    label netns. A namespace that was deleted still has its counters."""
 
     errors: Mapping[str, str] = {}
     """Why network namespaces could not be read, by name."""
@@ -112,7 +112,7 @@ class Snapshot(NamedTuple):
 
     @property
     def failed(self) -> Snapshot:
-        """The same snapshot after a reading that failed."""
+        """The same snapshot with success=False, to be published after a failed reading."""
         parts = self.parts
         if parts is not None:
             parts = {name: part.failed for name, part in parts.items()}

@@ -1,7 +1,7 @@
 """The state file: what one run leaves to the next, and the lock file beside it.
 
 A magic line, a header (version, sizes, checksum), numbers as JSON, and the ledgers
-as the engine saves them. Replaced as a textfile is: old or new, never partial.
+as the engine saves them. It is replaced atomically, by textfile.replace().
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MAX_DIGITS = 18  # of the count in the lock file
 
 
 class State(NamedTuple):
-    """The content of a state file. numbers: see counting.py."""
+    """The content of a state file. numbers: as counting.Counting saves them."""
 
     numbers: dict[str, Any]
     ledger: bytes  # of all tables, one after the other
@@ -145,7 +145,7 @@ class Run:
         if text and not (text.isdigit() and len(text) <= _MAX_DIGITS):
             raise StateError(f"{name} is not a lock file of conntrack-textfile: remove it")
         self.interrupted = int(text or b"0")
-        """Runs that were killed before this one, as far as no state has them."""
+        """The interrupted runs that the lock file counts; 0 after a run that ended properly."""
 
     def begin(self, interrupted: int) -> None:
         """Write the count, before the first event is read. Raises StateError.
@@ -160,7 +160,7 @@ class Run:
 
     def _write(self, text: bytes) -> None:
         try:
-            os.pwrite(self._fd, text, 0)  # the count only grows: nothing is left behind it
+            os.pwrite(self._fd, text, 0)  # a count is never shorter than the one before
             if not text:
                 os.ftruncate(self._fd, 0)
         except OSError as error:

@@ -80,7 +80,7 @@ class Tables:
         return (NETNS.name, *plan.labels) if self.netns else plan.labels
 
     def merge(self, tallies: Mapping[str, Tally]) -> Tally:
-        """Return one tally of those of the tables, by name."""
+        """Merge tallies into one. tallies: by the name of their table."""
         if not self.netns:
             return tallies[""]
         # Imported here, as below: most runs read one table.

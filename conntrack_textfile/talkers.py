@@ -16,7 +16,7 @@ class Talker(NamedTuple):
 
     group: Group
     live: Sums
-    traffic: Sums  # since the snapshot before; 0 where it is not known
+    traffic: Sums  # since the previous snapshot; 0 where it is unknown
 
 
 class Talkers(NamedTuple):
@@ -24,14 +24,14 @@ class Talkers(NamedTuple):
 
     labels: tuple[str, ...]
     rows: list[Talker]
-    totals: Sums | None  # the traffic of all groups; None where it is not known
-    seconds: float  # since the snapshot before; 0 where the traffic is not known
+    totals: Sums | None  # the traffic of all groups; None where it is unknown
+    seconds: float  # since the previous snapshot; 0 where the traffic is unknown
     ended_unseen: int  # connections that ended without an event: their last traffic is missing
 
 
 def largest(live: Tally, traffic: Tally | None, count: int) -> list[Talker]:
     """Return the top N groups by each measure, of the live connections and of the traffic."""
-    # The labels of a key are those of the tally that has it: the other may lack its namespace.
+    # Labels are made by the tally that has the key: the other may lack its network namespace.
     found = {
         key: tally.groups
         for tally in (live, traffic)

@@ -23,13 +23,13 @@ class Egress(NamedTuple):
     connections: int
 
     ports: int
-    """The source ports (ICMP ids) in use towards one destination; of all destinations the most.
+    """The source ports (ICMP ids) in use towards the destination that has the most of them.
 
     0 for a protocol without ports and ids.
     """
 
     destinations: list[tuple[str, str, int]]
-    """The busiest destinations, first the one with the most source ports in use.
+    """The busiest destinations, those with the most source ports in use first.
 
     Address, port ("0" for ICMP), and source ports in use.
     """
@@ -53,7 +53,7 @@ class Sums(NamedTuple):
 
 
 def lacks_counters(sums: Sequence[int]) -> bool:
-    """Return whether no connection of a group has counters: else there was a packet at least."""
+    """Return whether no connection of a group has counters: with them it has at least a packet."""
     return sums[0] > 0 and not any(sums[1:])
 
 
@@ -96,10 +96,10 @@ if TYPE_CHECKING:
         def largest(
             self, limit: int, by: str, without: Collection[bytes] = ()
         ) -> list[tuple[bytes, Sums]]:
-            """Return the keys and sums of the largest groups, those of some keys left out."""
+            """Return key and sums of the largest groups, without the groups of some keys."""
 
         def get(self, keys: Iterable[bytes]) -> list[Sums | None]:
-            """Return the sums of some keys, None for a key without a group."""
+            """Return the sums for each key, None for a key without a group."""
 
         def labels(self, key: bytes) -> Group:
             """Return the group of a key."""

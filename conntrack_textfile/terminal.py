@@ -88,7 +88,7 @@ class Terminal:
         self._keys = STDIN if os.isatty(STDIN) else None
         self._mode = termios.tcgetattr(STDIN) if self._keys is not None else None
         self._entered = self._stopped = False
-        self._partly = b""
+        self._partly = b""  # the beginning of an escape sequence
         self._woken, waker = socket.socketpair()
         self._waker = waker
         for end in (self._woken, waker):
@@ -164,7 +164,7 @@ class Terminal:
         textfile.stream([_ENTER])
 
     def leave(self) -> None:
-        """Restore the terminal, unless that was done. It may be gone."""
+        """Restore the terminal, once. Ignores errors: the terminal may be gone."""
         if not self._entered:  # ended while stopped: it is the shell's
             return
         self._entered = False

@@ -37,7 +37,7 @@ RANKED = 500
 LABEL_KEYS = dict(zip("1234567890-=", labels.LABELS, strict=False))
 _SORT_KEYS = {by[0]: by for by in MEASURES}
 ENTER, ESCAPE, BACKSPACE, CLEAR = "\n", "\x1b", "\x7f", "\x15"
-# The last line; a narrow screen shows the first of them.
+# The last line of the screen: as many of them as fit.
 _KEYS = ["q quit", "? help", "bpc sort", "/ filter", "1-9 labels", "space pause"]
 _MAX_TYPED = 500  # characters
 _KNOWN_NOTES = 100
@@ -46,7 +46,8 @@ _GAP = "  "  # between columns
 _BETWEEN = "   "  # between parts of the summary
 _SHORTEST = 8  # columns of an address
 _UNKNOWN = "?"
-# Columns, and which fields of Sums they add up, from that of the original direction on.
+# Heads of columns, and the fields of Sums that each adds up: 0 is the original direction, 2 the
+# reply, as offsets to the field of packets or bytes.
 _DIRECTIONS = (("SENT", (0,)), ("REPLY", (2,)))
 _BOTH = (("BOTH", (0, 2)),)
 
@@ -58,8 +59,8 @@ class View(NamedTuple):
     labels: tuple[str, ...]
     rows: int | None = None  # None: as many as fit
     include: tuple[Filter, ...] | None = None  # None: --filter.include of the command line
-    filter: str = ""  # its text
-    typed: str | None = None  # the filter while it is edited
+    filter: str = ""  # the text of include
+    typed: str | None = None  # the text of the filter while it is edited
     error: str = ""  # of the edited filter
     paused: bool = False
     help: bool = False
@@ -294,11 +295,11 @@ def _cells(kept: list[_Column], shown: list[Talker]) -> tuple[list[_Column], lis
 
 
 def _label_room(kept: list[_Column], cells: list[list[str]], width: int) -> int:
-    """Return the columns of the screen that numbers leave to labels, beyond what these need."""
+    """Return the width left after the numbers and the shortest labels; below 0 if too little."""
     widths = list(zip(_widths(cells), kept, strict=True))
-    labels = sum(room + len(_GAP) for room, column in widths if column.label)
-    numbers = sum(room + len(_GAP) for room, column in widths if not column.label)
-    return width + len(_GAP) - numbers - min(labels, _SHORTEST + len(_GAP))
+    label_width = sum(room + len(_GAP) for room, column in widths if column.label)
+    number_width = sum(room + len(_GAP) for room, column in widths if not column.label)
+    return width + len(_GAP) - number_width - min(label_width, _SHORTEST + len(_GAP))
 
 
 def ranked(talkers: Talkers, by: str) -> list[Talker]:
@@ -388,7 +389,7 @@ def _fitted(
         for at, column in enumerate(kept)
     ]
     levels = [
-        -1 if of_none else column.left_out for column, of_none in zip(kept, empty, strict=True)
+        -1 if is_empty else column.left_out for column, is_empty in zip(kept, empty, strict=True)
     ]
     for level in sorted({*levels} - {0}):
         if _excess(cells, width) <= 0:
@@ -435,7 +436,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def _flow(parts: list[str], width: int, between: str = _BETWEEN) -> list[str]:
-    """Join parts to lines, with line breaks between parts alone."""
+    """Join parts to lines, with line breaks only between parts."""
     lines = [""]
     for part in parts:
         joined = f"{lines[-1]}{between}{part}" if lines[-1] else part

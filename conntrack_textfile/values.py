@@ -41,7 +41,7 @@ def inverse(_: str, value: bool) -> bool:  # noqa: FBT001  # docopt's value of a
 
 
 def not_empty(name: str, value: str) -> str:
-    """Return a text."""
+    """Return a text that is not empty."""
     if not value or "\0" in value:
         raise UsageError(f"{name} must not be empty")
     return value
@@ -59,7 +59,7 @@ def choice(*words: str) -> Callable[[str, str], str]:
 
 
 def is_word(word: str, words: tuple[str, ...]) -> Callable[[str, str], bool]:
-    """Return a parser of one of some words to whether it is this one."""
+    """Return a parser of one of words, which returns whether the value is word."""
     parse = choice(*words)
     return lambda name, value: parse(name, value) == word
 

@@ -86,7 +86,7 @@ def interactive(opts: Options, engine: Engine) -> None:
 
 
 def measure(collector: Collector) -> None:
-    """Count traffic, for rates, with event sockets of our own."""
+    """Start to count traffic, for rates, with event sockets made here."""
     if collector.can_count:
         # Without a log: the view has a note for each problem.
         collector.start_counting(listener({}, events.BUFFER_BYTES, None))

@@ -81,6 +81,15 @@ def process(root: Path, pid: int, comm: str, *words: str, uid: int = 1000, gid: 
     )
 
 
+def test_a_process_can_have_any_bytes_as_its_name(root: Path) -> None:
+    process(root, 7, "other")
+    (root / "7" / "comm").write_bytes(b"\xff\xfe\n")
+    process(root, 8, "node_exporter", "--collector.textfile.directory=/x")
+    reader = node_exporter.find(str(root))
+    assert reader is not None
+    assert (reader.pid, reader.directory) == ("8", "/x")
+
+
 def test_the_lines_are_aligned_and_the_status_says_whether_something_failed(
     root: Path, textfiles: Path
 ) -> None:

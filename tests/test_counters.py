@@ -474,6 +474,23 @@ def test_what_namespaces_have_is_saved_and_loaded() -> None:
     assert list(other.health) == [""]
 
 
+def test_the_totals_of_all_tables_are_the_sums_over_the_namespaces() -> None:
+    feed = engines.make("pure", Plan(labels=("dst",)))
+    counters = Counters(("netns", "dst"), Limit())
+    tally = merge.merge({netns: feed.tally([Flow()]) for netns in ("a", "b")})
+    for _ in range(2):
+        counters.update(
+            tally, tally.groups, 5, {"a": {"ended_unseen": 3}, "b": {"ended_unseen": 4, "lost": 1}}
+        )
+    assert counters.health["a"].totals["ended_unseen"] == 6
+    assert (counters.totals["ended_unseen"], counters.totals["lost"]) == (14, 2)
+    # One table has the totals of all.
+    alone = Counters(("dst",), Limit())
+    tally = feed.tally([Flow()])
+    alone.update(tally, tally.groups, 5, {"": {"lost": 7}})
+    assert alone.totals["lost"] == 7
+
+
 def test_a_namespace_that_is_gone_keeps_no_counters_where_all_are_0() -> None:
     """Of a thousand short-lived containers an hour there would be thousands of series."""
     feed = engines.make("pure", Plan(labels=("dst",)))

@@ -1,1 +1,1 @@
-"""Linux: where the table is read, and its two grammars. The only place that knows it."""
+"""The kernel's connection table: its sources and formats. All that depends on Linux is here."""

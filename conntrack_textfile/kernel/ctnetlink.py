@@ -62,7 +62,7 @@ class Decoder:
         start = 0
         while start < len(data):
             length = _message_length(data, start)
-            if length is None:  # nor is the start of the next message known
+            if length is None:  # the start of the next message is unknown, too
                 self._grouping.add_malformed(data[start:])
                 return False
             _, kind, flags, _, _ = _NLMSGHDR.unpack_from(data, start)
@@ -143,11 +143,11 @@ def parse(message: bytes) -> Entry:
 
 
 def identity_parts(message: bytes) -> list[bytes]:
-    """Return what identifies a connection: the payloads of four attributes.
+    """Return what identifies a connection: the payloads of four attributes, b"" for none.
 
     The original tuple, the zone, CTA_ID (a hash of 32 bits, not unique over time)
-    and, where nf_conntrack_timestamp is on, the start of the connection. The
-    message is one that parse() has read.
+    and, where nf_conntrack_timestamp is on, the start of the connection. message: one
+    that parse() accepts.
     """
     (length,) = _LENGTH.unpack_from(message)
     entry = _attributes(message[uapi.NLMSG_HDRLEN + uapi.NFGENMSG_SIZE : length])
@@ -161,7 +161,7 @@ def identity_parts(message: bytes) -> list[bytes]:
 
 
 def messages(datagram: bytes) -> Iterator[tuple[int, bytes]]:
-    """Iterate over the types and messages of a datagram, up to one that is cut off."""
+    """Yield type and bytes of each message of a datagram, up to one that is cut off."""
     start = 0
     while (length := _message_length(datagram, start)) is not None:
         _, kind, _, _, _ = _NLMSGHDR.unpack_from(datagram, start)
@@ -208,7 +208,7 @@ def _ports(protocol: _Attributes, l4: int) -> tuple[int, int]:
 
 
 def _zone(tuple_: _Attributes, both: int) -> int:
-    """Return the zone of one direction. both: the zone of an entry with the same in both."""
+    """Return the zone of one direction. both: CTA_ZONE, the zone of both directions, else 0."""
     return _number(tuple_, "CTA_TUPLE_ZONE", 2) if uapi.CTA_TUPLE_ZONE in tuple_ else both
 
 
@@ -264,12 +264,14 @@ def _attributes(data: bytes) -> _Attributes:
 
 
 def _nested(attributes: _Attributes, name: str) -> _Attributes:
+    """Return the attributes within an attribute. name: in uapi. Raises ValueError without it."""
     if getattr(uapi, name) not in attributes:
         raise ValueError(f"{name} is missing")
     return _attributes(attributes[getattr(uapi, name)])
 
 
 def _number(attributes: _Attributes, name: str, size: int) -> int:
+    """Return a number in network byte order. Raises ValueError if it has not size bytes."""
     value = attributes.get(getattr(uapi, name), b"")
     if len(value) != size:
         raise ValueError(f"{name} has {len(value)} bytes, not {size}")
@@ -277,6 +279,7 @@ def _number(attributes: _Attributes, name: str, size: int) -> int:
 
 
 def _optional(attributes: _Attributes, name: str, size: int) -> int:
+    """Return a number as _number(), 0 if the attribute is missing."""
     return _number(attributes, name, size) if getattr(uapi, name) in attributes else 0
 
 

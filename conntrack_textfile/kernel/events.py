@@ -47,8 +47,8 @@ class Buffer(NamedTuple):
 def listen(buffer_bytes: int) -> socket.socket:
     """Return a socket that receives DESTROY events from now on.
 
-    buffer_bytes is the requested receive buffer; without CAP_NET_ADMIN in the initial user
-    namespace net.core.rmem_max limits it. Raises OSError, as without CAP_NET_ADMIN.
+    buffer_bytes: the requested receive buffer; without CAP_NET_ADMIN in the initial user
+    namespace net.core.rmem_max limits it. Raises OSError, for example without CAP_NET_ADMIN.
     """
     sock = socket.socket(
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, uapi.NETLINK_NETFILTER

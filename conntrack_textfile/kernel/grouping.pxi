@@ -51,7 +51,7 @@ cdef inline uint128_t measured(const Total *total, int measure) noexcept nogil:
 cdef bint smaller_group(
     const uint8_t *one, const uint8_t *other, size_t group_size, int measure
 ) noexcept nogil:
-    """Whether a row has less than another, or as much and a group that comes later."""
+    """Whether a row is smaller than another; of equal ones, the later group is smaller."""
     cdef uint128_t a = measured(<const Total *>(one + group_size), measure)
     cdef uint128_t b = measured(<const Total *>(other + group_size), measure)
     return a < b if a != b else memcmp(one, other, group_size) > 0
@@ -143,7 +143,7 @@ cdef class Groups:
         cdef uint32_t *heap
         if self.taken:
             raise ValueError("the rows were taken")
-        self.taken = True  # the index of the table is no longer true
+        self.taken = True  # rows move: the index of the table becomes invalid
         if 0 < limit < self.table.count:
             heap = <uint32_t *>calloc(limit, sizeof(uint32_t))
             if heap == NULL:
@@ -169,7 +169,7 @@ cdef class Groups:
     cdef uint32_t select(
         self, uint32_t *heap, uint32_t limit, int measure, const uint8_t *excluded
     ) noexcept nogil:
-        """Fill a heap with the numbers of the largest rows; how many these are."""
+        """Fill a heap with the numbers of the largest rows. Return how many there are."""
         cdef Ranking by = ranking_of(self.table, smaller_group, measure)
         cdef uint32_t count = 0
         cdef uint32_t i

@@ -61,7 +61,7 @@ class Entry(NamedTuple):
     unreplied: bool
     flag: str  # of FLAGS; "" where it has none
 
-    # With these, whether it is translated. The source port of ICMP is its id.
+    # With these NAT is detected. The source port of ICMP is its id.
     sport: int
     reply_sport: int
     reply_dport: int
@@ -96,7 +96,7 @@ class Grouping:
         self._nat = Translations() if plan.nat else None
 
     def add(self, entry: Entry) -> bytes | None:
-        """Count an entry. Return its group, or None if the filters remove it."""
+        """Count an entry. Return the key of its group, or None if the filters drop it."""
         group = self.group_of(entry)
         if group is None:
             self._filtered += 1
@@ -120,8 +120,8 @@ class Grouping:
         return group
 
     def group_of(self, entry: Entry) -> bytes | None:
-        """Return the group of an entry, or None if the filters remove it."""
-        relevant = entry[:9]
+        """Return the key of an entry's group, or None if the filters drop it."""
+        relevant = entry[:9]  # l3 to mark
         try:
             return self._cache[relevant]
         except KeyError:
@@ -274,7 +274,7 @@ def _matches(rule: Filter, entry: Entry) -> bool:
 
 
 def _fields(plan: Plan) -> list[_Field]:
-    """Return the fields of the plan's labels."""
+    """Return the field of each label of the plan."""
     service_names = plan.service_names
     service_indexes = {name: index for index, name in enumerate(service_names)}
 
@@ -340,6 +340,7 @@ def _number(size: int, value: Callable[[Entry], int], names: dict[int, str]) -> 
 def _address(
     plan: Plan, value: Callable[[Entry], bytes], prefix: Prefix = networks.WHOLE
 ) -> _Field:
+    """Return the field of an address, which is masked or replaced by a name."""
     names = plan.address_names
     keys = {
         name: bytes([_NAMED]) + index.to_bytes(4, "big") + bytes(12)
@@ -378,7 +379,7 @@ def _address(
 
 
 def _name_of(plan: Plan, packed: bytes, *, whole: bool) -> str | None:
-    """Return the name of the host, if the label has whole addresses, else of its network."""
+    """Return the name of a host, if addresses are not masked, else that of its network."""
     name = plan.hosts.get(packed) if whole else None
     return networks.name(plan.networks, packed) if name is None else name
 

@@ -142,7 +142,7 @@ cdef class Table:
         cdef uint32_t hole = self.place(row, self.hash(row))
         cdef uint32_t at = hole
         cdef uint32_t home
-        # Close the hole: an empty place ends a search, so whatever was displaced past it moves up.
+        # An empty place ends a search, so move up the entries that were displaced past the hole.
         while True:
             at = (at + 1) & mask
             if not self.index[at]:

@@ -53,7 +53,7 @@ cdef struct Connection:
     # A row of a table of connections.
     uint64_t identity[2]        # the key
     uint64_t counters[4]
-    uint32_t dump               # the last that showed it
+    uint32_t dump               # number of the last dump that had it
     uint32_t absent             # seconds: since when no dump shows it, or when it ended; 0 while it is shown
 
 
@@ -401,14 +401,14 @@ cdef class Ledger:
         identity[1] = ctf_mix(two, self.keys[2])
 
     def traffic(self):
-        """Return the traffic since the last call. Its connections are those first seen since."""
+        """Return the traffic since the last call; connections are those first seen since then."""
         following = Grouping(self.plan)
         tally = self.sums.tally()
         self.sums = following  # last: without memory the next call has the same traffic
         return tally
 
     def save(self):
-        """Return what a restart needs: all but the statistics."""
+        """Return the ledger for the next run, without statistics."""
         cdef Table before = self.ended_before if self.is_repeated() else new_connections()
         cdef Py_ssize_t at = self.twin.HEADER.size
         live, ended = self.connections.count, self.ended.count + before.count

@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from conntrack_textfile.plan import Plan
     from conntrack_textfile.tally import Tally
 
-# Ended connections are remembered for this time to twice this time,
+# Ended connections are remembered for at least this time, and at most twice as long.
 REMEMBER_SECONDS = 5
-# and at most twice this number of them while duplicates arrive.
+# While duplicates arrive: until there are this many; at most twice as many are remembered.
 MAX_REMEMBERED = 1 << 19
-# How late the event of a connection may be that is no longer in the table.
+# How long after its last dump the DESTROY event of a connection may arrive.
 ABSENT_SECONDS = 300
 
 SECRET_SIZE = 32
@@ -66,8 +66,8 @@ class _Connection:
 
     def __init__(self, counters: Sequence[int], dump: int, absent: int = 0) -> None:
         self.counters = counters
-        self.dump = dump  # the last that showed it
-        self.absent = absent  # seconds: since when no dump shows it; 0 while one does
+        self.dump = dump  # number of the last dump that had it
+        self.absent = absent  # since when dumps lack it, in seconds; 0 if the last one had it
 
 
 class Ledger:
@@ -194,13 +194,13 @@ class Ledger:
         return False
 
     def traffic(self) -> Tally:
-        """Return the traffic since the last call. Its connections are those first seen since."""
+        """Return the traffic since the last call; connections are those first seen since then."""
         tally = self._traffic.tally()
         self._traffic = Grouping(self._plan)
         return tally
 
     def save(self) -> bytes:
-        """Return what a restart needs: all but the statistics."""
+        """Return the ledger for the next run, without statistics. Format: HEADER, CONNECTION."""
         late, before = self._ended
         if not self._is_repeated():
             before = {}
@@ -231,6 +231,7 @@ class Ledger:
             self._ended[1].setdefault(identity, (tuple(counters), at))
 
     def _end(self, identity: bytes, entry: Entry, group: bytes) -> None:
+        """Count a DESTROY event with the final counters."""
         counters = entry.counters or (0, 0, 0, 0)
         connection = self._connections.pop(identity, None)
         if connection is not None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from conntrack_textfile.kernel.table import Table
 
-# Returns the event socket of a table, None without one, and whether systemd has it open, too.
+# Returns the event socket of a table (or None), and whether it was passed by systemd.
 Listen = Callable[["Table"], "tuple[socket.socket | None, bool]"]
 
 
@@ -27,7 +27,7 @@ def listener(passed: dict[str, socket.socket], buffer_bytes: int, log: Logger | 
     """
 
     def listen(table: Table) -> tuple[socket.socket | None, bool]:
-        # Once: if another namespace takes the name, the socket is not in it.
+        # Used once: another namespace may take the name later, and the socket is not in it.
         sock = given = passed.pop(table.key, None)
         of = f" of {table.name}" if table.name else ""
         if given is not None and not events.is_in(given, table.identity):

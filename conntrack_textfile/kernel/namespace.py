@@ -116,9 +116,9 @@ class Namespace:
             raise SourceError(f"cannot identify the network namespace: {error.strerror}") from error
 
     def check(self) -> None:
-        """Raise SourceError if its name is gone or names another namespace.
+        """Raise SourceError if its path is gone or is that of another namespace.
 
-        Passed sockets keep the one before alive.
+        Passed sockets stay in the namespace that they were made in, and keep it alive.
         """
         if not self._passed:
             return

@@ -1,4 +1,4 @@
-"""nat.py in C: translated entries and the source ports that they take."""
+"""nat.py in C: translated entries and the source ports that they use."""
 
 cdef enum:
     KEY_SIZE = 24
@@ -124,7 +124,7 @@ cdef class Translations:
         return <EgressRow *>self.egress.row(number)
 
     cdef int merge_zones(self, Table merged) except -1 nogil:
-        """Keep of each destination the number of the zone where it is largest."""
+        """Write each destination to merged, with its largest number of ports in any zone."""
         cdef DestinationRow key
         cdef DestinationRow *row
         cdef uint32_t i

@@ -56,14 +56,14 @@ cdef struct Filter:
 
 
 cdef enum:
-    HOST = 255
+    HOST = 255                  # Name.length of a host
 
 
 cdef struct Name:
     # A row of the table of networks and hosts with names. All but the index is the key.
     uint8_t prefix[16]
     uint32_t l3
-    uint32_t length             # of the prefix; HOST for a host
+    uint32_t length             # of the prefix, or HOST
     uint64_t index              # in Plan.address_names
 
 

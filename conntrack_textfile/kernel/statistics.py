@@ -26,6 +26,8 @@ def read(space: Namespace = OWN) -> dict[str, int]:
     The count of each CPU wraps at 2^32. Modulo 2^32 the sum falls only when it reaches 2^32
     itself, to nearly 0: a counter reset to Prometheus, which misses little. The plain sum
     would fall to that of the other CPUs, which rate() would then count again.
+
+    Raises SourceError if the namespace cannot be entered.
     """
     sums: dict[str, int] = {}
     try:

@@ -60,7 +60,7 @@ def enable_accounting(proc_root: str) -> None:
 
 
 def number(proc_root: str, name: str) -> int | None:
-    """Read a sysctl of net.netfilter: None if it cannot be read or is not a number."""
+    """Return a sysctl of net.netfilter, None if it cannot be read or is not a number."""
     try:
         path = os.path.join(proc_root, *_DIRECTORY, name)
         with open(path, "rb", buffering=0, opener=regular) as file:

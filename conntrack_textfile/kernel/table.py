@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Reading(NamedTuple):
-    """What a reading of the table gave beside its tally."""
+    """The results of a reading besides its tally."""
 
     source: str  # "netlink" or "procfs"
     conntrack: Conntrack
@@ -41,7 +41,7 @@ class Table:
         proc_root: str,
         dump_sockets: Iterable[socket] = (),
     ) -> None:
-        """Take the table of a network namespace. Nothing is read yet.
+        """Describe the table of a network namespace. Nothing is read yet.
 
         name: the value of the label netns, "" where there is no such label.
         path: of the namespace, "" for our own.
@@ -79,7 +79,7 @@ class Table:
         used, tally = self._read(engine)
         counted: dict[str, int] = {}
         if used == "netlink":
-            # Imported here, as all below: an import takes longer than a small table.
+            # Imported here, as below: the import takes longer than to read a small table.
             from conntrack_textfile.kernel import statistics
 
             counted = statistics.read(self.space)

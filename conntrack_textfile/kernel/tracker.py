@@ -32,9 +32,9 @@ class Reading(NamedTuple):
     """The traffic between two snapshots."""
 
     traffic: Tally
-    statistics: dict[str, int]  # those of ledger.STATISTICS but "malformed", and "lost"
+    statistics: dict[str, int]  # ledger.STATISTICS, with "lost" in place of "malformed"
     tracked: int  # connections in the ledger
-    buffer: Buffer | None  # the event socket's, None without one
+    buffer: Buffer | None  # of the event socket, None without one
     ledger: bytes  # saved at the same moment; empty where not requested
 
 
@@ -76,7 +76,7 @@ class Tracker:
 
     @contextlib.contextmanager
     def dump(self) -> Iterator[None]:
-        """Around a dump of the table. At its end the events that came meanwhile are read."""
+        """Begin a dump of the table, and end it after the events that arrived meanwhile."""
         with self.locked():
             self.ledger.begin_dump()
         try:
@@ -90,7 +90,7 @@ class Tracker:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Around a datagram of a dump: the ledger has all events that came before it."""
+        """Hold the lock for a datagram of a dump, after all earlier events were read."""
         with self._lock:
             self._drain()
             yield
@@ -134,11 +134,11 @@ class Tracker:
                 self.socket.close()
 
     def _take(self, *, save: bool) -> Reading:
-        """Return a reading. Until the ledger gives its traffic nothing is changed."""
+        """Return a reading. An exception changes nothing: the next one has all traffic."""
         buffer = events.buffer(self.socket) if self.socket else None
         now = dict(self.ledger.statistics)
         statistics = {name: count - self._statistics.get(name, 0) for name, count in now.items()}
-        statistics["lost"] = statistics.pop("malformed")  # their last traffic is lost, too
+        statistics["lost"] = statistics.pop("malformed")  # their traffic is lost, too
         if buffer:
             statistics["lost"] += buffer.drops - self.drops & 0xFFFFFFFF
         saved = bytes(self.ledger.save()) if save else b""
@@ -156,7 +156,7 @@ class Tracker:
             return not self._closed
 
     def _remember_dying(self, now: int) -> None:
-        """Enter in the ledger the entries whose events the kernel may send again."""
+        """Add to the ledger the connections whose events the kernel may send again."""
         # Without the dying list the ledger forgets them by time alone.
         with (
             contextlib.suppress(OSError, SourceError),
@@ -166,10 +166,11 @@ class Tracker:
                 pass
 
     def _drain(self) -> None:
+        """Read the queued events. The caller holds the lock."""
         if self.socket is None or self._closed:
             return
         now = namespace.seconds()
-        if now != self._searched_at:
+        if now != self._searched_at:  # at most once a second
             self._searched_at = now
             if events.others_listen(self.socket, self._space):
                 self.others_at = now

@@ -1,1 +1,1 @@
-"""HTTP: TLS, passwords, sockets, and the application that answers. The only place that knows it."""
+"""The HTTP server of serve: TLS, passwords, sockets and the WSGI application."""

@@ -60,7 +60,7 @@ class Application:
         self._telemetry_path = telemetry_path
         self._max_requests = max_requests
         self._limiter = Limiter(max_requests) if max_requests else None
-        self._sending: dict[Connection, Body] = {}
+        self._sending: dict[Connection, Body] = {}  # responses in progress
         self._sending_lock = threading.Lock()
         self._exporter_metrics = Metrics() if exporter_metrics else None
         self.web_config = web_config
@@ -175,7 +175,7 @@ class Application:
         return _response(start, "200 OK", CONTENT_TYPE, pieces, *headers)
 
     def _track(self, connection: Connection, body: Body) -> None:
-        """Note which body is being sent, and close connections that still send older ones."""
+        """Record the body that a connection sends, and close those that send too old ones."""
         if body is EMPTY:
             return
         with self._sending_lock:

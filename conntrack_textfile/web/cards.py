@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # Widths of a card in rem from which page.css shows a table (classes from26, from29, ...).
 _WIDTHS = (26, 29, 32, 34, 42, 54, 70, 90, 120)
-# Characters of the name where a row has one: a longer name is wrapped.
+# Characters after which the name is wrapped, in rows with one name.
 _NAME_WIDTH = 16
 
 

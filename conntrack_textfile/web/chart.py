@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _WIDTH, _HEIGHT = 600, 100  # of the SVG in its own units
 _SLICES = 60  # of the time axis, each with a tooltip
 
-# Lengths of the time axis in seconds, with halves that are whole minutes. The last is that
-# of the history.
+# Lengths of the time axis in seconds; half of each but the first is whole minutes. The last
+# is that of the history.
 _LENGTHS = (60.0, 120.0, 240.0, 360.0, 600.0, 1200.0, 1800.0, 2400.0, 3600.0)
 
 
@@ -106,7 +106,7 @@ def draw(
 
 
 def length(seconds: float) -> float:
-    """Return the length of a time axis for so many seconds of history."""
+    """Return the length in seconds of the time axis for a history of some seconds."""
     return next((long for long in _LENGTHS if long >= seconds), _LENGTHS[-1])
 
 

@@ -33,7 +33,7 @@ _POINT_SECONDS = 10
 _PART_SECONDS = 300
 
 # Largest groups kept of each snapshot. More than the default of --limit.keys: the groups
-# that have series are not those with traffic.
+# with series are not all those with traffic.
 GROUPS = 11000
 
 # Largest groups kept of each part, of which there are twelve or more.
@@ -76,9 +76,9 @@ class Past(NamedTuple):
 
     points: Points
     interval: GroupTraffic | None  # since the previous snapshot; None where it is unknown
-    hour: GroupTraffic | None
+    hour: GroupTraffic | None  # of the last hour; None where it is unknown
     counted: bool  # whether there are counters
-    ended_unseen: int  # connections of the interval whose last traffic is missing
+    ended_unseen: int  # connections that ended in the interval without an event
 
 
 class History:
@@ -129,7 +129,7 @@ class History:
 
     def _end_part(self) -> None:
         if self._at > self._part_began:
-            # Share the group objects of earlier parts: there may be very many.
+            # Share the group objects of earlier parts, to save memory.
             known = {group: group for _, _, part in self._parts for group in part.groups}
             rows = _rows({known.get(group, group): row for group, row in self._sums.items()})
             self._parts.append((self._part_began, self._at, rows))
@@ -169,7 +169,7 @@ class History:
 
 
 def bounded(labels: Sequence[str], rows: Rows, most: int = GROUPS) -> Rows:
-    """Return the largest groups. The others are merged by source, so that a scan keeps its name.
+    """Return the largest groups. The others are merged by source, so that a scanner stays visible.
 
     Beyond the largest sources, too, the rest is merged by protocol.
     """

@@ -57,7 +57,7 @@ MAX_CONNECTIONS = 512
 _BACKOFF = 0.5
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
-# Connections to evict then: descriptors for requests and for the next snapshot.
+# Connections to evict then: their descriptors serve requests and the next snapshot.
 _EVICTIONS = 16
 
 # Connections accepted in a row, before readable ones are served.
@@ -165,6 +165,7 @@ class Server(ThreadingMixIn, BaseServer):
         raise BlockingIOError
 
     def _accept(self) -> None:
+        """Accept connections, as many as the limiter allows."""
         try:
             for _ in range(_ACCEPT_BATCH):
                 accepted, address = self.socket.accept()
@@ -193,7 +194,7 @@ class Server(ThreadingMixIn, BaseServer):
         self._exhausted = False
 
     def _wait(self, connection: Connection) -> None:
-        """Serve it once it is readable."""
+        """Wait until a connection is readable: then it gets a thread."""
         descriptor = connection.socket.fileno()
         try:
             self._waiting[descriptor] = connection
@@ -203,12 +204,14 @@ class Server(ThreadingMixIn, BaseServer):
             self._end(connection)
 
     def _unregister(self, connection: Connection) -> None:
+        """End the wait for a connection."""
         descriptor = connection.socket.fileno()
         self._epoll.unregister(descriptor)
         del self._waiting[descriptor]
 
     def _end(self, connection: Connection) -> None:
-        # First: an eviction after close() could reach another socket by the same descriptor.
+        """Release and close a connection."""
+        # In this order: after close() an eviction could reach another socket by the descriptor.
         self._limiter.release(connection)
         _shut_down(connection.socket)
         connection.socket.close()
@@ -222,7 +225,7 @@ class Server(ThreadingMixIn, BaseServer):
             raise
 
     def shutdown_request(self, request: Any) -> None:
-        """Close it, or keep it alive: its thread is done with it."""
+        """Close a connection, or keep it alive, at the end of its thread."""
         if request.state == IDLE and not request.closed:
             self._wait(request)
         else:
@@ -342,7 +345,7 @@ class _Exchange:
             "conntrack_textfile.connection": self.connection,
         }
         for name, value in request.headers.items():
-            if "_" not in name:  # HTTP_A_B stands for A-B alone
+            if "_" not in name:  # A_B would pass for A-B: both are HTTP_A_B
                 environ["HTTP_" + name.upper().replace("-", "_")] = value
         return environ
 
@@ -386,7 +389,7 @@ class _Response(SimpleHandler):
     """A response of the application, written as HTTP/1.1."""
 
     http_version = "1.1"
-    os_environ: dict[str, str] = {}  # noqa: RUF012  # not those of this process
+    os_environ: dict[str, str] = {}  # noqa: RUF012  # without the environment of this process
     environ: dict[str, Any]  # this and the next are set by SimpleHandler
     status: str | None
     error: Any  # Application.error

@@ -45,12 +45,12 @@ class Connection:
         self.set_state(READING)
 
     def set_state(self, state: int) -> None:
-        """Set the state, and the time since when it lasts."""
+        """Set the state, and since when the connection has it."""
         self.state = state
         self.since = time.monotonic()
 
     def has_unread_data(self) -> bool:
-        """Return whether data has arrived that was not read yet, or the end of it."""
+        """Return whether there is data to read, or the end of the connection."""
         poll = select.poll()
         try:
             poll.register(self.socket, select.POLLIN)
@@ -77,8 +77,8 @@ class Connection:
 class Limiter:
     """A limit of connections, with a fair share for each client once it is reached.
 
-    First those without a request are evicted, of the client that has most of them.
-    If there is none, the client with most connections loses one to a client with fewer.
+    First a connection without a request is evicted, of the client that has most of these.
+    If all have requests, the client with most connections loses one to a client with fewer.
     """
 
     def __init__(self, limit: int) -> None:
@@ -111,6 +111,7 @@ class Limiter:
                 number -= 1
 
     def _evict_for(self, client: bytes) -> bool:
+        """Evict a connection to make room for one of a client. Return whether there was any."""
         if len(self._evicted) >= self._limit:
             return False
         if self._evict_waiting():
@@ -124,6 +125,7 @@ class Limiter:
         return True
 
     def _evict_waiting(self) -> bool:
+        """Evict a connection without a request. Return whether there was any."""
         for state, reason in ((IDLE, "idle"), (READING, "silent")):
             waiting = [c for c in self._connections if c.state == state]
             if waiting:

@@ -1,4 +1,4 @@
-"""The data of the page: what it keeps of a snapshot, and the rankings of its views."""
+"""The data of the page: the parts of a snapshot that it shows, and the rankings of its views."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROWS = 10
 PORTS = 64512
 """Source ports of an address by default: 1024-65535."""
 NEAR = 0.01
-"""Share of PORTS from which on a destination is listed."""
+"""Share of PORTS in use from which a destination is listed."""
 
 _TOP_SOURCES = 5
 _PROTOCOLS = 256  # an 8-bit number: all of them
@@ -45,7 +45,7 @@ class NatOverview(NamedTuple):
 
     egress: list[Egress]
     more: int  # further egress addresses
-    # Egress, protocol, dst, dport, ports: of those with NEAR of the ports or more.
+    # Egress address, protocol, dst, dport, ports in use: NEAR of PORTS or more.
     destinations: list[tuple[str, str, str, str, int]]
 
 
@@ -53,14 +53,14 @@ class Overview(NamedTuple):
     """What the page keeps of a snapshot, prepared once for all views."""
 
     warnings: Mapping[str, str]  # by kind, as Snapshot.warnings
-    gaps: list[str]  # traffic that its rates lack
+    gaps: list[str]  # traffic that is missing in its rates, see gaps.py
     totals: tuple[tuple[str, str], ...]  # names and texts
     counts: tuple[tuple[str, list[tuple[str, int]]], ...]  # a title, and rows
     nat: NatOverview | None  # None without translated connections
     labels: tuple[str, ...]
     keys: int  # live groups before the limit
     connections: int
-    tables: dict[str, GroupTraffic]  # by those of query.BY that are available
+    tables: dict[str, GroupTraffic]  # by the values of query.BY that are available
     past: Past
     cache: dict[tuple[str, ...], RankedView]  # unfiltered views, once requested
 
@@ -140,7 +140,7 @@ def _nat_overview(nat: Nat) -> NatOverview:
 
 
 def _summed(counts: dict[tuple[str, str, str], int]) -> dict[str, int]:
-    """Add up IPv4 and IPv6."""
+    """Return the counts of IPv4 and IPv6 together, by "protocol word"."""
     sums: dict[str, int] = {}
     for (_, protocol, word), number in counts.items():
         sums[f"{protocol} {word}"] = sums.get(f"{protocol} {word}", 0) + number

@@ -212,12 +212,13 @@ def _bits(rate: float | None) -> float | None:
 
 
 def _rates(points: Points, series: Sequence[float], factor: int) -> list[Span]:
+    """Return the rate per second of each point with traffic. factor: 8 for bytes as bits."""
     rows = zip(points.times, points.seconds, series, strict=True)
     return [Span(t - long, t, factor * value / long) for t, long, value in rows if long]
 
 
 def _levels(points: Points, series: Sequence[float], longest: float) -> list[Span]:
-    """Return a span for each value, from the point before on, but no longer than longest."""
+    """Return a span for each value, from the previous point on, of at most longest seconds."""
     spans = []
     before = points.times[0] - points.seconds[0]
     for t, value in zip(points.times, series, strict=True):
@@ -227,7 +228,7 @@ def _levels(points: Points, series: Sequence[float], longest: float) -> list[Spa
 
 
 def _top_sources(view: _View) -> Iterable[Element]:
-    """Who uses the bandwidth, who did in the last hour, who opens most connections."""
+    """Top sources by bandwidth now, by traffic of the last hour, and by new connections."""
     overview = view.overview
     if view.query != Query() or not view.state.fresh or "src" not in overview.labels:
         return
@@ -260,7 +261,7 @@ def _top_sources(view: _View) -> Iterable[Element]:
 
 
 def _amount(size: int, sort: str, ranked: RankedView) -> str:
-    """Return a number of the measure that is sorted by, both directions together."""
+    """Format a number of the measure sort, both directions together; a rate in the view rate."""
     if ranked.by == "rate":
         rate = size / ranked.seconds
         return decimal(8 * rate, "bit/s") if sort == "bytes" else per_second(rate)
@@ -348,7 +349,7 @@ def _duration(seconds: float) -> str:
 
 
 def _count(ranking: Ranking, ranked: RankedView, live: Overview | None) -> str:
-    """Return ", 10 of 123". Of folded groups only the number of whole keys is known."""
+    """Return ", 10 of 123" for a title. With folded groups only the number of keys is known."""
     shown = len(ranking.rows)
     known = shown + ranking.others
     if live is not None and ranking.labels == live.labels:
@@ -380,7 +381,7 @@ def _selection(query: Query, ranked: RankedView) -> Element:
 
 
 def _numbers(sort: str, sums: Sums, ranked: RankedView) -> list[Number]:
-    """Return the cells of sums: those of the measure that is sorted by first."""
+    """Return the cells of sums, those of the measure sort first."""
     by, seconds = ranked.by, ranked.seconds
     opened = "connections" if by == "live" else "new"
     over = "" if by == "live" else f" in {_duration(seconds)}"

@@ -90,7 +90,7 @@ class Passwords:
         return False if key in self._wrong else None
 
     def _check(self, key: bytes, name: str, password: bytes) -> bool:
-        right = self._cached(key)  # a check of the same may have ended since verify() looked
+        right = self._cached(key)  # another check of it may have ended meanwhile
         if right is None:
             right = self._compare(name, password)
             cache = self._right if right else self._wrong

@@ -42,9 +42,9 @@ _FIRST_SNAPSHOT_SECONDS = 5.0
 
 
 class _State(NamedTuple):
-    """What requests read. Replaced as a whole."""
+    """The data for requests. Replaced as a whole, so that readers need no lock."""
 
-    snapshot: Snapshot  # without its tallies, which body holds as text
+    snapshot: Snapshot  # without live, traffic and interval, which body has as text
     body: Body
     overview: Overview | None
     expires: float  # monotonic seconds
@@ -86,7 +86,7 @@ class Refresher:
         self._thread.start()
 
     def alive(self) -> bool:
-        """Return whether the thread works. Failures are no hang."""
+        """Return whether the thread works, even if its snapshots fail."""
         hung = self._due + max(_MAX_SNAPSHOT_SECONDS, _MAX_AGE_INTERVALS * self._interval)
         return self._thread.is_alive() and time.monotonic() < hung
 
@@ -127,7 +127,7 @@ class Refresher:
         """Take a snapshot. Return the seconds to wait before the next."""
         started = self._due = time.monotonic()
         try:
-            # malloc() would keep it. Private, so that it counts in RLIMIT_DATA, too.
+            # Not malloc(), which would keep it. Private: it counts in RLIMIT_DATA, too.
             with mmap.mmap(-1, _RESERVE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS):
                 self._publish(self._take())
         # Any error: without this thread the metrics would never change again.
@@ -157,6 +157,7 @@ class Refresher:
             time.sleep(wait)
 
     def _publish(self, snapshot: Snapshot) -> None:
+        """Render a snapshot for requests, and log changes of its warnings."""
         assert snapshot.live is not None
         assert snapshot.duration is not None
         body = Body(exposition.render_connections(snapshot))
@@ -179,6 +180,7 @@ class Refresher:
         self._warnings = warnings
 
     def _fail(self, cause: str) -> None:
+        """Publish the failure of a snapshot, with the last good one until that expires."""
         self._failures += 1
         if cause != self._cause:
             LOG.error("%s; trying again", cause)

@@ -12,7 +12,7 @@ from conntrack_textfile.logs import LOG
 from conntrack_textfile.values import Address
 
 # Connections that the kernel queues until accept(), at most net.core.somaxconn (4096
-# since Linux 5.4). It drops the SYN of others, which they repeat after a second.
+# since Linux 5.4). It drops the SYN of further ones; clients repeat it after a second.
 BACKLOG = 4096
 
 
