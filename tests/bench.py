@@ -309,7 +309,10 @@ def scrapes(installed: Plain, root: Path) -> None:
     process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
-        port = int(process.stderr.readline().rpartition(":")[2].strip(' "\n'))
+        started = iter(process.stderr.readline, "")  # with warnings before the address
+        port = next(
+            int(found[1]) for line in started if (found := re.search(r"127\.0\.0\.1:(\d+)", line))
+        )
 
         def scrape(encoding: str) -> float:
             started = time.perf_counter()
@@ -497,8 +500,8 @@ def main() -> None:
         options(installed, root, directory)
         many_keys(installed, directory / "many")
         if os.geteuid() == 0:
+            translated(installed)  # before live(), which needs memory of its own
             live(installed, directory)
-            translated(installed)
         growth(installed, directory / "growth", root)
         scrapes(installed, root)
         memory_of_serve(installed, root)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serve.md").read_text()
-AFTER = PAGE.partition("What differs from exporters written in Go:")[2]
+AFTER = PAGE.partition("Differences from exporters written in Go:")[2]
 DIFFERENCES = AFTER[: AFTER.index("\n## ")]
 
 GIVEN = f"{TLS}  client_auth_type: VerifyClientCertIfGiven\n"
@@ -119,7 +119,7 @@ def same(name: str, text: str, client: Client, outcome: str = "200") -> Case:
 
 
 CURVES = GIVEN + "  curve_preferences: [{}]\n"
-INLINE = "certificates inside the file"
+INLINE = "certificates in the file itself"
 SANS = VERIFIED + "  client_allowed_sans: [{}]\n"
 RATE = "rate_limit:\n  interval: {}\n  burst: 0\n"
 AES_128 = Client(ciphers="ECDHE-RSA-AES128-GCM-SHA256")
@@ -341,7 +341,7 @@ def test_headers_are_sent(files: Path) -> None:
 
 def test_a_new_file_that_asks_for_less_has_no_effect(files: Path) -> None:
     """TestConfigReloading: there it has; here it needs a restart."""
-    assert "A new file that asks for less needs a restart" in DIFFERENCES
+    assert "Weaker settings need a restart" in DIFFERENCES
     with served(files, f"{TLS}  client_auth_type: RequireAndVerifyClientCert\n") as port:
         assert ask(port, Client(), files) == NOT_SERVED
         write(files, GIVEN)
