@@ -309,9 +309,9 @@ def scrapes(installed: Plain, root: Path) -> None:
     process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
-        started = iter(process.stderr.readline, "")  # with warnings before the address
+        lines = iter(process.stderr.readline, "")  # with warnings before the address
         port = next(
-            int(found[1]) for line in started if (found := re.search(r"127\.0\.0\.1:(\d+)", line))
+            int(found[1]) for line in lines if (found := re.search(r"127\.0\.0\.1:(\d+)", line))
         )
 
         def scrape(encoding: str) -> float:

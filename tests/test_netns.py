@@ -699,6 +699,14 @@ def add():
     subprocess.run(["ip", "netns", "exec", "blue", "sh", "-euc",
         "printf %s \\"$1\\" | nft -f -; sysctl -qw net.netfilter.nf_conntrack_acct=1",
         "sh", RULES], check=True)
+
+def remove(made):
+    ip("netns", "del", "blue")
+    try:
+        made.take()
+        sys.exit("it is there")
+    except SourceError:
+        pass
 """
 
 
@@ -799,12 +807,7 @@ add()
 one, plans = collector(["serve", "--netns=blue", "--aggregate.by=src,dport"])
 one.take()
 talk(2)
-ip("netns", "del", "blue")
-try:
-    one.take()
-    sys.exit("it is there")
-except SourceError:
-    pass
+remove(one)
 plans.append(plans[0]._replace({change}))
 add()
 for _ in range(5):  # new series are published as 0 at first
@@ -833,12 +836,7 @@ with tempfile.TemporaryDirectory() as directory:
     one, _ = collector(["serve", "--netns=blue", "--aggregate.by=dport", "--state.file=" + path])
     one.take()
     talk(2)
-    ip("netns", "del", "blue")
-    try:
-        one.take()
-        sys.exit("it is there")
-    except SourceError:
-        pass
+    remove(one)
     one.stop()
     saved = state.load(path).numbers["counters"]["protocols"]
 print(json.dumps(sum(sums[1] for _, sums, *_ in saved)))
